@@ -1,0 +1,11 @@
+"""What crosses a boundary: messages, the feature table, the patient window, the model config.
+
+Imported by `engines` and `worker`; imports neither.
+
+    features.py      the ordered feature table: code, unit, plausible range
+    units.py         (value, UCUM unit) -> value in a feature's canonical unit
+    window.py        hourly bins and the rows that models read from them
+    messages.py      records on the topics: vitals, alert, score, dead letter
+    model_config.py  a model folder's config.json, alert policy included
+    json_schema.py   writes the JSON Schema files in json/
+"""

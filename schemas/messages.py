@@ -1,0 +1,170 @@
+"""The native messages on the topics, as frozen structs: the type is the contract.
+
+JSON on the wire, UTF-8, times in RFC 3339 with a zone. Evolution: a new field always has a default, an
+unknown field is ignored, no field changes its meaning; `tests/schemas/fixtures` holds old messages that
+must always decode. FHIR R4 and HL7 v2 records become `VitalsRecord` in their own adapters, chosen by
+content type in `worker/decode.py`; imaging events get their own struct beside `VitalsRecord`.
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+Identifier = Annotated[str, Meta(min_length=1, max_length=128)]
+"""An opaque identifier."""
+
+Time = Annotated[datetime, Meta(tz=True)]
+"""RFC 3339 with a zone."""
+
+ObservationStatus = Literal["preliminary", "final", "amended", "corrected", "entered-in-error", "cancelled"]
+"""FHIR observation status. `amended` and `corrected` replace the value of the same code and time;
+`entered-in-error` and `cancelled` take it back."""
+
+
+class Observation(Struct, frozen=True):
+    """One measured value.
+
+    code: LOINC code, or MDC reference number, by `system`.
+    value: in `unit`; finite.
+    unit: UCUM, for example "mm[Hg]", "/min", "Cel"; empty for a quantity of dimension one.
+    system: code system URI, LOINC unless stated.
+    time: when it was measured; the record's time unless stated.
+    """
+
+    code: Annotated[str, Meta(max_length=64)]
+    value: float
+    unit: Annotated[str, Meta(max_length=64)] = ""
+    system: Annotated[str, Meta(max_length=128)] = "http://loinc.org"
+    time: Time | None = None
+    status: ObservationStatus = "final"
+
+
+class VitalsRecord(Struct, frozen=True):
+    """One or many observations of one patient; the record's key is `patient`, in UTF-8.
+
+    event_id: names this event; a second record with a patient's recent event id is a duplicate, and
+        of two values for one code and time the one with the greatest event id stands.
+    time: when the observations were measured, unless one states its own.
+    """
+
+    event_id: Identifier
+    patient: Identifier
+    time: Time
+    observations: Annotated[tuple[Observation, ...], Meta(min_length=1, max_length=4096)]
+
+
+class Source(Struct, frozen=True):
+    """A record's place in the input log."""
+
+    cluster: str
+    topic: str
+    partition: int
+    offset: int
+
+
+class ModelReference(Struct, frozen=True):
+    """The model that computed a risk; `digest` is the SHA-256 of its graph."""
+
+    name: str
+    version: int
+    digest: str
+
+
+class BasisInput(Struct, frozen=True):
+    """One input that a risk rests on: its last value, when it was measured, its age at the alert's time."""
+
+    feature: str
+    loinc: str
+    value: float
+    unit: str
+    time: datetime | None = None
+    age_s: float | None = None
+
+
+class TrendPoint(Struct, frozen=True):
+    """The last risk computed in one UTC hour."""
+
+    hour: datetime
+    risk: float
+
+
+Transition = Literal["raised", "escalated", "updated", "resolved", "expired"]
+"""What happened to an episode. `raised` opens it; `resolved` and `expired` end it."""
+
+
+class Alert(Struct, frozen=True):
+    """One alert transition, with its basis. Same log, same bytes: it holds event times only.
+
+    id: UUIDv5 of episode, model name and transition; a second alert with an id is the same alert.
+    episode: cluster/topic/partition/offset of the record that opened the episode.
+    sequence: 0 for the episode's first alert, then counting up; orders an episode's alerts.
+    severity: the episode's highest severity so far, a name from the policy.
+    time: event time of the transition.
+    risk: calibrated probability of the model's outcome; the last one known, for `expired`.
+    threshold: the policy's entry threshold of `severity`.
+    expires_at: when the episode expires unless the patient is scored again.
+    missing: features the model reads that the window does not hold.
+    source: the record that caused the transition; for `expired`, the last record scored before.
+    """
+
+    id: str
+    episode: str
+    sequence: int
+    transition: Transition
+    patient: str
+    severity: str
+    time: datetime
+    raised_at: datetime
+    expires_at: datetime
+    risk: float
+    threshold: float
+    outcome: str
+    policy_version: str
+    model: ModelReference
+    backend: str
+    source: Source
+    inputs: tuple[BasisInput, ...] = ()
+    missing: tuple[str, ...] = ()
+    trend: tuple[TrendPoint, ...] = ()
+
+
+class Score(Struct, frozen=True):
+    """One score, for dashboards and audit: one for each record that changed its patient."""
+
+    patient: str
+    time: datetime
+    risk: float
+    model: str
+    model_version: int
+    source: Source
+
+
+class Rejection(Struct, frozen=True):
+    """Why one part of a record was refused; `path` is its place, `$` the whole record."""
+
+    reason: str
+    path: str = "$"
+
+
+class DeadLetter(Struct, frozen=True):
+    """A refused record, or a record with refused observations: enough to mend it and send it again.
+
+    id: UUIDv5 of the source coordinates; a second one with an id is the same dead letter.
+    reason: the first rejection's reason.
+    value: the first 256 KiB of the original bytes, base64; size and sha256 are of the whole.
+    key: the original key, base64; null where there was none.
+    accepted: observations of the record that were accepted all the same.
+    """
+
+    id: str
+    reason: str
+    rejections: tuple[Rejection, ...]
+    source: Source
+    timestamp: datetime
+    size: int
+    sha256: str
+    value: bytes
+    key: bytes | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    accepted: int = 0

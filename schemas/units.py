@@ -1,0 +1,91 @@
+"""Unit conversion: a value in any commensurable UCUM unit -> the feature's canonical unit.
+
+UCUM is parsed by ucumvert and converted by pint; every conversion between two units here is affine,
+so it is worked out once per (channel, unit) and kept as a scale and an offset.
+"""
+
+import re
+from functools import lru_cache
+from typing import Any
+
+import pint
+from lark.exceptions import LarkError
+from ucumvert import PintUcumRegistry
+
+from schemas.errors import UnitError
+from schemas.features import FEATURES
+
+MAX_UNIT_LENGTH = 32
+"""Longest unit text looked at. The longest UCUM unit in clinical use has under 25 characters."""
+
+_ALIASES = {
+    "mmHg": "mm[Hg]",
+    "bpm": "/min",
+    "breaths/min": "/min",
+    "beats/min": "/min",
+    "degC": "Cel",
+    "°C": "Cel",
+    "degF": "[degF]",
+    "°F": "[degF]",
+    "mEq/L": "meq/L",
+    "K/uL": "10*3/uL",
+    # For enzymes, laboratories write the international unit and mean the enzyme unit.
+    "IU/L": "U/L",
+    "[IU]/L": "U/L",
+    "pH": "1",
+    "[pH]": "1",
+    "": "1",
+}
+"""What monitors and laboratories send for a UCUM unit. None of them means another quantity of the table."""
+
+_ANNOTATION = re.compile(r"\{[^{}]*\}")
+# A huge exponent ("10*999999") would make pint compute for minutes.
+_LONG_NUMBER = re.compile(r"\d{3,}")
+
+_registry: Any = PintUcumRegistry()
+
+
+@lru_cache(maxsize=4096)
+def conversion(channel: int, unit: str) -> tuple[float, float]:
+    """The affine map from `unit` to the canonical unit of the feature in `channel`.
+
+    Args:
+        channel: position in `FEATURES`.
+        unit: UCUM text, or one of a few common non-UCUM spellings.
+
+    Returns:
+        (scale, offset): canonical = value * scale + offset.
+
+    Raises:
+        UnitError: the unit is not UCUM (`unknown-unit`) or measures something else (`wrong-unit`).
+    """
+    feature = FEATURES[channel]
+    if unit == feature.unit:
+        return 1.0, 0.0
+    source = _parse(unit)
+    target = _parse(feature.unit)
+    context: tuple[str, ...] = ()
+    arguments: dict[str, Any] = {}
+    if feature.molar_mass is not None:
+        context, arguments = ("chemistry",), {"mw": _registry.Quantity(feature.molar_mass, "g/mol")}
+    try:
+        zero = _registry.Quantity(0.0, source).to(target, *context, **arguments).magnitude
+        one = _registry.Quantity(1.0, source).to(target, *context, **arguments).magnitude
+    except (pint.PintError, ArithmeticError) as error:
+        raise UnitError(
+            f"this unit does not measure {feature.name}; send {feature.unit} or a multiple of it",
+            reason="wrong-unit",
+        ) from error
+    return float(one - zero), float(zero)
+
+
+def _parse(unit: str) -> Any:
+    if len(unit) > MAX_UNIT_LENGTH or _LONG_NUMBER.search(unit):
+        raise UnitError("not a UCUM unit")
+    unit = _ANNOTATION.sub("", unit).strip()
+    unit = _ALIASES.get(unit, unit)
+    try:
+        parsed = _registry.from_ucum(unit)
+        return parsed.units if hasattr(parsed, "units") else _registry.dimensionless
+    except (LarkError, pint.PintError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UnitError("not a UCUM unit; see ucum.org for how to write it") from error

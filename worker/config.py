@@ -1,0 +1,154 @@
+"""Settings: environment variables prefixed `RISKSTREAM_`, over a TOML file, over defaults.
+
+The only place that reads the environment. Secrets are `SecretStr`: they never print.
+"""
+
+import socket
+import ssl
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.window import WINDOW_BINS
+
+DEFAULT_MODELS = Path(__file__).resolve().parent.parent / "engines" / "models"
+
+
+class ConfigError(ValueError):
+    """The settings cannot be used; the message names each setting and what it should be."""
+
+
+class Settings(BaseSettings):
+    """The worker's settings. Times are in seconds unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix="RISKSTREAM_", frozen=True, extra="forbid")
+
+    # Kafka
+    broker: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port, comma-separated")
+    group: str = Field("riskstream-vitals", description="consumer group", pattern=r"^[A-Za-z0-9._-]{1,200}$")
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    kafka_username: str = ""
+    kafka_password: SecretStr = SecretStr("")
+    kafka_ca_file: Path | None = Field(None, description="PEM of the authorities that signed the brokers' certificates")
+    kafka_cert_file: Path | None = Field(None, description="PEM of the client certificate, for mutual TLS")
+    kafka_key_file: Path | None = Field(None, description="PEM of the client certificate's key")
+    kafka_idempotence: bool = Field(True, description="idempotent producer; off only for brokers without it")
+    session_timeout_s: float = Field(10.0, ge=1, le=300, description="a worker silent for this long loses its partitions")
+    rebalance_timeout_s: float = Field(30.0, ge=1, le=600, description="how long a rebalance waits for a worker")
+    max_poll_interval_s: float = Field(60.0, ge=5, le=1800)
+    request_timeout_s: float = Field(40.0, ge=1, le=300)
+    publish_timeout_s: float = Field(30.0, ge=1, le=300, description="a publish unconfirmed for this long is sent again")
+    fetch_max_bytes: int = Field(4 << 20, ge=1 << 16, le=64 << 20, description="bytes fetched at once from a partition")
+    chunk_records: int = Field(512, ge=1, le=10_000, description="records of a partition handled at once, at most")
+
+    # Topics
+    topic_vitals: str = "vitals"
+    topic_alerts: str = "risk-alerts"
+    topic_scores: str = "risk-scores"
+    topic_dead_letters: str = "dead-letters"
+    publish_scores: bool = Field(False, description="publish every score to the scores topic")
+    create_topics: bool = Field(False, description="create missing topics at start")
+    partitions: int = Field(8, ge=1, le=1024, description="partitions of topics created at start")
+    replication: int = Field(1, ge=1, le=9, description="replicas of topics created at start")
+
+    # Redis
+    redis: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="redis:// or rediss:// URL, may hold an ACL user")
+    redis_username: str = ""
+    redis_password: SecretStr = SecretStr("")
+    redis_ca_file: Path | None = None
+    redis_cert_file: Path | None = None
+    redis_key_file: Path | None = None
+    redis_timeout_s: float = Field(2.0, gt=0, le=60)
+
+    # Model
+    model: str = Field("vitals", description="model in the repository")
+    model_repository: Path = Field(DEFAULT_MODELS, description="folder of model folders")
+    backend: Literal["onnxruntime"] = "onnxruntime"
+    infer_timeout_s: float = Field(20.0, gt=0, le=300, description="an engine call longer than this is hung")
+
+    # The path
+    checkpoint_interval_s: float = Field(1.0, gt=0, le=60)
+    max_record_bytes: int = Field(1 << 20, ge=1 << 10, le=64 << 20, description="larger records are dead-lettered")
+    future_tolerance_s: float = Field(3600.0, ge=0, description="how far after its record's timestamp an event may lie")
+    past_tolerance_h: float = Field(24.0 * 366, ge=1, description="how far before its record's timestamp")
+    rebuild_horizon_h: float = Field(
+        2.0 * WINDOW_BINS + 24.0,
+        ge=2.0 * WINDOW_BINS,
+        description="record time that is read again when state is rebuilt from Kafka",
+    )
+
+    # HTTP and logs
+    http_host: str = Field("127.0.0.1", description="address of /metrics and /health")
+    http_port: int = Field(8080, ge=0, le=65535, description="0 picks a free port")
+    stall_after_s: float = Field(120.0, ge=5, description="not live when lag is above zero and nothing moved for this long")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    instance: str = Field(default_factory=socket.gethostname, description="names this worker in logs")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        if self.session_timeout_s > self.request_timeout_s:
+            raise ValueError("session_timeout_s must not exceed request_timeout_s")
+        if self.kafka_security_protocol.startswith("SASL") and not self.kafka_username:
+            raise ValueError(f"kafka_username is empty; {self.kafka_security_protocol} needs it")
+        if bool(self.kafka_cert_file) != bool(self.kafka_key_file):
+            raise ValueError("kafka_cert_file and kafka_key_file go together")
+        if bool(self.redis_cert_file) != bool(self.redis_key_file):
+            raise ValueError("redis_cert_file and redis_key_file go together")
+        return self
+
+    @property
+    def bootstrap_servers(self) -> list[str]:
+        """Kafka bootstrap servers, one host:port each."""
+        return [server.strip() for server in self.broker.split(",") if server.strip()]
+
+    def kafka_ssl_context(self) -> ssl.SSLContext | None:
+        """The TLS context for Kafka, verifying host names; None without TLS."""
+        if not self.kafka_security_protocol.endswith("SSL"):
+            return None
+        context = ssl.create_default_context(cafile=self.kafka_ca_file)
+        if self.kafka_cert_file and self.kafka_key_file:
+            context.load_cert_chain(self.kafka_cert_file, self.kafka_key_file)
+        return context
+
+    def kafka_client(self) -> dict[str, Any]:
+        """Keyword arguments that every aiokafka client takes."""
+        options: dict[str, Any] = {
+            "bootstrap_servers": self.bootstrap_servers,
+            "security_protocol": self.kafka_security_protocol,
+            "ssl_context": self.kafka_ssl_context(),
+            "request_timeout_ms": int(self.request_timeout_s * 1000),
+        }
+        if self.kafka_security_protocol.startswith("SASL"):
+            options |= {
+                "sasl_mechanism": self.kafka_sasl_mechanism,
+                "sasl_plain_username": self.kafka_username,
+                "sasl_plain_password": self.kafka_password.get_secret_value(),
+            }
+        return options
+
+
+def load(file: Path | None = None, **overrides: Any) -> Settings:
+    """Settings from the environment over `file` (TOML, the setting names as keys) over defaults.
+
+    Raises:
+        ConfigError: a setting has a wrong name, type or value.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = tomllib.loads(file.read_text())
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"cannot read settings file {file}: {error}") from error
+    try:
+        from_environment = Settings().model_dump(exclude_unset=True) if values else {}
+        return Settings(**{**values, **from_environment, **overrides})
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}"
+            for e in error.errors(include_input=False, include_url=False)
+        ]
+        raise ConfigError("; ".join(lines)) from None
