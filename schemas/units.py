@@ -1,9 +1,11 @@
 """Unit conversion: a value in any commensurable UCUM unit -> the feature's canonical unit.
 
 UCUM is parsed by ucumvert and converted by pint; every conversion between two units here is affine,
-so it is worked out once per (channel, unit) and kept as a scale and an offset.
+so it is worked out once per (channel, unit) and kept as a scale and an offset. `accept` is the one test
+that every value passes, in training and in serving.
 """
 
+import math
 import re
 from functools import lru_cache
 from typing import Any
@@ -77,6 +79,26 @@ def conversion(channel: int, unit: str) -> tuple[float, float]:
             reason="wrong-unit",
         ) from error
     return float(one - zero), float(zero)
+
+
+def accept(channel: int, value: float, unit: str) -> float:
+    """A measured value in the canonical unit of the feature in `channel`.
+
+    Raises:
+        UnitError: the unit cannot be converted (`unknown-unit`, `wrong-unit`), or the value is not finite
+            (`non-finite-value`) or outside what a living patient can show (`implausible-value`).
+    """
+    scale, offset = conversion(channel, unit)
+    canonical = value * scale + offset
+    feature = FEATURES[channel]
+    if feature.low <= canonical <= feature.high:
+        return canonical
+    if not math.isfinite(canonical):
+        raise UnitError("the value is not a finite number", reason="non-finite-value")
+    raise UnitError(
+        f"{feature.name} is plausible from {feature.low} to {feature.high} {feature.unit}",
+        reason="implausible-value",
+    )
 
 
 def _parse(unit: str) -> Any:
