@@ -1,0 +1,80 @@
+# `make` lists the commands. Set-up is automatic: each command first makes what it needs, under .venv and .cache.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+KAFKA := .cache/kafka
+
+# 3.12 and 3.11 come first: the packaged Redis of the demo is built for them and needs no compiler there.
+PYTHONS := python3.12 python3.11 python3 python3.13 python3.14
+USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+
+.PHONY: help
+help: ## list the commands
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(VENV)/.demo ## simulated patients through a worker, with alerts as they come (ARGS="--seconds 60")
+	@$(BIN)/riskstream demo $(ARGS)
+
+.PHONY: test
+test: $(VENV)/.dev ## the tests that need nothing but Python (ARGS="-k decide")
+	@$(BIN)/python -m pytest -m "not integration and not gpu" $(ARGS)
+
+.PHONY: check
+check: $(VENV)/.dev ## lint, format, types, import rules, generated files
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m schemas.json_schema --check
+
+.PHONY: integration
+integration: $(VENV)/.dev $(KAFKA)/.complete ## the tests on Apache Kafka and redis-server (needs Java 17, Maven, redis-server)
+	@$(BIN)/python -m pytest -m integration $(ARGS)
+
+.PHONY: bench
+bench: $(VENV)/.demo ## the project's own comparisons; reports in build/
+	@mkdir -p build
+	@$(BIN)/riskstream bench transport --report build/bench-transport.json
+	@$(BIN)/riskstream bench pipeline --report build/bench-pipeline.json
+
+.PHONY: schemas
+schemas: $(VENV)/.dev ## write schemas/json again from the message types
+	@$(BIN)/python -m schemas.json_schema
+
+.PHONY: clean
+clean: ## remove the virtual environment, caches and reports
+	@rm -rf $(VENV) .cache build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	@for python in $(PYTHONS); do \
+	  if command -v $$python >/dev/null && $$python -c '$(USABLE)' 2>/dev/null; then \
+	    echo "Creating $(VENV) with $$($$python --version)"; exec $$python -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "Python 3.11 or newer with venv is needed, and none of $(PYTHONS) is one." \
+	  "On Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1
+
+$(VENV)/.demo: pyproject.toml requirements/demo.txt | $(VENV)/bin/python
+	@echo "Installing riskstream with the parts of the demo"
+	@$(PIP) --require-hashes --no-deps -r requirements/demo.txt
+	@$(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@echo "Installing what the tests and checks need"
+	@$(PIP) -e '.[demo,dev]'
+	@touch $@
+
+$(KAFKA)/.complete: tests/integration/kafka/pom.xml
+	@command -v mvn >/dev/null || { echo "Maven is needed to fetch Apache Kafka: apt-get install maven" >&2; exit 1; }
+	@echo "Fetching Apache Kafka from Maven Central"
+	@rm -rf $(KAFKA)
+	@mvn -B -q -f $< dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/$(KAFKA)
+	@touch $@
