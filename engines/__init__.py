@@ -1,0 +1,21 @@
+"""From rows of the patient window to calibrated risks; the models, and how they are made and judged.
+
+config.json, model.onnx, golden.npz
+    -> repository.load -> Engine                     digest, tensors and golden data checked
+Mapping[name, float32[batch, ...]]
+    -> Engine.run -> dict[name, float32[batch, ...]] the same bytes for a row in any batch
+physionet2012:DIR
+    -> physionet2012.read -> Stay -> bins -> schemas.window.rows
+    -> steps.run_steps -> float32[stays, hours]      the served engine over whole stays
+    -> evaluate.report -> JSON
+    -> train.vitals -> model folder                  extra `train`; imported by no other module
+
+errors.py               the error tree
+engine.py               the interface; checks once what every backend may rely on
+onnxruntime_backend.py  the only home of onnxruntime
+repository.py           model folders in Triton's layout
+steps.py                an engine over rows of many stays, hour by hour
+physionet2012.py        reader of the Challenge 2012 format
+metrics.py, evaluate.py how good risks are; numpy only
+models/                 the models that are shipped
+"""

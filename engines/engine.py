@@ -1,0 +1,80 @@
+"""The one interface of every backend: rows in, risks out."""
+
+import abc
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.errors import InputError
+from schemas.model_config import ModelConfig
+
+F32 = NDArray[np.float32]
+
+
+class Engine(abc.ABC):
+    """A loaded model, ready to run.
+
+    Row i of a batch gives the same bytes in any batch of any size: alerts must not depend on how rows
+    happened to be batched. A backend keeps that promise; the contract tests hold it to it.
+
+    Threads: one thread at a time calls `run`; any thread may make or close an engine.
+    Ownership: returned arrays are the caller's and are never written again; inputs are only read.
+
+    Attributes:
+        config: the model's config.json.
+        backend: the runtime and device that computes, for example `onnxruntime-cpu`.
+    """
+
+    def __init__(self, config: ModelConfig, backend: str) -> None:
+        self.config = config
+        self.backend = backend
+        self.input_dims = {tensor.name: tensor.dims for tensor in config.input} | {
+            pair.input: pair.dims for pair in config.state
+        }
+        self.output_dims = {tensor.name: tensor.dims for tensor in config.output} | {
+            pair.output: pair.dims for pair in config.state
+        }
+
+    def run(self, inputs: Mapping[str, F32]) -> dict[str, F32]:
+        """Compute one batch.
+
+        Args:
+            inputs: every input and state of the config, float32[batch, *dims], finite; batch from 1 to
+                the config's max_batch_size.
+
+        Returns:
+            Every output and state of the config, float32[batch, *dims].
+
+        Raises:
+            InputError: the inputs do not fit the config.
+            BackendError: the runtime failed; the batch may be tried again.
+        """
+        rows = self._check(inputs)
+        return self._execute(inputs, rows)
+
+    @abc.abstractmethod
+    def _execute(self, inputs: Mapping[str, F32], rows: int) -> dict[str, F32]:
+        """Compute inputs that were checked; `rows` is their batch size."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Free the device's memory; `run` must not be called again. May be called twice."""
+
+    def _check(self, inputs: Mapping[str, F32]) -> int:
+        if inputs.keys() != self.input_dims.keys():
+            raise InputError(
+                f"{self.config.name} takes the inputs {sorted(self.input_dims)}, came {sorted(inputs)}"
+            )
+        sizes = {len(array) if array.ndim else 0 for array in inputs.values()}
+        limit = self.config.dynamic_batching.max_batch_size
+        if len(sizes) != 1 or not 1 <= min(sizes) <= limit:
+            raise InputError(f"all inputs must have one batch size from 1 to {limit}, came {sorted(sizes)}")
+        for name, dims in self.input_dims.items():
+            array = inputs[name]
+            if array.dtype != np.float32 or array.shape[1:] != dims:
+                raise InputError(
+                    f"input {name} must be float32[batch, {', '.join(map(str, dims))}], "
+                    f"came {array.dtype}{list(array.shape)}"
+                )
+        return sizes.pop()

@@ -1,0 +1,69 @@
+"""Errors of this package, one level deep; `reason` is a metric label and says which check failed.
+
+    EngineError
+    ├── RepositoryError   the model folder is not there, or a file of it cannot be read
+    ├── DigestError       model.onnx is not the file that config.json names
+    ├── GraphError        the graph cannot be loaded, or its tensors are not those of config.json
+    ├── GoldenError       the engine does not reproduce golden.npz
+    ├── InputError        what was handed to `Engine.run` does not fit the model: the caller's mistake
+    ├── BackendError      the runtime is absent, took another device, or failed while it ran
+    ├── DatasetError      a data set is absent or not in its format
+    └── ExtraError        an optional dependency is not installed
+
+A model refused at load stays refused until its folder is mended; the others are worth a retry only
+after the cause their message names is gone. No message holds a patient's value or identifier.
+"""
+
+
+class EngineError(Exception):
+    """A model cannot be loaded, run, evaluated or trained."""
+
+    reason = "engine"
+
+
+class RepositoryError(EngineError):
+    """Check the repository's path and the folder's layout (`engines/repository.py` draws it)."""
+
+    reason = "model-not-found"
+
+
+class DigestError(EngineError):
+    """Copy the model folder again as a whole: its files are of different versions."""
+
+    reason = "digest-mismatch"
+
+
+class GraphError(EngineError):
+    """Mend config.json or export the graph again; the message names the tensor."""
+
+    reason = "graph-mismatch"
+
+
+class GoldenError(EngineError):
+    """Do not serve: this machine or runtime computes other risks than the model's maker recorded."""
+
+    reason = "golden-mismatch"
+
+
+class InputError(EngineError):
+    """Names, types, shapes or batch size differ from config.json."""
+
+    reason = "invalid-input"
+
+
+class BackendError(EngineError):
+    """Install or repair the runtime that the message names."""
+
+    reason = "backend"
+
+
+class DatasetError(EngineError):
+    """Check the path and the files; the message says what was looked for."""
+
+    reason = "invalid-dataset"
+
+
+class ExtraError(EngineError):
+    """Install the extra that the message names."""
+
+    reason = "extra-missing"

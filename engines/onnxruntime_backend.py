@@ -1,0 +1,105 @@
+"""ONNX Runtime on the CPU: the reference backend, and the only home of onnxruntime.
+
+Its kernels differ by matrix height (one row takes a matrix-vector path) and at the ends of vectors, and
+some look at memory alignment. So that a row's bytes never depend on its batch, every batch is padded with
+zero rows to a multiple of `TILE`, in buffers of the engine's own that are aligned, on a single thread.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnxruntime as ort
+
+from engines.engine import F32, Engine
+from engines.errors import BackendError, GraphError
+from schemas.model_config import ModelConfig
+
+TILE = 16
+"""Rows. A multiple of the widest vector of floats (16 in AVX-512), so that no kernel sees a remainder."""
+
+ALIGNMENT = 64
+"""Bytes: a cache line and the widest vector."""
+
+PROVIDER = "CPUExecutionProvider"
+
+
+class OnnxRuntimeEngine(Engine):
+    """A graph in an ONNX Runtime session on the CPU."""
+
+    def __init__(self, config: ModelConfig, graph: bytes) -> None:
+        """Load a graph.
+
+        Args:
+            config: the model's config.
+            graph: content of model.onnx.
+
+        Raises:
+            GraphError: ONNX Runtime cannot load the graph, or its tensors are not the config's.
+            BackendError: the session does not run on the CPU provider alone.
+        """
+        super().__init__(config, "onnxruntime-cpu")
+        self._session: ort.InferenceSession | None = _session(graph)
+        _compare("input", self.input_dims, self._session.get_inputs())
+        _compare("output", self.output_dims, self._session.get_outputs())
+        self._names = list(self.output_dims)
+        capacity = -(-config.dynamic_batching.max_batch_size // TILE) * TILE
+        self._staged = {name: _aligned((capacity, *dims)) for name, dims in self.input_dims.items()}
+
+    def _execute(self, inputs: Mapping[str, F32], rows: int) -> dict[str, F32]:
+        if self._session is None:
+            raise BackendError("the engine is closed")
+        padded = -(-rows // TILE) * TILE
+        feed = {}
+        for name, array in inputs.items():
+            staged = self._staged[name][:padded]
+            staged[:rows] = array
+            staged[rows:] = 0
+            feed[name] = staged
+        try:
+            outputs = self._session.run(self._names, feed)
+        except Exception as error:  # onnxruntime raises classes without a common base of its own
+            raise BackendError(f"ONNX Runtime failed on a batch of {rows}: {type(error).__name__}") from error
+        return {name: output[:rows] for name, output in zip(self._names, outputs, strict=True)}
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+
+def _session(graph: bytes) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 4  # failures come as exceptions
+    try:
+        session = ort.InferenceSession(graph, options, providers=[PROVIDER])
+    except Exception as error:  # as above
+        raise GraphError(f"ONNX Runtime {ort.__version__} cannot load model.onnx: {error}") from error
+    if session.get_providers() != [PROVIDER]:
+        raise BackendError(f"asked ONNX Runtime for {PROVIDER} alone, got {session.get_providers()}")
+    return session
+
+
+def _compare(side: str, expected: Mapping[str, tuple[int, ...]], actual: list[ort.NodeArg]) -> None:
+    """Check that the graph's tensors are the config's, float32 with a free batch axis."""
+    names = {tensor.name for tensor in actual}
+    if names != expected.keys():
+        raise GraphError(f"config.json has the {side}s {sorted(expected)}, model.onnx has {sorted(names)}")
+    for tensor in actual:
+        dims = expected[tensor.name]
+        batch, *rest = tensor.shape or [0]
+        if tensor.type != "tensor(float)" or isinstance(batch, int) or tuple(rest) != dims:
+            raise GraphError(
+                f"{side} {tensor.name} is float32[batch, {', '.join(map(str, dims))}] in config.json, "
+                f"{tensor.type}{tensor.shape} in model.onnx"
+            )
+
+
+def _aligned(shape: tuple[int, ...]) -> F32:
+    """An array of zeros that starts on an `ALIGNMENT` boundary."""
+    size = int(np.prod(shape)) * 4
+    memory = np.zeros(size + ALIGNMENT, dtype=np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(np.float32).reshape(shape)

@@ -1,0 +1,142 @@
+"""The model repository: folders in Triton's layout, checked whenever one is loaded.
+
+<repository>/<name>/config.json            tensors, policy, digest; `schemas/model_config.py`
+<repository>/<name>/<version>/model.onnx
+<repository>/<name>/<version>/golden.npz   in/<tensor> and out/<tensor>: what must come out
+<repository>/<name>/MODEL_CARD.md          for people: intended use, data, limits
+<repository>/<name>/evaluation.json        how good it was found to be
+"""
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from engines.engine import F32, Engine
+from engines.errors import BackendError, DigestError, EngineError, GoldenError, RepositoryError
+from schemas import model_config
+from schemas.errors import ModelConfigError
+from schemas.model_config import ModelConfig
+
+SHIPPED = Path(__file__).parent / "models"
+"""The repository that comes with the package."""
+
+CONFIG, GRAPH, GOLDEN = "config.json", "model.onnx", "golden.npz"
+
+BACKENDS = ("onnxruntime",)
+
+
+def list_models(repository: Path = SHIPPED) -> list[ModelConfig]:
+    """Configs of every model folder, by name. Nothing but the configs is read.
+
+    Raises:
+        RepositoryError: the repository is not a folder, or a config cannot be used.
+    """
+    if not repository.is_dir():
+        raise RepositoryError(f"no model repository at {repository}")
+    return [read_config(repository, file.parent.name) for file in sorted(repository.glob(f"*/{CONFIG}"))]
+
+
+def read_config(repository: Path, name: str) -> ModelConfig:
+    """The config of one model.
+
+    Raises:
+        RepositoryError: there is no such model, or its config cannot be used.
+    """
+    path = repository / name / CONFIG
+    if not path.is_file():
+        have = sorted(file.parent.name for file in repository.glob(f"*/{CONFIG}"))
+        raise RepositoryError(f"no model {name!r} in {repository}; it has {have}")
+    try:
+        config = model_config.load(path)
+    except ModelConfigError as error:
+        raise RepositoryError(str(error)) from error
+    if config.name != name:
+        raise RepositoryError(f"{path}: name is {config.name!r}, the folder is {name!r}; they must agree")
+    return config
+
+
+def load(repository: Path, name: str, backend: str = "onnxruntime") -> Engine:
+    """Load a model and prove it: digest, tensors, golden data.
+
+    Raises:
+        RepositoryError: the folder or a file is missing or cannot be read.
+        DigestError: model.onnx is not the file named by config.json.
+        GraphError: the graph cannot be loaded or does not fit config.json.
+        GoldenError: the engine computes something else than golden.npz.
+        BackendError: the backend is unknown or not available.
+    """
+    config = read_config(repository, name)
+    folder = repository / name / str(config.version)
+    graph = _bytes(folder / GRAPH)
+    digest = hashlib.sha256(graph).hexdigest()
+    if digest != config.digest:
+        raise DigestError(f"{folder / GRAPH} has SHA-256 {digest}, config.json names {config.digest}")
+    engine = open_engine(config, graph, backend)
+    try:
+        verify(engine, read_golden(folder / GOLDEN))
+    except EngineError:
+        engine.close()
+        raise
+    return engine
+
+
+def open_engine(config: ModelConfig, graph: bytes, backend: str = "onnxruntime") -> Engine:
+    """An engine for a graph whose digest and golden data nobody has checked.
+
+    Raises:
+        GraphError: the graph cannot be loaded or does not fit the config.
+        BackendError: the backend is unknown or not available.
+    """
+    if backend != "onnxruntime":
+        raise BackendError(f"no backend {backend!r}; there is {', '.join(BACKENDS)}")
+    from engines.onnxruntime_backend import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(config, graph)
+
+
+def read_golden(path: Path) -> dict[str, F32]:
+    """The arrays of a golden.npz.
+
+    Raises:
+        RepositoryError: the file is missing or damaged.
+    """
+    _bytes(path)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
+        raise RepositoryError(f"{path} is not a readable .npz: {error}") from error
+
+
+def verify(engine: Engine, golden: dict[str, F32]) -> None:
+    """Run the golden inputs and compare.
+
+    Raises:
+        GoldenError: an output is absent, has another shape, or differs by more than `golden_tolerance`.
+        InputError: the golden inputs do not fit the config.
+    """
+    inputs = {key.removeprefix("in/"): array for key, array in golden.items() if key.startswith("in/")}
+    expected = {key.removeprefix("out/"): array for key, array in golden.items() if key.startswith("out/")}
+    name, tolerance = engine.config.name, engine.config.golden_tolerance
+    actual = engine.run(inputs)
+    if expected.keys() != actual.keys():
+        raise GoldenError(f"{name}: golden.npz has outputs {sorted(expected)}, the engine {sorted(actual)}")
+    for tensor, array in expected.items():
+        if array.shape != actual[tensor].shape:
+            raise GoldenError(
+                f"{name}: {tensor} is {list(array.shape)} in golden.npz, the engine gave {list(actual[tensor].shape)}"
+            )
+        difference = float(np.max(np.abs(array - actual[tensor])))
+        if not difference <= tolerance:  # so that NaN fails
+            raise GoldenError(
+                f"{name}: {tensor} differs from golden.npz by {difference:.3g}, over {tolerance:g}"
+            )
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RepositoryError(f"cannot read {path}: {error.strerror}") from error

@@ -1,0 +1,243 @@
+"""Makes the model `vitals`: cross-validation, calibration, policy, and the folder that is shipped.
+
+Each model is an ensemble: `members` networks, each trained on all but one part of its stays, which decides when to
+stop. Cross-validation trains a whole ensemble for each fold on the other folds, so its figures see the
+fold's stays for nothing: not for stopping, not for normalisation. Calibration and policy come from these
+risks out of fold; figures after calibration use a calibration fitted on the other folds.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engines import evaluate, metrics, physionet2012
+from engines.errors import DatasetError
+from engines.physionet2012 import Stay
+from engines.repository import CONFIG, GOLDEN, GRAPH
+from engines.train import calibrate, card, export
+from engines.train.data import Batch, Cohort, aligned_rows, training_rows
+from engines.train.fit import Recipe, fit, logits, normalisation
+from engines.train.network import Member, Step
+from schemas.features import FEATURES
+from schemas.model_config import Batching, ModelConfig, Policy, StatePair, Tensor
+from schemas.window import FILL, WINDOW_BINS, Rows, rows
+
+NAME, VERSION, OUTCOME = "vitals", 1, "in-hospital death"
+
+ALIGNMENTS = 6
+"""Random alignments of the stays that epochs take in turn; each costs some 200 MB for 4,000 stays."""
+
+Progress = Callable[[str, int, int], None]
+"""Told (what, done, of)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is trained; `threads` changes the last bits of the weights."""
+
+    recipe: Recipe = Recipe()
+    folds: int = 5
+    members: int = 4
+    seed: int = 2012
+    threads: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """Everything made once from the stays."""
+
+    died: NDArray[np.float32]
+    aligned: Rows
+    batches: list[Batch]
+
+
+def train(source: Path, out: Path, progress: Progress, plan: Plan = Plan()) -> dict[str, object]:  # noqa: B008
+    """Train, judge and write the model folder `out`/vitals.
+
+    Returns:
+        The content of evaluation.json.
+
+    Raises:
+        DatasetError: the data set cannot be read, or a stay has no outcome.
+    """
+    torch.set_num_threads(plan.threads)
+    progress("reading stays", 0, 1)
+    stays = physionet2012.read(source)
+    if any(stay.outcome is None for stay in stays):
+        raise DatasetError("training needs an Outcomes file that names every stay")
+    material = _material(stays, plan, progress)
+    folds = stratified(material.died, plan.folds, plan.seed)
+    steps = (plan.folds + 1) * plan.members * plan.recipe.epochs
+    on_epoch = _Counter(progress, steps)
+    out_of_fold = np.empty((len(stays), WINDOW_BINS), dtype=np.float32)
+    for fold in range(plan.folds):
+        members = _ensemble(material, np.flatnonzero(folds != fold), plan, plan.seed + 100 * fold, on_epoch)
+        held_out = np.flatnonzero(folds == fold)
+        out_of_fold[held_out] = _mean_logits(members, material.aligned, held_out)
+    everyone = np.arange(len(stays))
+    members = _ensemble(material, everyone, plan, plan.seed + 100 * plan.folds, on_epoch)
+    progress("training", steps, steps)
+    return _write(out / NAME, stays, material.died, members, out_of_fold, folds, plan)
+
+
+def stratified(died: NDArray[np.floating], parts: int, seed: int) -> NDArray[np.int64]:
+    """A part number for each stay, with equal shares of deaths."""
+    rng = np.random.default_rng(seed)
+    part = np.empty(len(died), dtype=np.int64)
+    for outcome in (0, 1):
+        index = np.flatnonzero(died == outcome)
+        part[rng.permutation(index)] = np.arange(len(index)) % parts
+    return part
+
+
+class _Counter:
+    """Counts epochs for the progress bar; epochs saved by early stopping are skipped at a member's end."""
+
+    def __init__(self, progress: Progress, steps: int) -> None:
+        self.progress, self.steps, self.done = progress, steps, 0
+
+    def __call__(self) -> None:
+        self.done += 1
+        self.progress("training", self.done, self.steps)
+
+
+def _material(stays: list[Stay], plan: Plan, progress: Progress) -> Material:
+    accepted = [physionet2012.clean(stay) for stay in stays]
+    died = np.array([stay.outcome for stay in stays], dtype=np.float32)
+    rng = np.random.default_rng(plan.seed)
+    batches = []
+    for done in range(ALIGNMENTS):
+        progress("aligning stays", done, ALIGNMENTS)
+        batches.append(training_rows(Cohort(accepted, died), rng))
+    return Material(died, aligned_rows(accepted), batches)
+
+
+def _ensemble(
+    material: Material, stays: NDArray[np.intp], plan: Plan, seed: int, on_epoch: _Counter
+) -> list[Member]:
+    """Members trained on `stays`; each leaves out another part, by which it is stopped."""
+    parts = stratified(material.died[stays], max(plan.members, plan.folds), seed)
+    norm = normalisation(material.aligned, stays)
+    members = []
+    for number in range(plan.members):
+        target = on_epoch.done + plan.recipe.epochs
+        learn, stop = stays[parts != number], stays[parts == number]
+        members.append(
+            fit(
+                plan.recipe,
+                material.batches,
+                material.died,
+                learn,
+                stop,
+                material.aligned,
+                norm,
+                seed + number,
+                on_epoch,
+            )
+        )
+        on_epoch.done = target
+    return members
+
+
+def _mean_logits(members: list[Member], aligned: Rows, stays: NDArray[np.intp]) -> NDArray[np.float32]:
+    return np.mean([logits(member, aligned, stays) for member in members], axis=0, dtype=np.float32)
+
+
+def _write(
+    folder: Path,
+    stays: list[Stay],
+    died: NDArray[np.float32],
+    members: list[Member],
+    out_of_fold: NDArray[np.float32],
+    folds: NDArray[np.int64],
+    plan: Plan,
+) -> dict[str, object]:
+    platt = calibrate.platt(out_of_fold, died)
+    risks = _cross_calibrated(out_of_fold, died, folds)
+    policy, levels = calibrate.choose_policy(platt(out_of_fold), died)
+    threshold = round(metrics.best_event1_threshold(died, risks[:, -1]), 4)
+    step = Step(members, *platt)
+    graph = export.to_onnx(step)
+    config = _config(step, hashlib.sha256(graph).hexdigest(), policy)
+    evaluation: dict[str, object] = {
+        "model": {"name": NAME, "version": VERSION, "digest": config.digest},
+        "data": {
+            "name": "physionet2012",
+            "digest": physionet2012.digest(stays),
+            "stays": len(stays),
+            "deaths": int(died.sum()),
+        },
+        "method": f"{plan.folds}-fold stratified cross-validation, seed {plan.seed}; {plan.members} members an ensemble",
+        "event1_threshold": threshold,
+        "hours": evaluate.figures(died, risks, threshold),
+        "calibration": platt._asdict(),
+        "policy": {
+            level.severity: point._asdict() for level, point in zip(policy.levels, levels, strict=True)
+        },
+        "metrics": evaluate.DEFINITIONS,
+    }
+    version = folder / str(VERSION)
+    version.mkdir(parents=True, exist_ok=True)
+    (version / GRAPH).write_bytes(graph)
+    (version / GOLDEN).write_bytes(export.golden(step, synthetic_stays(plan.seed)))
+    (folder / CONFIG).write_bytes(_pretty(config))
+    (folder / "evaluation.json").write_bytes(_pretty(evaluation))
+    (folder / "MODEL_CARD.md").write_text(card.text(config, evaluation, plan.members, plan.recipe.hidden))
+    return evaluation
+
+
+def _cross_calibrated(
+    out_of_fold: NDArray[np.float32], died: NDArray[np.float32], folds: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    risks = np.empty(out_of_fold.shape)
+    for fold in np.unique(folds):
+        inside = folds == fold
+        risks[inside] = calibrate.platt(out_of_fold[~inside], died[~inside])(out_of_fold[inside])
+    return risks
+
+
+def _config(step: Step, digest: str, policy: Policy) -> ModelConfig:
+    width = (len(FEATURES),)
+    state = StatePair("state", "state_out", (step.width,))
+    return ModelConfig(
+        name=NAME,
+        kind="windowed-series",
+        version=VERSION,
+        outcome=OUTCOME,
+        features=tuple(feature.name for feature in FEATURES),
+        input=(*(Tensor(name, width) for name in export.INPUTS[:3]), Tensor(state.input, state.dims)),
+        output=(Tensor("risk", ()), Tensor(state.output, state.dims)),
+        digest=digest,
+        policy=policy,
+        state=(state,),
+        dynamic_batching=Batching(max_batch_size=512),
+    )
+
+
+def synthetic_stays(seed: int, number: int = 4) -> Rows:
+    """Rows of stays that never were: golden data must hold nobody's record."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(number):
+        shape = (WINDOW_BINS, len(FEATURES))
+        counts = rng.poisson(rng.uniform(0, 1.5, len(FEATURES)), shape).astype(np.float32)
+        low, high = (np.array([getattr(f, side) for f in FEATURES]) for side in ("low", "high"))
+        values = np.clip(FILL * rng.normal(1, 0.2, shape), low, high).astype(np.float32)
+        statics = np.array([rng.uniform(20, 90), rng.integers(0, 2), np.nan, rng.integers(1, 5)], np.float32)
+        counts[:, [f.kind == "static" for f in FEATURES]] = 0
+        made.append(rows(values, counts, statics))
+    return Rows(*(np.stack(arrays) for arrays in zip(*made, strict=True)))
+
+
+def _pretty(content: object) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
+
+
+QUICK = Plan(recipe=replace(Recipe(), epochs=2, hidden=16), folds=2, members=1, threads=1)
+"""Minutes become seconds and the figures worthless: to try the path, not to serve."""
