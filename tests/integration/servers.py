@@ -8,7 +8,6 @@ controller at once; its topics must be created, and every internal topic has one
 
 import asyncio
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +26,8 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+
+from worker.embedded import Child
 
 JARS = Path(__file__).resolve().parents[2] / ".cache" / "kafka"
 START_S = 60.0
@@ -74,36 +75,26 @@ def free_ports(count: int) -> list[int]:
 
 
 class Server:
-    """A child process with a log file, ready once `answers` says so.
+    """A child process, ready once `answers` says so.
 
     Start it in a thread that outlives it: on Linux it dies with the thread that started it.
     """
 
-    def __init__(self, name: str, directory: Path) -> None:
-        self.name = name
+    def __init__(self, name: str, directory: Path, command: Sequence[str]) -> None:
         self.directory = directory
-        self.log = directory / f"{name}.log"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def command(self) -> Sequence[str]:
-        raise NotImplementedError
+        self.child = Child(name, command)
 
     async def answers(self) -> bool:
         raise NotImplementedError
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, f"{self.name} is not running"
-        return self._process.pid
 
     async def start(self) -> None:
         """Start the process and wait until it answers.
 
         Raises:
-            RuntimeError: it ended, or did not answer in time; the end of its log is in the message.
+            RuntimeError: it ended before it answered; the end of its output is in the message.
+            TimeoutError: it did not answer in time.
         """
-        assert self._process is None, f"{self.name} runs already"
-        self._spawn()
+        self.child.start()
         try:
             async with asyncio.timeout(START_S):
                 await self._until_answering()
@@ -111,48 +102,26 @@ class Server:
             self.kill()
             raise
 
-    def _spawn(self) -> None:
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                dies_with_parent(self.command()), stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-
     async def _until_answering(self) -> None:
         while not await self.answers():
-            if self._process is None or self._process.poll() is not None:
-                raise RuntimeError(f"{self.name} ended while starting:\n{self._log_tail()}")
+            if not self.child.running:
+                raise RuntimeError(f"{self.child.name} ended while starting:\n{self.child.tail()}")
             await asyncio.sleep(0.05)
-
-    def _log_tail(self) -> str:
-        return self.log.read_text(errors="replace")[-4000:]
 
     async def stop(self) -> None:
         """An orderly stop; the data stay. Does nothing when it does not run."""
-        if self._process is None:
-            return
-        self._process.terminate()
-        try:
-            await asyncio.to_thread(self._process.wait, STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            await asyncio.to_thread(self._process.wait)
-        self._process = None
+        await asyncio.to_thread(self.child.stop, STOP_S)
 
     def kill(self) -> None:
         """SIGKILL; the data stay as they are. Does nothing when it does not run."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        self.child.kill()
 
     def pause(self) -> None:
         """Hold the process still: connections stay open and nothing answers."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        self.child.signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
+        self.child.signal(signal.SIGCONT)
 
     async def restart(self) -> None:
         await self.stop()
@@ -164,12 +133,7 @@ class Server:
 
     async def __aexit__(self, *_: object) -> None:
         self.kill()
-
-
-def dies_with_parent(command: Sequence[str]) -> list[str]:
-    """The command, killed by the kernel when the thread that starts it ends (Linux; elsewhere unchanged)."""
-    setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "KILL", "--", *command] if setpriv else list(command)
+        self.child.close()
 
 
 class KafkaServer(Server):
@@ -180,7 +144,8 @@ class KafkaServer(Server):
     """
 
     def __init__(self, directory: Path, account: Account | None = None, **properties: str) -> None:
-        super().__init__("kafka", directory)
+        self._config = directory / "server.properties"
+        super().__init__("kafka", directory, _java("512m", "kafka.Kafka", str(self._config)))
         ports = free_ports(3)
         self.bootstrap, self._controller, self.sasl_bootstrap = (f"127.0.0.1:{port}" for port in ports)
         self.account = account
@@ -188,7 +153,6 @@ class KafkaServer(Server):
         self._properties = (
             self._base() | self._secured() | {k.replace("_", "."): v for k, v in properties.items()}
         )
-        self._config = directory / "server.properties"
         self._config.write_text("".join(f"{key}={value}\n" for key, value in self._properties.items()))
         self._config.chmod(0o600)
 
@@ -245,17 +209,6 @@ class KafkaServer(Server):
             f"{listener}.ssl.keystore.location": str(_joined(self.certificates)),
         }
 
-    def _java(self, heap: str, main: str, *arguments: str) -> list[str]:
-        quick = [
-            "-XX:+UseSerialGC",
-            "-XX:TieredStopAtLevel=1",
-            "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
-        ]
-        return ["java", f"-Xmx{heap}", *quick, "-cp", f"{JARS}/*", main, *arguments]
-
-    def command(self) -> Sequence[str]:
-        return self._java("512m", "kafka.Kafka", str(self._config))
-
     async def start(self) -> None:
         if not (self.directory / "data").exists():
             await asyncio.to_thread(self._format)
@@ -271,7 +224,7 @@ class KafkaServer(Server):
             for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
                 arguments += ["--add-scram", f"{mechanism}={credential}"]
         result = subprocess.run(
-            self._java("128m", "kafka.tools.StorageTool", *arguments),
+            _java("128m", "kafka.tools.StorageTool", *arguments),
             capture_output=True,
             text=True,
             check=False,
@@ -305,7 +258,8 @@ class RedisServer(Server):
     """
 
     def __init__(self, directory: Path, account: Account | None = None, **directives: str) -> None:
-        super().__init__("redis", directory)
+        self._config = directory / "redis.conf"
+        super().__init__("redis", directory, ["redis-server", str(self._config)])
         port, tls_port = free_ports(2)
         self.account = account
         self.certificates = Certificates.create(directory) if account else None
@@ -322,7 +276,6 @@ class RedisServer(Server):
             *(f"{name.replace('_', '-')} {value}" for name, value in directives.items()),
             *self._secured(tls_port),
         ]
-        self._config = directory / "redis.conf"
         self._config.write_text("\n".join(lines) + "\n")
         self._config.chmod(0o600)
 
@@ -338,9 +291,6 @@ class RedisServer(Server):
             "user default off",
             f"user {self.account.username} on >{self.account.password} ~* &* +@all",
         ]
-
-    def command(self) -> Sequence[str]:
-        return ["redis-server", str(self._config)]
 
     def client(self) -> redis.asyncio.Redis:
         """A client of the plain port, as the account where there is one; close it."""
@@ -368,6 +318,11 @@ class RedisServer(Server):
 def new_account(username: str = "worker") -> Account:
     """An account with a random password."""
     return Account(username, secrets.token_hex(16))
+
+
+def _java(heap: str, main: str, *arguments: str) -> list[str]:
+    quick = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
+    return ["java", f"-Xmx{heap}", *quick, "-cp", f"{JARS}/*", main, *arguments]
 
 
 def _cluster_id() -> str:
