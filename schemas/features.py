@@ -29,6 +29,7 @@ class Feature:
         fill: value given to a model where none was ever observed, in `unit`.
         kind: "series" changes over a stay and lives in hourly bins; "static" describes the patient.
         molar_mass: grams per mole, where laboratories report both mass and substance concentrations.
+        charge: elementary charges of the ion, for those that laboratories also report in equivalents.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Feature:
     fill: float
     kind: Literal["series", "static"] = "series"
     molar_mass: float | None = None
+    charge: int | None = None
 
 
 FEATURES: tuple[Feature, ...] = (
@@ -61,18 +63,19 @@ FEATURES: tuple[Feature, ...] = (
     Feature("diastolic_pressure_invasive", ("76213-8",), ("150034", "150038"), "mm[Hg]", 10, 220, 59),
     Feature("mean_pressure_invasive", ("76214-6",), ("150035", "150039"), "mm[Hg]", 15, 250, 79),
     Feature("gcs", ("9269-2",), (), "1", 3, 15, 13),
-    Feature("fio2", ("3150-6", "19994-3"), ("152196",), "%", 15, 100, 50),
+    Feature("fio2", ("3150-0", "19994-3"), ("152196",), "%", 15, 100, 50),
     # 1 while ventilated, 0 when stated not to be.
     Feature("mechanical_ventilation", ("riskstream-mechanical-ventilation",), (), "1", 0, 1, 0),
-    Feature("urine_output", ("9187-6", "3167-4"), (), "mL", 0, 5000, 80),
+    # What was passed since the last measurement; a 24-hour collection (3167-4, 9192-6) is another quantity.
+    Feature("urine_output", ("9187-6",), (), "mL", 0, 5000, 80),
     Feature("arterial_ph", ("2744-1",), (), "1", 6.5, 8.0, 7.38),
     Feature("arterial_pco2", ("2019-8",), (), "mm[Hg]", 5, 200, 39),
     Feature("arterial_po2", ("2703-7",), (), "mm[Hg]", 15, 700, 117),
     Feature("hematocrit", ("4544-3", "20570-8"), (), "%", 5, 75, 30),
-    Feature("potassium", ("2823-3", "6298-4"), (), "mmol/L", 1, 15, 4.1, molar_mass=39.098),
-    Feature("sodium", ("2951-2", "2947-0"), (), "mmol/L", 90, 200, 139, molar_mass=22.990),
-    Feature("magnesium", ("19123-9", "2601-3"), (), "mmol/L", 0.1, 10, 0.82, molar_mass=24.305),
-    Feature("bicarbonate", ("1963-8", "1959-6"), (), "mmol/L", 2, 60, 23),
+    Feature("potassium", ("2823-3", "6298-4"), (), "mmol/L", 1, 15, 4.1, molar_mass=39.098, charge=1),
+    Feature("sodium", ("2951-2", "2947-0"), (), "mmol/L", 90, 200, 139, molar_mass=22.990, charge=1),
+    Feature("magnesium", ("2601-3", "19123-9"), (), "mmol/L", 0.1, 10, 0.82, molar_mass=24.305, charge=2),
+    Feature("bicarbonate", ("1963-8", "1959-6"), (), "mmol/L", 2, 60, 23, charge=1),
     Feature("platelets", ("777-3", "26515-7"), (), "10*3/uL", 1, 2500, 172),
     Feature("leukocytes", ("6690-2", "26464-8"), (), "10*3/uL", 0, 500, 11.4),
     Feature("creatinine", ("2160-0", "38483-4"), (), "mg/dL", 0.05, 40, 1.0, molar_mass=113.12),

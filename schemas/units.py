@@ -15,7 +15,7 @@ from lark.exceptions import LarkError
 from ucumvert import PintUcumRegistry
 
 from schemas.errors import UnitError
-from schemas.features import FEATURES
+from schemas.features import FEATURES, Feature
 
 MAX_UNIT_LENGTH = 32
 """Longest unit text looked at. The longest UCUM unit in clinical use has under 25 characters."""
@@ -43,6 +43,9 @@ _ALIASES = {
 _ANNOTATION = re.compile(r"\{[^{}]*\}")
 # A huge exponent ("10*999999") would make pint compute for minutes.
 _LONG_NUMBER = re.compile(r"\d{3,}")
+
+# The equivalent, an atom of its own with or without a prefix: pint takes it for a mole, whatever the charge.
+_EQUIVALENT = re.compile(r"(?:^|[./(])[a-zA-Z]?eq(?![a-zA-Z])")
 
 _registry: Any = PintUcumRegistry()
 
@@ -74,11 +77,8 @@ def conversion(channel: int, unit: str) -> tuple[float, float]:
         zero = _registry.Quantity(0.0, source).to(target, *context, **arguments).magnitude
         one = _registry.Quantity(1.0, source).to(target, *context, **arguments).magnitude
     except (pint.PintError, ArithmeticError) as error:
-        raise UnitError(
-            f"this unit does not measure {feature.name}; send {feature.unit} or a multiple of it",
-            reason="wrong-unit",
-        ) from error
-    return float(one - zero), float(zero)
+        raise _wrong_unit(feature) from error
+    return float(one - zero) / _equivalents_per_mole(feature, unit), float(zero)
 
 
 def accept(channel: int, value: float, unit: str) -> float:
@@ -101,13 +101,32 @@ def accept(channel: int, value: float, unit: str) -> float:
     )
 
 
+def _equivalents_per_mole(feature: Feature, unit: str) -> int:
+    if not _EQUIVALENT.search(_plain(unit)):
+        return 1
+    if feature.charge is None:
+        raise _wrong_unit(feature)
+    return feature.charge
+
+
+def _wrong_unit(feature: Feature) -> UnitError:
+    return UnitError(
+        f"this unit does not measure {feature.name}; send {feature.unit} or a multiple of it",
+        reason="wrong-unit",
+    )
+
+
+def _plain(unit: str) -> str:
+    """The unit without annotations, in UCUM's spelling."""
+    unit = _ANNOTATION.sub("", unit).strip()
+    return _ALIASES.get(unit, unit)
+
+
 def _parse(unit: str) -> Any:
     if len(unit) > MAX_UNIT_LENGTH or _LONG_NUMBER.search(unit):
         raise UnitError("not a UCUM unit")
-    unit = _ANNOTATION.sub("", unit).strip()
-    unit = _ALIASES.get(unit, unit)
     try:
-        parsed = _registry.from_ucum(unit)
+        parsed = _registry.from_ucum(_plain(unit))
         return parsed.units if hasattr(parsed, "units") else _registry.dimensionless
     except (LarkError, pint.PintError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise UnitError("not a UCUM unit; see ucum.org for how to write it") from error
