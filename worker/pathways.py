@@ -69,21 +69,22 @@ _SEPSIS = {
 }
 
 _RESPIRATORY = {
-    "heart_rate": Effect(30),
+    "heart_rate": Effect(32),
     "respiratory_rate": Effect(18),
-    "temperature": Effect(0.8),
-    "systolic": Effect(-12, delay_h=3),
-    "diastolic": Effect(-8, delay_h=3),
+    "temperature": Effect(1.0),
+    "systolic": Effect(-24, delay_h=3),
+    "diastolic": Effect(-14, delay_h=3),
     "oxygen_pressure": Effect(-42),
     "arterial_pco2": Effect(22, delay_h=2),
-    "bicarbonate": Effect(2, delay_h=4),
-    "lactate": Effect(factor=2.2, delay_h=2),
-    "gcs": Effect(-6, delay_h=2),
-    "leukocytes": Effect(factor=1.8),
-    "urine_rate": Effect(factor=0.6, delay_h=3),
-    "creatinine": Effect(factor=1.4, delay_h=4),
-    "urea_nitrogen": Effect(factor=1.6, delay_h=4),
-    "albumin": Effect(-0.8),
+    "bicarbonate": Effect(-2, delay_h=4),
+    "lactate": Effect(factor=2.6, delay_h=2),
+    "gcs": Effect(-8, delay_h=2),
+    "leukocytes": Effect(factor=1.9),
+    "urine_rate": Effect(factor=0.4, delay_h=3),
+    "creatinine": Effect(factor=1.8, delay_h=4),
+    "urea_nitrogen": Effect(factor=2.3, delay_h=4),
+    "platelets": Effect(factor=0.6, delay_h=4),
+    "albumin": Effect(-1.2),
 }
 
 _HAEMORRHAGE = {
@@ -96,8 +97,8 @@ _HAEMORRHAGE = {
     "arterial_pco2": Effect(-6),
     "bicarbonate": Effect(-8, delay_h=0.5),
     "lactate": Effect(factor=5.0, delay_h=0.5),
-    "urine_rate": Effect(factor=0.25, delay_h=1),
-    "gcs": Effect(-4, delay_h=1),
+    "urine_rate": Effect(factor=0.2, delay_h=1),
+    "gcs": Effect(-6, delay_h=1),
     "hematocrit": Effect(-17, delay_h=1),
     "platelets": Effect(factor=0.5, delay_h=2),
     "creatinine": Effect(factor=1.6, delay_h=4),
@@ -111,7 +112,7 @@ PATHWAYS: dict[str, Pathway] = {
         _SEPSIS, (74, 8), (1, 0, 8, 2), (0.85, 1.1), onset_h=(2, 10), rise_h=(6, 12), ventilated=0.55
     ),
     "respiratory-failure": Pathway(
-        _RESPIRATORY, (70, 10), (1, 0, 8, 1), (0.7, 1.1), onset_h=(3, 16), rise_h=(4, 12), ventilated=0.6
+        _RESPIRATORY, (73, 9), (1, 0, 8, 1), (0.8, 1.1), onset_h=(3, 16), rise_h=(4, 12), ventilated=0.6
     ),
     "haemorrhage": Pathway(
         _HAEMORRHAGE,
@@ -120,7 +121,7 @@ PATHWAYS: dict[str, Pathway] = {
         (0.7, 1.1),
         onset_h=(3, 20),
         rise_h=(2, 5),
-        treated_h=(6, 12),
+        treated_h=(8, 16),
         fall_h=8.0,
     ),
     "recovery": Pathway(
