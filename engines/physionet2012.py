@@ -52,7 +52,7 @@ PARAMETERS: dict[str, tuple[str, str, str]] = {
     "DiasABP": ("76213-8", "mm[Hg]", "diastolic_pressure_invasive"),
     "MAP": ("76214-6", "mm[Hg]", "mean_pressure_invasive"),
     "GCS": ("9269-2", "1", "gcs"),
-    "FiO2": ("3150-6", "1", "fio2"),
+    "FiO2": ("3150-0", "1", "fio2"),
     "MechVent": ("riskstream-mechanical-ventilation", "1", "mechanical_ventilation"),
     "Urine": ("9187-6", "mL", "urine_output"),
     "pH": ("2744-1", "1", "arterial_ph"),
@@ -236,6 +236,19 @@ def digest(stays: list[Stay]) -> str:
         for sample in stay.samples:
             total.update(f"{sample.minute},{sample.code},{sample.value!r},{sample.unit}\n".encode())
     return total.hexdigest()
+
+
+def described(stays: list[Stay]) -> dict[str, str | int]:
+    """The data set in a report."""
+    outcomes = [stay.outcome for stay in stays if stay.outcome is not None]
+    return {
+        "name": PREFIX.rstrip(":"),
+        "digest": digest(stays),
+        "stays": len(stays),
+        "judged": len(outcomes),
+        "deaths": sum(outcomes),
+        "skipped_lines": sum(stay.skipped for stay in stays),
+    }
 
 
 def _by_minute(sample: Sample) -> int:
