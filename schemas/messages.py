@@ -11,6 +11,9 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+MAX_OBSERVATIONS = 4096
+"""Most observations in a record; a day of one-minute vitals fits, a mistake in a loop does not."""
+
 Identifier = Annotated[str, Meta(min_length=1, max_length=128)]
 """An opaque identifier."""
 
@@ -51,7 +54,7 @@ class VitalsRecord(Struct, frozen=True):
     event_id: Identifier
     patient: Identifier
     time: Time
-    observations: Annotated[tuple[Observation, ...], Meta(min_length=1, max_length=4096)]
+    observations: Annotated[tuple[Observation, ...], Meta(min_length=1, max_length=MAX_OBSERVATIONS)]
 
 
 class Source(Struct, frozen=True):

@@ -125,6 +125,8 @@ def policy_complaints(policy: Policy) -> list[str]:
         complaints.append(f"policy.levels: `enter` must rise strictly from level to level, came {enters}")
     if policy.exit >= enters[0]:
         complaints.append(f"policy.exit must be below the first level's enter {enters[0]}, came {policy.exit}")
+    if policy.refractory_s > policy.expiry_s:
+        complaints.append(f"policy.refractory_s must not exceed expiry_s {policy.expiry_s}")
     if len({level.severity for level in policy.levels}) < len(policy.levels):
         complaints.append("policy.levels: two levels have one severity")
     return complaints
@@ -137,6 +139,8 @@ def _complaints(config: ModelConfig) -> list[str]:
         complaints.append(f"features not in the feature table: {unknown}; it has {sorted(CHANNEL)}")
     if len(set(config.features)) < len(config.features):
         complaints.append("a feature is named twice")
+    if not config.state:
+        complaints.append("state is empty; a windowed-series model is one recurrent step and carries a state")
     names = [tensor.name for tensor in config.input]
     wanted = ["values", "elapsed", "counts", *(pair.input for pair in config.state)]
     if sorted(names) != sorted(wanted):

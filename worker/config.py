@@ -33,17 +33,29 @@ class Settings(BaseSettings):
     kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
     kafka_username: str = ""
     kafka_password: SecretStr = SecretStr("")
-    kafka_ca_file: Path | None = Field(None, description="PEM of the authorities that signed the brokers' certificates")
+    kafka_ca_file: Path | None = Field(
+        None, description="PEM of the authorities that signed the brokers' certificates"
+    )
     kafka_cert_file: Path | None = Field(None, description="PEM of the client certificate, for mutual TLS")
     kafka_key_file: Path | None = Field(None, description="PEM of the client certificate's key")
     kafka_idempotence: bool = Field(True, description="idempotent producer; off only for brokers without it")
-    session_timeout_s: float = Field(10.0, ge=1, le=300, description="a worker silent for this long loses its partitions")
-    rebalance_timeout_s: float = Field(30.0, ge=1, le=600, description="how long a rebalance waits for a worker")
+    session_timeout_s: float = Field(
+        10.0, ge=1, le=300, description="a worker silent for this long loses its partitions"
+    )
+    rebalance_timeout_s: float = Field(
+        30.0, ge=1, le=600, description="how long a rebalance waits for a worker"
+    )
     max_poll_interval_s: float = Field(60.0, ge=5, le=1800)
     request_timeout_s: float = Field(40.0, ge=1, le=300)
-    publish_timeout_s: float = Field(30.0, ge=1, le=300, description="a publish unconfirmed for this long is sent again")
-    fetch_max_bytes: int = Field(4 << 20, ge=1 << 16, le=64 << 20, description="bytes fetched at once from a partition")
-    chunk_records: int = Field(512, ge=1, le=10_000, description="records of a partition handled at once, at most")
+    publish_timeout_s: float = Field(
+        30.0, ge=1, le=300, description="a publish unconfirmed for this long is sent again"
+    )
+    fetch_max_bytes: int = Field(
+        4 << 20, ge=1 << 16, le=64 << 20, description="bytes fetched at once from a partition"
+    )
+    chunk_records: int = Field(
+        512, ge=1, le=10_000, description="records of a partition handled at once, at most"
+    )
 
     # Topics
     topic_vitals: str = "vitals"
@@ -56,7 +68,9 @@ class Settings(BaseSettings):
     replication: int = Field(1, ge=1, le=9, description="replicas of topics created at start")
 
     # Redis
-    redis: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="redis:// or rediss:// URL, may hold an ACL user")
+    redis: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"), description="redis:// or rediss:// URL, may hold an ACL user"
+    )
     redis_username: str = ""
     redis_password: SecretStr = SecretStr("")
     redis_ca_file: Path | None = None
@@ -72,8 +86,12 @@ class Settings(BaseSettings):
 
     # The path
     checkpoint_interval_s: float = Field(1.0, gt=0, le=60)
-    max_record_bytes: int = Field(1 << 20, ge=1 << 10, le=64 << 20, description="larger records are dead-lettered")
-    future_tolerance_s: float = Field(3600.0, ge=0, description="how far after its record's timestamp an event may lie")
+    max_record_bytes: int = Field(
+        1 << 20, ge=1 << 10, le=64 << 20, description="larger records are dead-lettered"
+    )
+    future_tolerance_s: float = Field(
+        3600.0, ge=0, description="how far after its record's timestamp an event may lie"
+    )
     past_tolerance_h: float = Field(24.0 * 366, ge=1, description="how far before its record's timestamp")
     rebuild_horizon_h: float = Field(
         2.0 * WINDOW_BINS + 24.0,
@@ -84,7 +102,9 @@ class Settings(BaseSettings):
     # HTTP and logs
     http_host: str = Field("127.0.0.1", description="address of /metrics and /health")
     http_port: int = Field(8080, ge=0, le=65535, description="0 picks a free port")
-    stall_after_s: float = Field(120.0, ge=5, description="not live when lag is above zero and nothing moved for this long")
+    stall_after_s: float = Field(
+        120.0, ge=5, description="not live when lag is above zero and nothing moved for this long"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     instance: str = Field(default_factory=socket.gethostname, description="names this worker in logs")
 

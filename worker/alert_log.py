@@ -1,0 +1,90 @@
+"""The alert topic as a log: the last episode of each patient, for a rebuild.
+
+Alerts are published to the partition with the input partition's number, so one partition is read, from
+its first record: an open episode may be as old as the topic.
+"""
+
+from typing import NamedTuple
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from schemas.messages import Alert
+from schemas.model_config import ModelConfig
+from worker import metrics
+from worker.config import Settings
+from worker.decide import Episode
+from worker.decode import milliseconds
+from worker.errors import RetryError
+from worker.partition import Place
+
+
+class LastAlert(NamedTuple):
+    """A patient's last episode before a given offset, and when it expired, if it did."""
+
+    episode: Episode
+    expired_ms: int | None
+
+
+async def last_alerts(
+    settings: Settings, place: Place, config: ModelConfig, before: int
+) -> dict[str, LastAlert]:
+    """The last alert of each patient that a record before offset `before` caused, by patient id.
+
+    Raises:
+        RetryError: Kafka did not answer.
+    """
+    consumer = AIOKafkaConsumer(
+        **settings.kafka_client(), enable_auto_commit=False, auto_offset_reset="earliest"
+    )
+    tp = TopicPartition(settings.topic_alerts, place.partition)
+    found: dict[str, LastAlert] = {}
+    decoder = msgspec.json.Decoder(Alert)
+    try:
+        await consumer.start()
+        consumer.assign([tp])
+        await consumer.seek_to_beginning(tp)
+        end = (await consumer.end_offsets([tp]))[tp]
+        while await consumer.position(tp) < end:
+            for records in (await consumer.getmany(tp, timeout_ms=1000)).values():
+                for record in records:
+                    try:
+                        _enter(found, decoder.decode(record.value or b""), place, config, before)
+                    except msgspec.MsgspecError:
+                        metrics.rejections.labels("alert-log", "invalid-message").inc()
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise RetryError(f"alert log: {type(error).__name__}") from None
+    finally:
+        await consumer.stop()
+    return found
+
+
+def _enter(found: dict[str, LastAlert], alert: Alert, place: Place, config: ModelConfig, before: int) -> None:
+    source = alert.source
+    if (source.cluster, source.topic, source.partition) != place or source.offset >= before:
+        return
+    if alert.model.name != config.name:
+        return
+    opened = int(alert.episode.rsplit("/", 1)[1])
+    last = found.get(alert.patient)
+    if alert.transition == "expired":
+        if last is not None and last.episode.opened == opened:
+            found[alert.patient] = last._replace(expired_ms=milliseconds(alert.time))
+        return
+    if last is not None and (last.episode.opened, last.episode.sequence) > (opened, alert.sequence):
+        return
+    again = last is not None and (last.episode.opened, last.episode.sequence) == (opened, alert.sequence)
+    expired = last.expired_ms if last is not None and again else None
+    severities = [level.severity for level in config.policy.levels]
+    level = severities.index(alert.severity) if alert.severity in severities else 0
+    episode = Episode(
+        opened,
+        level,
+        alert.sequence,
+        milliseconds(alert.raised_at),
+        milliseconds(alert.time),
+        alert.risk,
+        alert.transition != "resolved",
+    )
+    found[alert.patient] = LastAlert(episode, expired)

@@ -1,0 +1,254 @@
+"""The worker process: a Faust agent around the pipeline, its dependencies, its end.
+
+The agent receives chunks of raw records and hands each to its partition's lane (`lanes.py`). Faust brings
+the consumer group, flow control and supervision; it publishes, commits and serves nothing.
+"""
+
+import asyncio
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import faust
+import structlog
+from faust.types import TP
+from yarl import URL
+
+from engines import repository
+from engines.engine import Engine
+from worker import metrics
+from worker.alert_log import LastAlert, last_alerts
+from worker.batch import Batcher
+from worker.checkpoint import Checkpointer
+from worker.cluster import Cluster, complaints, describe
+from worker.config import Settings
+from worker.errors import FatalError, RetryError, StoreError
+from worker.http import Health, serve
+from worker.infer import StepModel
+from worker.lanes import Lanes, Stages
+from worker.messages import Author
+from worker.partition import Partition, Place
+from worker.pipeline import Limits, Pipeline
+from worker.publish import Publisher
+from worker.restore import Restorer
+from worker.store import Store
+from worker.transport import ChunkTransport
+
+log = structlog.get_logger("riskstream.app")
+
+STOP_S = 20.0
+"""How long shutting down may take after the last checkpoint before it is cut short."""
+
+
+class Worker:
+    """One worker process, from start to stop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._stop = asyncio.Event()
+        self._lanes: Lanes | None = None
+        self._batcher: Batcher | None = None
+        self._checkpointer: Checkpointer | None = None
+        self._store = Store(settings)
+        self._publisher = Publisher(settings)
+        self._joined = False
+
+    async def run(self) -> None:
+        """Work until a signal comes or something fatal happens.
+
+        Raises:
+            FatalError: the process must stop, and says why.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        runner, port = await serve(
+            self.settings.http_host, self.settings.http_port, Health(self._live, self._ready)
+        )
+        log.info("serving metrics and health", host=self.settings.http_host, port=port)
+        try:
+            await self._work()
+        finally:
+            await self._publisher.stop()
+            await self._store.close()
+            if self._batcher is not None:
+                await self._batcher.close()
+            await runner.cleanup()
+            log.info("stopped")
+
+    async def _work(self) -> None:
+        engine, verify = await asyncio.to_thread(self._load_engine)
+        cluster = await self._until_up("Kafka", self._describe)
+        if cluster is None:
+            return
+        await self._until_up("Kafka producer", self._publisher.start)
+        self._batcher = Batcher(engine, verify, self.settings.infer_timeout_s)
+        self._lanes = Lanes(cluster.id, self.settings.checkpoint_interval_s)
+        app = self._faust_app(self._lanes)
+        self._lanes.stages = self._stages(app, engine, self._batcher)
+        await app.start()
+        self._joined = True
+        try:
+            await self._until_stopped(app, self._lanes)
+        finally:
+            self._joined = False
+            owned = {TP(lane.place.topic, lane.place.partition) for lane in self._lanes.owned}
+            await self._lanes.revoke(owned, self.settings.rebalance_timeout_s / 2)
+            try:
+                await asyncio.wait_for(app.stop(), STOP_S)
+            except TimeoutError:
+                log.warning("Faust did not stop in time")
+
+    async def _until_stopped(self, app: Any, lanes: Lanes) -> None:
+        stop = asyncio.create_task(self._stop.wait())
+        crash = asyncio.create_task(app.wait_until_stopped())
+        lanes_task = asyncio.create_task(lanes.run())
+        redis = asyncio.create_task(self._watch_redis())
+        tasks = (stop, crash, lanes_task, redis)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        if not self._stop.is_set():
+            raise FatalError("the Faust app stopped by itself")
+
+    def _load_engine(self) -> tuple[Engine, Callable[[], None]]:
+        settings = self.settings
+        engine = repository.load(settings.model_repository, settings.model, settings.backend)
+        version = str(engine.config.version)
+        folder = settings.model_repository / settings.model / version
+        golden = repository.read_golden(folder / repository.GOLDEN)
+        metrics.backend_in_use.labels(engine.config.name, version, engine.backend).set(1)
+        log.info("model loaded", model=engine.config.name, version=version, backend=engine.backend)
+        return engine, lambda: repository.verify(engine, golden)
+
+    async def _describe(self) -> Cluster:
+        cluster = await describe(self.settings, create=self.settings.create_topics)
+        found = complaints(self.settings, cluster)
+        if found:
+            raise FatalError("; ".join(found))
+        return cluster
+
+    async def _until_up(self, what: str, connect: Any) -> Any:
+        """Try until it works or the process is told to stop (then None)."""
+        while not self._stop.is_set():
+            try:
+                return await connect()
+            except RetryError as error:
+                log.warning("waiting for a dependency", dependency=what, reason=error.reason)
+                try:
+                    await asyncio.wait_for(self._stop.wait(), 2.0)
+                except TimeoutError:
+                    continue
+        return None
+
+    async def _watch_redis(self) -> None:
+        while True:
+            try:
+                await self._store.ping()
+                metrics.redis_up.set(1)
+                self._redis_up = True
+            except StoreError:
+                metrics.redis_up.set(0)
+                self._redis_up = False
+            await asyncio.sleep(5.0)
+
+    _redis_up = False
+
+    def _stages(self, app: Any, engine: Engine, batcher: Batcher) -> Stages:
+        settings, config = self.settings, engine.config
+        model = StepModel(config)
+        topics = (settings.topic_alerts, settings.topic_scores, settings.topic_dead_letters)
+
+        def author(partition: Partition) -> Author:
+            return Author(partition.place, config, engine.backend, topics)
+
+        async def alert_log(place: Place, before: int) -> dict[str, LastAlert]:
+            return await last_alerts(settings, place, config, before)
+
+        limits = Limits(
+            settings.max_record_bytes,
+            round(settings.past_tolerance_h * 3_600_000),
+            round(settings.future_tolerance_s * 1000),
+        )
+        pipeline = Pipeline(
+            model,
+            batcher.infer,
+            self._publisher.publish,
+            author,
+            limits,
+            publish_scores=settings.publish_scores,
+        )
+        horizon_ms = round(settings.rebuild_horizon_h * 3_600_000)
+        restorer = Restorer(self._store, app.consumer, model, batcher.infer, horizon_ms)
+        checkpointer = Checkpointer(self._store, app.consumer, config.digest)
+        return Stages(pipeline, restorer, checkpointer, app.consumer, alert_log)
+
+    def _faust_app(self, lanes: Lanes) -> Any:
+        settings = self.settings
+        urls = [URL(f"kafka://{server}") for server in settings.bootstrap_servers]
+        app = faust.App(
+            settings.group,
+            broker=urls,
+            autodiscover=False,
+            web_enabled=False,
+            datadir=tempfile.mkdtemp(prefix="riskstream-"),
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            stream_wait_empty=False,
+            # Faust's own commit handler finds nothing to commit; once an hour is as good as never.
+            broker_commit_interval=3600.0,
+            broker_session_timeout=settings.session_timeout_s,
+            broker_request_timeout=settings.request_timeout_s,
+            broker_rebalance_timeout=settings.rebalance_timeout_s,
+            broker_max_poll_interval=settings.max_poll_interval_s,
+            stream_buffer_maxsize=64,
+        )
+        app.transport = app.producer_transport = ChunkTransport(urls, app, settings, lanes)
+        topic = app.topic(settings.topic_vitals, key_type=bytes, value_type=bytes, value_serializer="raw")
+
+        async def vitals(stream: Any) -> None:
+            async for event in stream.noack().events():
+                lanes.put(event.message.tp, event.message.value)
+
+        app.agent(topic, name="vitals")(vitals)
+        app.on_partitions_assigned.connect(lambda _, assigned, **__: lanes.assign(set(assigned)), weak=False)
+
+        async def revoke(_: Any, revoked: set[TP], **__: Any) -> None:
+            await lanes.revoke(set(revoked), settings.rebalance_timeout_s / 2)
+
+        app.on_partitions_revoked.connect(revoke, weak=False)
+        app.finalize()
+        return app
+
+    def _live(self) -> tuple[bool, str]:
+        for lane in self._lanes.owned if self._lanes else ():
+            stalled = time.perf_counter() - lane.moved_at
+            if lane.lag() and stalled > self.settings.stall_after_s:
+                return (
+                    False,
+                    f"partition {lane.place.partition} has lag and has not moved for {stalled:.0f} s",
+                )
+        if self._batcher is not None and self._batcher.hung:
+            return False, "the engine hangs"
+        return True, ""
+
+    def _ready(self) -> tuple[bool, dict[str, Any]]:
+        lanes = self._lanes.owned if self._lanes else []
+        batcher = self._batcher
+        state = {
+            "joined": self._joined and self._lanes is not None and self._lanes.joined,
+            "redis": self._redis_up,
+            "partitions": len(lanes),
+            "partitions_ready": sum(lane.ready for lane in lanes),
+            "backend": batcher.engine.backend if batcher else None,
+            "model": batcher.engine.config.name if batcher else None,
+            "version": batcher.engine.config.version if batcher else None,
+        }
+        ready = state["joined"] and state["redis"] and all(lane.ready for lane in lanes)
+        return bool(ready and batcher and not batcher.hung), state

@@ -1,0 +1,152 @@
+"""Requests of all partitions -> batches of the engine, which runs in a thread of its own.
+
+Work-conserving: when the engine is idle the next batch starts at once with whatever waits; while it is
+busy, rows collect up to the largest batch. Nothing ever waits for company. Bounded, because each
+partition has one request under way at a time.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.engine import Engine
+from engines.errors import EngineError
+from worker import metrics
+from worker.errors import EngineDownError, EngineHungError
+
+F32 = NDArray[np.float32]
+Tensors = Mapping[str, F32]
+
+
+class _Request(NamedTuple):
+    inputs: Tensors
+    rows: int
+    done: asyncio.Future[dict[str, F32]]
+    since: float
+
+
+class Batcher:
+    """Runs one engine for many callers.
+
+    A row that the engine fails on comes back as NaN, and fails no other row: the batch is halved until
+    the row is found. Order between callers is not promised.
+    """
+
+    def __init__(self, engine: Engine, verify: Callable[[], None], timeout_s: float) -> None:
+        """Serve `engine`; `verify` raises an EngineError when it no longer reproduces its golden data."""
+        self.engine = engine
+        self.hung = False
+        self._verify = verify
+        self._timeout_s = timeout_s
+        self._largest = engine.config.dynamic_batching.max_batch_size
+        self._waiting: deque[_Request] = deque()
+        self._runner: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+
+    async def infer(self, inputs: Tensors) -> dict[str, F32]:
+        """Outputs for any number of rows, in order.
+
+        Raises:
+            EngineDownError: the engine fails even its golden data; worth trying again later.
+            EngineHungError: a call has outlived its deadline; this engine is lost.
+        """
+        rows = len(next(iter(inputs.values())))
+        parts = [
+            self._submit({name: array[at : at + self._largest] for name, array in inputs.items()})
+            for at in range(0, rows, self._largest)
+        ]
+        outputs = await asyncio.gather(*parts)
+        if len(outputs) == 1:
+            return outputs[0]
+        return {name: np.concatenate([part[name] for part in outputs]) for name in outputs[0]}
+
+    async def close(self) -> None:
+        """Stop; the engine's thread is left behind when it hangs."""
+        if self._runner is not None:
+            self._runner.cancel()
+        self._thread.shutdown(wait=not self.hung, cancel_futures=True)
+
+    def _submit(self, inputs: Tensors) -> asyncio.Future[dict[str, F32]]:
+        done: asyncio.Future[dict[str, F32]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Request(inputs, len(next(iter(inputs.values()))), done, time.perf_counter()))
+        if self._runner is None or self._runner.done():
+            self._runner = asyncio.create_task(self._run())
+        return done
+
+    async def _run(self) -> None:
+        while self._waiting:
+            batch = self._take()
+            started = time.perf_counter()
+            for request in batch:
+                metrics.queue_delay.observe(started - request.since)
+            names = batch[0].inputs
+            inputs = {name: np.concatenate([request.inputs[name] for request in batch]) for name in names}
+            try:
+                outputs = await self._call(inputs)
+            except (EngineDownError, EngineHungError) as error:
+                for request in batch:
+                    if not request.done.done():
+                        request.done.set_exception(error)
+                continue
+            self._observe(sum(request.rows for request in batch), time.perf_counter() - started)
+            at = 0
+            for request in batch:
+                if not request.done.done():
+                    request.done.set_result(
+                        {name: array[at : at + request.rows] for name, array in outputs.items()}
+                    )
+                at += request.rows
+
+    def _take(self) -> list[_Request]:
+        batch = [self._waiting.popleft()]
+        rows = batch[0].rows
+        while self._waiting and rows + self._waiting[0].rows <= self._largest:
+            batch.append(self._waiting.popleft())
+            rows += batch[-1].rows
+        full = bool(self._waiting) or rows == self._largest
+        metrics.batch_flushes.labels("full" if full else "idle").inc()
+        return batch
+
+    async def _call(self, inputs: Tensors) -> dict[str, F32]:
+        if self.hung:
+            raise EngineHungError("the engine hangs")
+        call = asyncio.get_running_loop().run_in_executor(self._thread, self._run_sparing, inputs)
+        try:
+            return await asyncio.wait_for(asyncio.shield(call), self._timeout_s)
+        except TimeoutError:
+            self.hung = True
+            raise EngineHungError(f"an engine call took more than {self._timeout_s} s") from None
+
+    def _observe(self, rows: int, seconds: float) -> None:
+        labels = (self.engine.config.name, self.engine.backend)
+        metrics.batch_size.observe(rows)
+        metrics.inference_count.labels(*labels).inc(rows)
+        metrics.execution_count.labels(*labels).inc()
+        metrics.inference_duration.labels(*labels).observe(seconds)
+
+    def _run_sparing(self, inputs: Tensors) -> dict[str, F32]:
+        """Run a batch, in the engine's thread; a row that fails by itself becomes NaN."""
+        try:
+            return self.engine.run(inputs)
+        except EngineError as error:
+            metrics.engine_failures.labels(error.reason).inc()
+        rows = len(next(iter(inputs.values())))
+        if rows > 1:
+            half = rows // 2
+            first = self._run_sparing({name: array[:half] for name, array in inputs.items()})
+            second = self._run_sparing({name: array[half:] for name, array in inputs.items()})
+            return {name: np.concatenate([first[name], second[name]]) for name in first}
+        try:
+            self._verify()
+        except EngineError as broken:
+            raise EngineDownError(
+                f"{self.engine.config.name} fails its golden data: {broken.reason}"
+            ) from broken
+        dims = self.engine.output_dims
+        return {name: np.full((1, *shape), np.nan, dtype=np.float32) for name, shape in dims.items()}

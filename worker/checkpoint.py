@@ -1,0 +1,158 @@
+"""Offsets and changed state -> Redis, then the Kafka commit.
+
+The order is the delivery contract:
+
+    1. A chunk is applied to memory, scored and decided.            (pipeline)
+    2. Its alerts, scores and dead letters are confirmed.           (pipeline)
+    3. What changed is written to Redis, stamped, then the marker.  (`_store`)
+    4. The offset is committed.                                     (`_commit`)
+
+Killed after 2 or 3, the next owner reads records again: those a patient's stamp covers are skipped, the
+others give the same alerts with the same ids. A snapshot is taken between chunks and written while the
+next ones go on, so publishing never waits for Redis.
+"""
+
+import time
+from typing import NamedTuple, Protocol
+
+from schemas.window import WINDOW_BINS
+from worker import metrics
+from worker.codec import encode_bin, encode_hot
+from worker.errors import OwnershipError, RetryError, StoreError
+from worker.partition import Partition, Place
+from worker.state import Patient
+from worker.store import Store, Write, digest
+
+
+class Committer(Protocol):
+    """The consumer's side of a commit."""
+
+    async def commit_offset(self, place: Place, offset: int, metadata: str) -> bool:
+        """Commit; False when the group no longer lets this worker."""
+        ...
+
+
+class Snapshot(NamedTuple):
+    """A partition's changes at one position; `ids` and `gone` are the patients written and deleted."""
+
+    position: int
+    newest_ms: int
+    writes: list[Write]
+    ids: list[str]
+    gone: list[str]
+
+
+class Checkpointer:
+    """Takes snapshots and makes them durable. One call at a time for each partition."""
+
+    def __init__(self, store: Store, committer: Committer, model_digest: str) -> None:
+        self._store = store
+        self._committer = committer
+        self._model = model_digest
+        self.redis_up = False
+
+    async def checkpoint(self, partition: Partition) -> bool:
+        """Make the partition durable up to its position; False when Redis or Kafka is away: try again.
+
+        Raises:
+            OwnershipError: another worker owns the partition.
+        """
+        if partition.replaying:
+            return False
+        started = time.perf_counter()
+        try:
+            if partition.token is None:
+                await self._take_over(partition)
+            async with partition.lock:
+                if partition.position == partition.committed and not partition.dirty and not partition.gone:
+                    return True
+                partition.forget_silent()
+                snapshot = self._snapshot(partition)
+            await self._store_snapshot(partition, snapshot)
+            self._redis(True)
+            await self._commit(partition, snapshot)
+        except RetryError as error:
+            if isinstance(error, StoreError):
+                self._redis(False)
+            metrics.checkpoint_failures.labels(error.reason).inc()
+            return False
+        metrics.checkpoint_duration.observe(time.perf_counter() - started)
+        metrics.checkpoint_bytes.inc(
+            sum(len(w.hot) + sum(map(len, w.bins.values())) for w in snapshot.writes)
+        )
+        return True
+
+    async def _take_over(self, partition: Partition) -> None:
+        """Become the writer of a partition that has none, and write all of it again.
+
+        The commit proves that this worker still owns the partition: a worker that was away must not take
+        the state from its successor.
+        """
+        if not await self._committer.commit_offset(partition.place, max(partition.committed, 0), ""):
+            raise OwnershipError("the group no longer lets this worker commit")
+        token, _ = await self._store.acquire(partition.place)
+        await self._store.discard(partition.place)
+        async with partition.lock:
+            partition.token = token
+            partition.gone.clear()
+            for key, patient in partition.patients.items():
+                partition.dirty.add(key)
+                patient.stored_bins.clear()
+                patient.dirty_bins = patient.filled_bins()
+
+    async def _store_snapshot(self, partition: Partition, snapshot: Snapshot) -> None:
+        assert partition.token is not None
+        try:
+            verdict = await self._store.save(
+                partition.place, partition.token, snapshot.writes, snapshot.position, snapshot.newest_ms
+            )
+        except StoreError:
+            _undo(partition, snapshot)
+            raise
+        if verdict == "fenced":
+            raise OwnershipError("another worker has taken the partition's state over")
+        if verdict == "missing":
+            _undo(partition, snapshot)
+            partition.token = None
+            metrics.restores.labels("rewritten").inc()
+            raise StoreError("Redis has lost the partition's marker; everything is written again")
+
+    async def _commit(self, partition: Partition, snapshot: Snapshot) -> None:
+        place = partition.place
+        if not await self._committer.commit_offset(place, snapshot.position, str(snapshot.newest_ms)):
+            metrics.checkpoint_failures.labels("commit").inc()
+            raise OwnershipError("the group no longer lets this worker commit")
+        partition.committed = snapshot.position
+
+    def _snapshot(self, partition: Partition) -> Snapshot:
+        ids = sorted(partition.dirty)
+        writes = [self._write(partition.patients[key], partition.position) for key in ids]
+        gone = sorted(partition.gone - partition.patients.keys())
+        writes += [Write(digest(key), b"", {}, ()) for key in gone]
+        partition.dirty = set()
+        partition.gone = set()
+        return Snapshot(partition.position, partition.newest_ms, writes, ids, gone)
+
+    def _write(self, patient: Patient, position: int) -> Write:
+        patient.applied = position
+        window = range(patient.open - WINDOW_BINS + 1, patient.open + 1)
+        bins = {hour: encode_bin(patient, hour) for hour in sorted(patient.dirty_bins) if hour in window}
+        drop = sorted(hour for hour in patient.stored_bins if hour not in window)
+        patient.stored_bins = {hour for hour in patient.stored_bins | bins.keys() if hour in window}
+        patient.dirty_bins = set()
+        return Write(digest(patient.id), encode_hot(patient, self._model), bins, drop)
+
+    def _redis(self, up: bool) -> None:
+        self.redis_up = up
+        metrics.redis_up.set(up)
+
+
+def _undo(partition: Partition, snapshot: Snapshot) -> None:
+    """Mark what a failed write held as changed again."""
+    for key, write in zip(snapshot.ids, snapshot.writes, strict=False):
+        patient = partition.patients.get(key)
+        if patient is not None:
+            partition.dirty.add(key)
+            patient.dirty_bins |= write.bins.keys()
+            patient.stored_bins |= set(write.drop)
+    partition.gone |= {key for key in snapshot.gone if key not in partition.patients}

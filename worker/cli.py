@@ -1,0 +1,91 @@
+"""The `riskstream` command."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from worker import cli_model, config
+
+app = typer.Typer(
+    help="Streaming patient-risk prediction: Kafka vitals in, risk alerts out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(cli_model.app, name="model", help="Train, evaluate and list models.")
+
+SettingsFile = Annotated[
+    Path | None, typer.Option("--settings", help="TOML file of settings; RISKSTREAM_* variables override it.")
+]
+
+
+@app.command()
+def run(settings_file: SettingsFile = None) -> None:
+    """Run the worker until SIGTERM or Ctrl-C."""
+    from engines.errors import EngineError
+    from worker.errors import WorkerError
+
+    settings = _settings(settings_file)
+    from worker import logs
+    from worker.app import Worker
+
+    logs.configure(settings.log_level, settings.instance)
+    try:
+        asyncio.run(_run(Worker, settings))
+    except (WorkerError, EngineError) as error:
+        raise SystemExit(f"riskstream: {error}") from None
+
+
+async def _run(worker: type, settings: config.Settings) -> None:
+    await worker(settings).run()
+
+
+@app.command()
+def check(
+    settings_file: SettingsFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds each check may take.", min=0.5, max=120)] = 10.0,
+) -> None:
+    """Check settings, broker, topics, Redis and model; exit 0 when all is well, 1 when not."""
+    from worker.check import check as run_checks
+
+    settings = _settings(settings_file)
+    findings = asyncio.run(run_checks(settings, timeout))
+    well = all(finding.well for finding in findings)
+    if as_json:
+        shown = {"well": well, "settings": _shown(settings), "findings": [f._asdict() for f in findings]}
+        sys.stdout.write(json.dumps(shown, indent=2) + "\n")
+    else:
+        table = Table("check", "", "detail")
+        for finding in findings:
+            table.add_row(finding.subject, "[green]ok" if finding.well else "[red]FAILED", finding.detail)
+        Console().print(table)
+    raise typer.Exit(0 if well else 1)
+
+
+def _shown(settings: config.Settings) -> dict[str, object]:
+    """The settings with secrets hidden."""
+    shown: dict[str, object] = settings.model_dump(mode="json")
+    return shown
+
+
+def _settings(file: Path | None) -> config.Settings:
+    try:
+        return config.load(file)
+    except config.ConfigError as error:
+        raise SystemExit(f"riskstream: {error}") from None
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The Kafka cluster's identity and its topics."""
+
+from typing import Any, NamedTuple
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from worker.config import Settings
+from worker.errors import FatalError, RetryError
+
+
+class Cluster(NamedTuple):
+    """Cluster id, and the number of partitions of each of our topics; 0 where a topic is missing."""
+
+    id: str
+    partitions: dict[str, int]
+
+
+def topic_names(settings: Settings) -> list[str]:
+    """The topics that the worker reads or writes."""
+    names = [settings.topic_vitals, settings.topic_alerts, settings.topic_dead_letters]
+    return [*names, settings.topic_scores] if settings.publish_scores else names
+
+
+async def describe(settings: Settings, *, create: bool) -> Cluster:
+    """Ask the brokers; with `create`, make the topics that are missing.
+
+    Raises:
+        RetryError: no broker answered.
+        FatalError: the topics are not as the worker needs them.
+    """
+    admin = AIOKafkaAdminClient(**settings.kafka_client(), client_id=f"riskstream-{settings.instance}")
+    try:
+        await admin.start()
+        if create:
+            await _create(admin, settings)
+        described: list[dict[str, Any]] = await admin.describe_topics(topic_names(settings))
+        cluster = await admin.describe_cluster()
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise RetryError(f"Kafka: {type(error).__name__}") from None
+    finally:
+        await admin.close()
+    partitions = {
+        topic["topic"]: len(topic["partitions"]) if not topic["error_code"] else 0 for topic in described
+    }
+    return Cluster(cluster["cluster_id"] or "unnamed", partitions)
+
+
+def complaints(settings: Settings, cluster: Cluster) -> list[str]:
+    """What is wrong with the topics, and how to mend it."""
+    found = [
+        f"topic {name} does not exist; create it, or set RISKSTREAM_CREATE_TOPICS=true"
+        for name, partitions in cluster.partitions.items()
+        if not partitions
+    ]
+    inputs = cluster.partitions.get(settings.topic_vitals, 0)
+    outputs = cluster.partitions.get(settings.topic_alerts, 0)
+    if not found and outputs != inputs:
+        found.append(
+            f"topic {settings.topic_alerts} has {outputs} partitions, {settings.topic_vitals} has {inputs}; "
+            "they must be equal, because a rebuild reads the alerts of a partition from the same partition"
+        )
+    return found
+
+
+async def _create(admin: AIOKafkaAdminClient, settings: Settings) -> None:
+    new = [NewTopic(name, settings.partitions, settings.replication) for name in topic_names(settings)]
+    response = await admin.create_topics(new)
+    for topic, code, *_ in response.topic_errors:
+        error = for_code(code)
+        if code and error is not TopicAlreadyExistsError:
+            raise FatalError(f"topic {topic} cannot be created: {error.__name__}")

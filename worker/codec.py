@@ -1,0 +1,177 @@
+"""A patient's state <-> bytes for Redis.
+
+Two kinds of value, both MessagePack arrays whose first element is the layout's version:
+
+    hot     everything but the bins: clocks, statics, recurrent state, recent values and events, latch
+    bin     one hour: only the channels that were measured in it
+
+Arrays inside are packed little-endian: float32 values, uint32 milliseconds, uint64 event digests. A recent
+value is 8 bytes (float32 value, uint32 ms before the newest event), so a busy patient's hot part stays
+under 3 KiB. A version that is not known reads as if nothing were stored: the state is then rebuilt.
+"""
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from schemas.features import STATIC
+from schemas.window import CHANNELS, HOUR_MS, WINDOW_BINS
+from worker.decide import Episode, Latch, Trace
+from worker.state import Patient, Recent
+
+LAYOUT = 1
+"""Raise it when the layout, the feature table's order or the meaning of a field changes."""
+
+_WINDOW_MS = WINDOW_BINS * HOUR_MS
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class _Hot(msgspec.Struct, array_like=True):
+    layout: int
+    id: str
+    applied: int
+    touched_ms: int
+    newest_ms: int
+    start: int
+    open: int
+    statics: bytes
+    static_order: list[tuple[int, str]]
+    hidden: bytes | None
+    recent: list[tuple[int, bytes]]
+    event_ids: bytes
+    trace: Trace | None
+    episode: Episode | None
+    model: str
+
+
+class _Bin(msgspec.Struct, array_like=True):
+    layout: int
+    channels: bytes
+    counts: bytes
+    values: bytes
+    times: bytes
+    ids: list[str]
+    id_of: bytes
+
+
+_hot = msgspec.msgpack.Decoder(_Hot)
+_bin = msgspec.msgpack.Decoder(_Bin)
+
+
+class LayoutError(ValueError):
+    """Stored state is of another layout, or damaged; rebuild it."""
+
+
+def encode_hot(patient: Patient, model: str) -> bytes:
+    """The hot part; `model` is the digest of the model that the recurrent state belongs to."""
+    return _encode(
+        _Hot(
+            LAYOUT,
+            patient.id,
+            patient.applied,
+            patient.touched_ms,
+            patient.newest_ms,
+            patient.start,
+            patient.open,
+            patient.statics.tobytes(),
+            patient.static_order,
+            None if patient.hidden is None else patient.hidden.tobytes(),
+            _pack_recent(patient),
+            np.array(list(patient.event_ids), dtype="<u8").tobytes(),
+            patient.latch.trace,
+            patient.latch.episode,
+            model,
+        )
+    )
+
+
+def encode_bin(patient: Patient, hour: int) -> bytes:
+    """One bin of the window."""
+    cells, slot = patient.cells, hour % WINDOW_BINS
+    channels = np.flatnonzero(cells.counts[slot])
+    names = cells.ids[slot] or [""] * CHANNELS
+    ids = sorted({names[c] for c in channels})
+    index = {name: i for i, name in enumerate(ids)}
+    return _encode(
+        _Bin(
+            LAYOUT,
+            channels.astype("u1").tobytes(),
+            cells.counts[slot, channels].tobytes(),
+            cells.values[slot, channels].astype("<f4").tobytes(),
+            cells.times[slot, channels].astype("<u4").tobytes(),
+            ids,
+            np.array([index[names[c]] for c in channels], dtype="<u2").tobytes(),
+        )
+    )
+
+
+def decode(hot: bytes, bins: dict[int, bytes], model: str) -> tuple[Patient, bool]:
+    """A patient from its stored values, and whether its recurrent state is of this model.
+
+    Raises:
+        LayoutError: the values are of another layout or damaged.
+    """
+    try:
+        stored = _hot.decode(hot)
+        if stored.layout != LAYOUT:
+            raise LayoutError(f"stored state has layout {stored.layout}, this program writes {LAYOUT}")
+        patient = Patient(stored.id)
+        _restore_hot(patient, stored)
+        for hour, value in bins.items():
+            patient.stored_bins.add(hour)
+            if stored.open - WINDOW_BINS < hour <= stored.open:
+                _restore_bin(patient, hour, _bin.decode(value))
+    except (msgspec.MsgspecError, ValueError, IndexError, TypeError) as error:
+        raise LayoutError(f"stored state cannot be read: {type(error).__name__}") from None
+    if patient.open >= 0:
+        patient.carry_over()
+    return patient, stored.model == model
+
+
+def _restore_hot(patient: Patient, stored: _Hot) -> None:
+    patient.applied = stored.applied
+    patient.touched_ms = stored.touched_ms
+    patient.newest_ms = stored.newest_ms
+    patient.start, patient.open = stored.start, stored.open
+    patient.statics = np.frombuffer(stored.statics, dtype="<f4").astype(np.float32)
+    if len(patient.statics) != len(STATIC):
+        raise LayoutError("another feature table")
+    patient.static_order = [(time, event) for time, event in stored.static_order]
+    patient.hidden = (
+        None if stored.hidden is None else np.frombuffer(stored.hidden, dtype="<f4").astype(np.float32)
+    )
+    for channel, packed in stored.recent:
+        pairs = np.frombuffer(packed, dtype=[("age", "<u4"), ("value", "<f4")])
+        patient.recent[channel] = [Recent(stored.newest_ms - int(p["age"]), float(p["value"])) for p in pairs]
+    patient.event_ids = dict.fromkeys(np.frombuffer(stored.event_ids, dtype="<u8").tolist())
+    patient.latch = Latch(stored.trace, stored.episode)
+
+
+def _restore_bin(patient: Patient, hour: int, stored: _Bin) -> None:
+    cells, slot = patient.cells, hour % WINDOW_BINS
+    channels = np.frombuffer(stored.channels, dtype="u1")
+    cells.counts[slot, channels] = np.frombuffer(stored.counts, dtype="u1")
+    cells.values[slot, channels] = np.frombuffer(stored.values, dtype="<f4")
+    cells.times[slot, channels] = np.frombuffer(stored.times, dtype="<u4")
+    ids: list[Any] = [""] * CHANNELS
+    for channel, i in zip(channels, np.frombuffer(stored.id_of, dtype="<u2"), strict=True):
+        ids[channel] = stored.ids[i]
+    if len(channels):
+        cells.ids[slot] = ids
+
+
+def _pack_recent(patient: Patient) -> list[tuple[int, bytes]]:
+    packed = []
+    for channel in sorted(patient.recent):
+        # Values that have left the window can no longer be corrected.
+        pairs = [
+            (patient.newest_ms - value.time_ms, value.value)
+            for value in patient.recent[channel]
+            if patient.newest_ms - value.time_ms <= _WINDOW_MS
+        ]
+        if pairs:
+            array = np.array(pairs, dtype=[("age", "<u4"), ("value", "<f4")])
+            packed.append((channel, array.tobytes()))
+    return packed

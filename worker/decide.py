@@ -1,0 +1,188 @@
+"""Risk + policy + latch -> alert transitions. A pure function: it reads no clock but event time.
+
+A latch has two halves. The *trace* depends only on the recent risks: since when the risk has been above
+each level and below the exit, clamped to the times the policy asks for, so that it can be rebuilt from a
+bounded stretch of the log. The *episode* changes only with an alert, so it can be rebuilt from the alerts.
+
+Time is the patient's newest event time, so it never runs backwards.
+"""
+
+from typing import NamedTuple
+
+from schemas.messages import Transition
+from schemas.model_config import Policy
+
+TREND_MS = 6 * 3_600_000
+"""How long the trend in an alert reaches back."""
+
+
+class Trace(NamedTuple):
+    """What the recent risks left behind; times in ms since the epoch.
+
+    above: per level, since when the risk has been at or over its entry threshold, or None.
+    below: since when it has been under the exit threshold, or None.
+    time: of the last score. risk: the last score. offset: of the record that caused it.
+    trend: (hour number, last risk in that hour), oldest first, at most `TREND_MS` old.
+    """
+
+    above: tuple[int | None, ...]
+    below: int | None
+    time: int
+    risk: float
+    offset: int
+    trend: tuple[tuple[int, float], ...]
+
+
+class Episode(NamedTuple):
+    """The last episode of alerts, open or resolved.
+
+    opened: offset of the record that opened it.
+    level: highest level so far, index into the policy's levels.
+    sequence: of its last alert.
+    raised, alerted: times of its first and its last alert, ms since the epoch.
+    alerted_risk: risk in its last alert.
+    active: whether it is open.
+    """
+
+    opened: int
+    level: int
+    sequence: int
+    raised: int
+    alerted: int
+    alerted_risk: float
+    active: bool
+
+
+class Latch(NamedTuple):
+    """What a decision remembers of a patient."""
+
+    trace: Trace | None = None
+    episode: Episode | None = None
+
+
+class Step(NamedTuple):
+    """One transition to publish: the episode after it, its event time, and the score it rests on."""
+
+    transition: Transition
+    episode: Episode
+    trace: Trace
+    time: int
+
+
+def decide(policy: Policy, latch: Latch, time: int, risk: float, offset: int) -> tuple[Latch, list[Step]]:
+    """The latch after one more score, and the transitions that it causes, in order.
+
+    Args:
+        policy: the policy in force.
+        latch: the latch before.
+        time: event time of the score, ms; not before the latch's.
+        risk: calibrated probability.
+        offset: of the record that was scored.
+    """
+    steps: list[Step] = []
+    latch, expired = expire(policy, latch, time)
+    if expired is not None:
+        steps.append(expired)
+    trace = _extend(policy, latch.trace, time, risk, offset)
+    before = remembered(policy, latch.episode, time)
+    transition = _transition(policy, before, trace)
+    if transition is None:
+        return Latch(trace, before), steps
+    level = max(_level(policy, trace), 0)
+    if transition == "raised" or before is None:
+        after = Episode(offset, level, 0, time, time, risk, True)
+    else:
+        after = Episode(
+            before.opened,
+            max(level, before.level),
+            before.sequence + 1,
+            before.raised,
+            time,
+            risk,
+            transition != "resolved",
+        )
+    steps.append(Step(transition, after, trace, time))
+    return Latch(trace, after), steps
+
+
+def expire(policy: Policy, latch: Latch, now: int) -> tuple[Latch, Step | None]:
+    """Forget a latch whose patient has been silent for the expiry time at `now`, ms of event time.
+
+    An open episode gives an `expired` transition, dated at the expiry.
+    """
+    trace, episode = latch
+    if trace is None or now <= trace.time + seconds_ms(policy.expiry_s):
+        return latch, None
+    if episode is None or not episode.active:
+        return Latch(), None
+    at = trace.time + seconds_ms(policy.expiry_s)
+    ended = episode._replace(sequence=episode.sequence + 1, alerted=at, alerted_risk=trace.risk, active=False)
+    return Latch(), Step("expired", ended, trace, at)
+
+
+def remembered(policy: Policy, episode: Episode | None, time: int) -> Episode | None:
+    """The episode as far as it matters at `time`: a closed one only while its refractory time runs."""
+    if episode is None or episode.active or time < episode.alerted + seconds_ms(policy.refractory_s):
+        return episode
+    return None
+
+
+def _transition(policy: Policy, episode: Episode | None, trace: Trace) -> Transition | None:
+    level = _level(policy, trace)
+    quiet = episode is not None and trace.time < episode.alerted + seconds_ms(policy.refractory_s)
+    if episode is None or not episode.active:
+        breaks_through = episode is not None and level > episode.level
+        return "raised" if level >= 0 and (not quiet or breaks_through) else None
+    if level > episode.level:
+        return "escalated"
+    if quiet:
+        return None
+    if trace.below is not None and trace.time - trace.below >= seconds_ms(policy.resolve_s):
+        return "resolved"
+    if abs(trace.risk - episode.alerted_risk) >= policy.update_delta:
+        return "updated"
+    return None
+
+
+def _level(policy: Policy, trace: Trace) -> int:
+    """Highest level whose persistence is reached; -1 for none."""
+    reached = -1
+    for i, (level, since) in enumerate(zip(policy.levels, trace.above, strict=True)):
+        if since is not None and trace.time - since >= seconds_ms(level.persistence_s):
+            reached = i
+    return reached
+
+
+def _extend(policy: Policy, trace: Trace | None, time: int, risk: float, offset: int) -> Trace:
+    hour = time // 3_600_000
+    trend: tuple[tuple[int, float], ...] = ()
+    above: tuple[int | None, ...] = (None,) * len(policy.levels)
+    below: int | None = None
+    if trace is not None:
+        above, below = trace.above, trace.below
+        trend = tuple(
+            point for point in trace.trend if point[0] != hour and point[0] * 3_600_000 > time - TREND_MS
+        )
+    return Trace(
+        tuple(
+            _since(since, risk >= level.enter, time, seconds_ms(level.persistence_s))
+            for since, level in zip(above, policy.levels, strict=True)
+        ),
+        _since(below, risk < policy.exit, time, seconds_ms(policy.resolve_s)),
+        time,
+        risk,
+        offset,
+        (*trend, (hour, risk)),
+    )
+
+
+def _since(since: int | None, holds: bool, time: int, enough: int) -> int | None:
+    """Since when a condition has held, not further back than is `enough` to know."""
+    if not holds:
+        return None
+    return time if since is None else max(since, time - enough)
+
+
+def seconds_ms(seconds: float) -> int:
+    """Seconds in whole milliseconds."""
+    return round(seconds * 1000)

@@ -1,0 +1,182 @@
+"""Record bytes -> an event, or the reasons why not. Pure; knows no patient.
+
+The format comes from the record's `content-type` header, native JSON unless stated. An adapter for
+another format (FHIR R4, HL7 v2) is a function of the same shape as `_native`, entered in `_FORMATS`.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from schemas.messages import MAX_OBSERVATIONS, Identifier, Observation, Rejection, Time, VitalsRecord
+
+
+class Record(Protocol):
+    """A Kafka record as the transport hands it over; aiokafka's ConsumerRecord is one."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int:
+        """Milliseconds since the epoch."""
+        ...
+
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]: ...
+
+
+class Event(NamedTuple):
+    """A decoded record: observations that have the right form, and those that have not.
+
+    observations: (position in the message, observation).
+    """
+
+    event_id: str
+    patient: str
+    time_ms: int
+    observations: Sequence[tuple[int, Observation]]
+    rejections: tuple[Rejection, ...] = ()
+
+
+class Refusal(NamedTuple):
+    """Why a whole record was refused."""
+
+    reason: str
+    path: str = "$"
+
+
+class _Envelope(msgspec.Struct, frozen=True):
+    """A `VitalsRecord` whose observations are not looked at yet."""
+
+    event_id: Identifier
+    patient: Identifier
+    time: Time
+    observations: list[msgspec.Raw]
+
+
+_vitals = msgspec.json.Decoder(VitalsRecord)
+_envelope = msgspec.json.Decoder(_Envelope)
+_observation = msgspec.json.Decoder(Observation)
+
+_PATH = re.compile(r" - at `(\$[^`]*)`$")
+
+
+def milliseconds(time: datetime) -> int:
+    """Milliseconds since the epoch of an aware time."""
+    return round(time.timestamp() * 1000)
+
+
+def decode(record: Record, max_bytes: int) -> Event | Refusal:
+    """Decode one record and check that its key is its patient.
+
+    Args:
+        record: the record.
+        max_bytes: larger values are refused unread.
+    """
+    value = record.value
+    if not value:
+        return Refusal("empty")
+    if len(value) > max_bytes:
+        return Refusal("too-large")
+    read: Callable[[bytes], Event | Refusal] = _native
+    for name, content_type in record.headers:
+        if name == "content-type" and content_type:
+            form = _FORMATS.get(content_type.split(b";")[0].strip().lower())
+            if form is None:
+                return Refusal("unsupported-content-type")
+            read = form
+    event = read(value)
+    if isinstance(event, Event) and record.key != event.patient.encode():
+        return Refusal("key-mismatch", "$.patient")
+    return event
+
+
+def _native(value: bytes) -> Event | Refusal:
+    try:
+        message = _vitals.decode(value)
+        if _may_repeat_keys(value, len(message.observations)) and _repeats_keys(value):
+            return Refusal("duplicate-key")
+        return Event(
+            message.event_id,
+            message.patient,
+            milliseconds(message.time),
+            list(enumerate(message.observations)),
+        )
+    except msgspec.ValidationError as error:
+        return _salvage(value, error)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return Refusal("invalid-json")
+    except RecursionError:
+        return Refusal("too-deep")
+    except (OverflowError, ValueError):
+        return Refusal("invalid-message")
+
+
+def _salvage(value: bytes, error: msgspec.ValidationError) -> Event | Refusal:
+    """The good observations of a message in which something has a wrong type."""
+    try:
+        envelope = _envelope.decode(value)
+        if _repeats_keys(value):
+            return Refusal("duplicate-key")
+        time_ms = milliseconds(envelope.time)
+    except (msgspec.DecodeError, RecursionError, OverflowError, ValueError):
+        return Refusal("invalid-message", _path(error))
+    if not 0 < len(envelope.observations) <= MAX_OBSERVATIONS:
+        return Refusal("invalid-message", "$.observations")
+    good: list[tuple[int, Observation]] = []
+    bad: list[Rejection] = []
+    for position, raw in enumerate(envelope.observations):
+        try:
+            good.append((position, _observation.decode(raw)))
+        except (msgspec.DecodeError, RecursionError, OverflowError, ValueError) as fault:
+            place = _path(fault)[1:]
+            bad.append(Rejection("invalid-observation", f"$.observations[{position}]{place}"))
+    return Event(envelope.event_id, envelope.patient, time_ms, good, tuple(bad))
+
+
+def _path(error: Exception) -> str:
+    """The place that msgspec names; the rest of its message may quote the payload."""
+    match = _PATH.search(str(error))
+    return match.group(1) if match else "$"
+
+
+def _may_repeat_keys(value: bytes, observations: int) -> bool:
+    """A quick test that is true for every message in which a key stands twice in one object."""
+    count = value.count
+    return (
+        count(b'"value"') > observations
+        or count(b'"code"') > observations
+        or count(b'"unit"') > observations
+        or count(b'"status"') > observations
+        or count(b'"system"') > observations
+        or count(b'"time"') > observations + 1
+        or count(b'"patient"') > 1
+        or count(b'"event_id"') > 1
+        or count(b'"observations"') > 1
+        or b"\\u" in value
+    )
+
+
+def _repeats_keys(value: bytes) -> bool:
+    repeated = False
+
+    def pairs(items: list[tuple[str, Any]]) -> None:
+        nonlocal repeated
+        repeated = repeated or len({key for key, _ in items}) < len(items)
+
+    json.loads(value, object_pairs_hook=pairs)
+    return repeated
+
+
+_FORMATS: dict[bytes, Callable[[bytes], Event | Refusal]] = {
+    b"application/json": _native,
+    b"application/vnd.riskstream.vitals+json": _native,
+}

@@ -1,0 +1,53 @@
+"""/metrics, /health/live and /health/ready on an own HTTP server.
+
+Live fails only when there is something to do and nothing moves. Ready says whether every dependency is
+there: a worker that is not ready may still be alerting from memory.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+
+class Health:
+    """What the endpoints report; filled by the app.
+
+    live: (alive, reason). ready: (ready, one entry for each dependency).
+    """
+
+    def __init__(
+        self, live: Callable[[], tuple[bool, str]], ready: Callable[[], tuple[bool, dict[str, Any]]]
+    ) -> None:
+        self.live = live
+        self.ready = ready
+
+
+async def serve(host: str, port: int, health: Health) -> tuple[web.AppRunner, int]:
+    """Start the server.
+
+    Returns:
+        The runner, to be cleaned up, and the port that it listens on.
+    """
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def live(_: web.Request) -> web.Response:
+        alive, reason = health.live()
+        return web.json_response({"live": alive, "reason": reason}, status=200 if alive else 503)
+
+    async def ready(_: web.Request) -> web.Response:
+        is_ready, state = health.ready()
+        return web.json_response({"ready": is_ready, **state}, status=200 if is_ready else 503)
+
+    app = web.Application()
+    app.add_routes(
+        [web.get("/metrics", metrics), web.get("/health/live", live), web.get("/health/ready", ready)]
+    )
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, host, port)
+    await site.start()
+    return runner, runner.addresses[0][1]

@@ -1,0 +1,299 @@
+"""One lane for each partition this worker owns: its chunks, one after the other, and its checkpoints.
+
+A lane restores its partition, seeks to where that starts, then takes chunks until it is revoked. The
+three fates of an error are decided here, by class: `RetryError` waits and goes on, `OwnershipError`
+throws the partition's memory away and starts over, anything else stops the process.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import structlog
+from faust.types import TP
+
+from worker import metrics
+from worker.alert_log import LastAlert
+from worker.checkpoint import Checkpointer, Committer
+from worker.decode import Record
+from worker.errors import OwnershipError, RetryError
+from worker.partition import Partition, Place
+from worker.pipeline import Pipeline
+from worker.restore import Log, Restorer, adopt_episodes
+
+OUTSTANDING = 2
+"""Chunks a lane holds: the one at work and the next one, so that the fetch overlaps the work."""
+
+EXPIRY_SLACK_MS = 3_600_000
+"""How far stream time must be past an expiry before a timer publishes it: late records come first."""
+
+RETRY_S = 1.0
+"""Wait before a lane tries again what its dependencies refused."""
+
+log = structlog.get_logger("riskstream.lanes")
+
+
+class Consumer(Log, Committer, Protocol):
+    """What lanes ask of the consumer."""
+
+    async def seek_offset(self, place: Place, offset: int) -> None: ...
+    def log_end(self, place: Place) -> int | None: ...
+
+
+AlertLog = Callable[[Place, int], Awaitable[dict[str, LastAlert]]]
+
+
+class Lane:
+    """One partition's worker task."""
+
+    def __init__(self, place: Place, stages: "Stages") -> None:
+        self.place = place
+        self.partition: Partition | None = None
+        self.moved_at = time.perf_counter()
+        self._stages = stages
+        self._chunks: asyncio.Queue[Sequence[Record]] = asyncio.Queue()
+        self._outstanding = 0
+        self._accepting = False
+        self._rebuilding = False
+        self._task = asyncio.create_task(self._run(), name=f"lane-{place.partition}")
+        self._labels = (place.topic, str(place.partition))
+
+    @property
+    def ready(self) -> bool:
+        """Whether the partition's state is restored and live."""
+        return self.partition is not None and not self.partition.replaying
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another chunk may be fetched."""
+        return self._accepting and self._outstanding < OUTSTANDING
+
+    @property
+    def full(self) -> bool:
+        """Whether chunks may not be fetched only because enough are here."""
+        return self._accepting and self._outstanding >= OUTSTANDING
+
+    def lag(self) -> int | None:
+        """Records in the log not yet handled; None when not known yet."""
+        end = self._stages.consumer.log_end(self.place)
+        return None if end is None or self.partition is None else max(end - self.partition.position, 0)
+
+    def put(self, records: Sequence[Record]) -> None:
+        """Take a chunk that was fetched while there was room; drops what the lane no longer wants."""
+        if self._accepting:
+            self._outstanding += 1
+            self._chunks.put_nowait(records)
+
+    async def stop(self, seconds: float) -> None:
+        """Finish the chunk at work and checkpoint, within a deadline; else throw the memory away."""
+        self._accepting = False
+        deadline = asyncio.get_running_loop().time() + seconds
+        try:
+            async with asyncio.timeout_at(deadline):
+                if self.partition is not None:
+                    async with self.partition.lock:
+                        self._cancel()
+                    if await self._stages.checkpointer.checkpoint(self.partition):
+                        return
+            log.warning("partition given up without a checkpoint", partition=self.place.partition)
+        except (TimeoutError, OwnershipError):
+            log.warning("partition given up without a checkpoint", partition=self.place.partition)
+        finally:
+            self._cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self.partition = None
+            metrics.partition_ready.labels(*self._labels).set(0)
+
+    def failure(self) -> BaseException | None:
+        """What ended the lane, if anything did."""
+        if self._task.done() and not self._task.cancelled():
+            return self._task.exception()
+        return None
+
+    async def checkpoint(self, *, caught_up: bool) -> None:
+        """Checkpoint now; when caught up, also publish what has expired in silence."""
+        partition = self.partition
+        if partition is None or partition.replaying:
+            return
+        try:
+            if caught_up:
+                now_ms = (
+                    partition.newest_ms
+                    + round((time.perf_counter() - self.moved_at) * 1000)
+                    - EXPIRY_SLACK_MS
+                )
+                async with partition.lock:
+                    await self._stages.pipeline.expire_silent(partition, now_ms)
+            await self._stages.checkpointer.checkpoint(partition)
+        except OwnershipError:
+            log.warning("partition taken over", partition=self.place.partition)
+            self._restart()
+
+    def _restart(self) -> None:
+        self._accepting = False
+        self.partition = None
+        self._cancel()
+        self._task = asyncio.create_task(self._run(), name=f"lane-{self.place.partition}")
+
+    def _cancel(self) -> None:
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        partition = await self._restore()
+        while True:
+            records = await self._chunks.get()
+            async with partition.lock:
+                before, after = _split(records, partition)
+                if before:
+                    await self._stages.pipeline.process(partition, before)
+                if after:
+                    # Offsets have gaps, so the first live record may lie beyond `live_from`.
+                    partition.position = max(partition.position, partition.live_from)
+                if self._rebuilding and not partition.replaying:
+                    await self._finish_rebuild(partition)
+                if after:
+                    await self._stages.pipeline.process(partition, after)
+            self._outstanding -= 1
+            self.moved_at = time.perf_counter()
+
+    async def _restore(self) -> Partition:
+        self._chunks = asyncio.Queue()
+        self._outstanding = 0
+        stages = self._stages
+        while True:
+            try:
+                restored = await stages.restorer.restore(self.place)
+                partition, self._rebuilding = restored
+                if self._rebuilding and not partition.replaying:
+                    await self._finish_rebuild(partition)
+                await stages.consumer.seek_offset(self.place, partition.position)
+                break
+            except RetryError as error:
+                log.warning(
+                    "partition cannot be restored yet", partition=self.place.partition, reason=error.reason
+                )
+                await asyncio.sleep(RETRY_S)
+        self.partition = partition
+        self.moved_at = time.perf_counter()
+        self._accepting = True
+        metrics.partition_ready.labels(*self._labels).set(not partition.replaying)
+        log.info(
+            "partition restored",
+            partition=self.place.partition,
+            position=partition.position,
+            live_from=partition.live_from,
+            patients=len(partition.patients),
+        )
+        return partition
+
+    async def _finish_rebuild(self, partition: Partition) -> None:
+        while True:
+            try:
+                last = await self._stages.alert_log(self.place, partition.live_from)
+                break
+            except RetryError as error:
+                log.warning(
+                    "alert log cannot be read yet", partition=self.place.partition, reason=error.reason
+                )
+                await asyncio.sleep(RETRY_S)
+        adopt_episodes(partition, last, self._stages.pipeline.model.config.policy)
+        self._rebuilding = False
+        metrics.partition_ready.labels(*self._labels).set(1)
+        log.info(
+            "partition rebuilt from the log", partition=self.place.partition, patients=len(partition.patients)
+        )
+
+
+class Stages:
+    """What every lane works with."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        restorer: Restorer,
+        checkpointer: Checkpointer,
+        consumer: Consumer,
+        alert_log: AlertLog,
+    ) -> None:
+        self.pipeline = pipeline
+        self.restorer = restorer
+        self.checkpointer = checkpointer
+        self.consumer = consumer
+        self.alert_log = alert_log
+
+
+class Lanes:
+    """The lanes of all owned partitions; the transport's intake.
+
+    `stages` is set once the consumer exists; `joined` once the group has assigned partitions, or none.
+
+    Args:
+        cluster: Kafka cluster id.
+        interval_s: between checkpoints.
+    """
+
+    def __init__(self, cluster: str, interval_s: float) -> None:
+        self.stages: Stages | None = None
+        self.joined = False
+        self._cluster = cluster
+        self._interval_s = interval_s
+        self._lanes: dict[TP, Lane] = {}
+
+    @property
+    def owned(self) -> list[Lane]:
+        """Lanes of the partitions owned now."""
+        return list(self._lanes.values())
+
+    def wanting(self) -> set[TP]:
+        """Partitions that have room for a chunk."""
+        return {tp for tp, lane in self._lanes.items() if lane.has_room}
+
+    def full(self) -> bool:
+        """Whether a partition has no room."""
+        return any(lane.full for lane in self._lanes.values())
+
+    def put(self, tp: TP, records: Sequence[Record]) -> None:
+        """Hand a fetched chunk to its partition's lane, if it is still owned."""
+        lane = self._lanes.get(tp)
+        if lane is not None:
+            lane.put(records)
+
+    def assign(self, partitions: set[TP]) -> None:
+        """Start lanes for newly owned partitions."""
+        assert self.stages is not None
+        self.joined = True
+        for tp in partitions:
+            if tp not in self._lanes:
+                self._lanes[tp] = Lane(Place(self._cluster, tp.topic, tp.partition), self.stages)
+
+    async def revoke(self, partitions: set[TP], seconds: float) -> None:
+        """Finish and let go of partitions, all within one deadline."""
+        lanes = [self._lanes.pop(tp) for tp in list(partitions) if tp in self._lanes]
+        await asyncio.gather(*(lane.stop(seconds) for lane in lanes))
+
+    async def run(self) -> None:
+        """Checkpoint every lane in turn, for ever; raises what ended a lane."""
+        while True:
+            await asyncio.sleep(self._interval_s)
+            for lane in self.owned:
+                error = lane.failure()
+                if error is not None:
+                    raise error
+            await asyncio.gather(*(self._checkpoint(lane) for lane in self.owned))
+
+    async def _checkpoint(self, lane: Lane) -> None:
+        lag = lane.lag()
+        labels = (lane.place.topic, str(lane.place.partition))
+        if lag is not None:
+            metrics.lag.labels(*labels).set(lag)
+        if lane.partition is not None:
+            metrics.patients.labels(*labels).set(len(lane.partition.patients))
+        await lane.checkpoint(caught_up=lag == 0)
+
+
+def _split(records: Sequence[Record], partition: Partition) -> tuple[Sequence[Record], Sequence[Record]]:
+    """The records from the partition's position on: those before it goes live, and the others."""
+    fresh = [record for record in records if record.offset >= partition.position]
+    live = next((i for i, record in enumerate(fresh) if record.offset >= partition.live_from), len(fresh))
+    return fresh[:live], fresh[live:]

@@ -1,0 +1,67 @@
+"""JSON logs, one line an event, without patient data.
+
+Our own lines carry only fields we choose. Lines of libraries are cut down to logger, level and message
+template: their arguments could hold keys, values or payloads.
+"""
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+
+class _TemplateFormatter(logging.Formatter):
+    """A library's record as JSON: its template without arguments, its exception's type without the text."""
+
+    def __init__(self, instance: str) -> None:
+        super().__init__()
+        self._render = structlog.processors.JSONRenderer()
+        self._instance = instance
+
+    def format(self, record: logging.LogRecord) -> str:
+        event: dict[str, Any] = {
+            "timestamp": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "instance": self._instance,
+            "event": record.msg if isinstance(record.msg, str) and record.args else "(message withheld)",
+        }
+        if not record.args and isinstance(record.msg, str) and record.name.split(".")[0] in _PLAIN:
+            event["event"] = record.msg
+        if record.exc_info and record.exc_info[0] is not None:
+            event["exception"] = record.exc_info[0].__name__
+        return str(self._render(None, "", event))
+
+
+_PLAIN = frozenset({"asyncio"})
+"""Loggers whose messages without arguments are constants."""
+
+
+def configure(level: str, instance: str) -> None:
+    """Send every log line to standard error as JSON."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_TemplateFormatter(instance))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    # Below WARNING the libraries log protocol details; faust.topics logs keys and values at DEBUG.
+    root.setLevel(max(logging.WARNING, logging.getLevelName(level)))
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _without_exception_text,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    structlog.contextvars.clear_contextvars()
+
+
+def _without_exception_text(_: Any, __: str, event: Any) -> Any:
+    error = event.pop("error", None)
+    if isinstance(error, BaseException):
+        event["error"] = type(error).__name__
+    return event

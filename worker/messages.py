@@ -1,0 +1,158 @@
+"""Decisions and refusals -> the messages that carry them. Same input, same bytes."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from uuid import UUID, uuid5
+
+import msgspec
+import numpy as np
+
+from schemas.features import FEATURES, IS_STATIC
+from schemas.messages import (
+    Alert,
+    BasisInput,
+    DeadLetter,
+    ModelReference,
+    Rejection,
+    Score,
+    Source,
+    TrendPoint,
+)
+from schemas.model_config import ModelConfig
+from schemas.window import HOUR_MS, NEVER
+from worker.decide import Step
+from worker.decode import Record
+from worker.infer import StepModel
+from worker.partition import Place
+from worker.publish import Outgoing, cloud_event
+from worker.state import Plan, Scored
+
+NAMESPACE = UUID("6f6e6f73-7269-5b73-8000-7374726561d0")
+"""Namespace of this program's UUIDv5 identifiers. Changing it gives every alert another id."""
+
+KEPT_BYTES = 256 * 1024
+"""Bytes of an original that a dead letter keeps."""
+
+KEPT_HEADERS = 32
+"""Headers of an original that a dead letter keeps, each up to 1 KiB."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Author:
+    """Writes the messages of one partition, for one model.
+
+    Args:
+        place: the input partition.
+        config: of the model that computes the risks.
+        backend: that computes them.
+        topics: names of the alert, score and dead-letter topics.
+    """
+
+    def __init__(self, place: Place, config: ModelConfig, backend: str, topics: tuple[str, str, str]) -> None:
+        self._place = place
+        self._config = config
+        self._backend = backend
+        self._alerts, self._scores, self._dead_letters = topics
+        self._model = ModelReference(config.name, config.version, config.digest)
+        self._uri = f"/riskstream/{place.cluster}/{place.topic}/{place.partition}"
+
+    def alert(
+        self, step: Step, patient_id: str, basis: tuple[BasisInput, ...], missing: tuple[str, ...]
+    ) -> Outgoing:
+        """An alert transition; `basis` and `missing` as of the score that it rests on."""
+        policy, episode, trace = self._config.policy, step.episode, step.trace
+        cluster, topic, partition = self._place
+        name = f"{cluster}/{topic}/{partition}/{episode.opened}"
+        identifier = str(uuid5(NAMESPACE, f"{name}|{self._config.name}|{step.transition}|{episode.sequence}"))
+        level = policy.levels[min(episode.level, len(policy.levels) - 1)]
+        alert = Alert(
+            id=identifier,
+            episode=name,
+            sequence=episode.sequence,
+            transition=step.transition,
+            patient=patient_id,
+            severity=level.severity,
+            time=moment(step.time),
+            raised_at=moment(episode.raised),
+            expires_at=moment(trace.time + round(policy.expiry_s * 1000)),
+            risk=trace.risk,
+            threshold=level.enter,
+            outcome=self._config.outcome,
+            policy_version=policy.version,
+            model=self._model,
+            backend=self._backend,
+            source=Source(cluster, topic, partition, trace.offset),
+            inputs=basis,
+            missing=missing,
+            trend=tuple(TrendPoint(moment(hour * HOUR_MS), risk) for hour, risk in trace.trend),
+        )
+        headers = cloud_event(f"alert.{step.transition}", identifier, self._uri)
+        return Outgoing(self._alerts, patient_id.encode(), _encode(alert), headers, partition)
+
+    def score(self, patient_id: str, time_ms: int, risk: float, offset: int) -> Outgoing:
+        """One score."""
+        cluster, topic, partition = self._place
+        source = Source(cluster, topic, partition, offset)
+        score = Score(patient_id, moment(time_ms), risk, self._config.name, self._config.version, source)
+        identifier = f"{cluster}/{topic}/{partition}/{offset}"
+        return Outgoing(
+            self._scores, patient_id.encode(), _encode(score), cloud_event("score", identifier, self._uri)
+        )
+
+    def dead_letter(self, record: Record, rejections: Sequence[Rejection], accepted: int) -> Outgoing:
+        """A record that was refused, in whole or in part."""
+        cluster, topic, partition = self._place
+        name = f"{cluster}/{topic}/{partition}/{record.offset}"
+        identifier = str(uuid5(NAMESPACE, f"{name}|dead-letter"))
+        value = record.value or b""
+        letter = DeadLetter(
+            id=identifier,
+            reason=rejections[0].reason,
+            rejections=tuple(rejections[:64]),
+            source=Source(cluster, topic, partition, record.offset),
+            timestamp=moment(record.timestamp),
+            size=len(value),
+            sha256=sha256(value).hexdigest(),
+            value=value[:KEPT_BYTES],
+            key=record.key[:1024] if record.key is not None else None,
+            headers=tuple((name, (content or b"")[:1024]) for name, content in record.headers[:KEPT_HEADERS]),
+            accepted=accepted,
+        )
+        headers = cloud_event(f"dead-letter.{letter.reason}", identifier, self._uri)
+        return Outgoing(self._dead_letters, name.encode(), _encode(letter), headers)
+
+
+def basis(
+    plan: Plan, i: int, scored: Scored, model: StepModel
+) -> tuple[tuple[BasisInput, ...], tuple[str, ...]]:
+    """The inputs that score i of a plan rests on, with their times and ages, and the missing ones."""
+    inputs: list[BasisInput] = []
+    missing: list[str] = []
+    for name, channel in zip(model.config.features, model.columns, strict=True):
+        feature, value = FEATURES[channel], float(plan.rows.values[i, channel])
+        elapsed = plan.rows.elapsed[i, channel]
+        if elapsed >= NEVER:
+            missing.append(name)
+        elif IS_STATIC[channel]:
+            inputs.append(BasisInput(name, feature.loinc[0], _short(value), feature.unit))
+        else:
+            time_ms = int(scored.carried_times[channel])
+            if elapsed == 0:
+                time_ms = scored.open * HOUR_MS + int(plan.times[i, channel])
+            age = (scored.time_ms - time_ms) / 1000
+            inputs.append(
+                BasisInput(name, feature.loinc[0], _short(value), feature.unit, moment(time_ms), age)
+            )
+    return tuple(inputs), tuple(missing)
+
+
+def moment(time_ms: int) -> datetime:
+    """An aware UTC time from milliseconds since the epoch."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC)
+
+
+def _short(value: float) -> float:
+    """A float32 as the shortest decimal that gives it again."""
+    return float(np.format_float_positional(np.float32(value), unique=True, trim="0"))

@@ -1,0 +1,71 @@
+"""One input partition while this worker owns it."""
+
+import asyncio
+from typing import NamedTuple
+
+from worker.state import FORGET_MS, Patient
+
+
+class Place(NamedTuple):
+    """A partition's place in the input log; names its episodes."""
+
+    cluster: str
+    topic: str
+    partition: int
+
+
+class Partition:
+    """Memory and progress of one partition.
+
+    patients: by patient id.
+    position: offset after the last record whose publishes are confirmed.
+    live_from: records before it only rebuild state and publish nothing.
+    newest_ms: newest record timestamp seen; the partition's stream time.
+    dirty: ids of patients changed since the last checkpoint.
+    gone: ids of patients forgotten since the last checkpoint.
+    token: the fencing token in Redis; None while there is none.
+    lock: held while a chunk is handled; a checkpoint takes its snapshot between chunks.
+    """
+
+    def __init__(self, place: Place, position: int, live_from: int) -> None:
+        self.place = place
+        self.patients: dict[str, Patient] = {}
+        self.position = position
+        self.live_from = live_from
+        self.newest_ms = 0
+        self.dirty: set[str] = set()
+        self.gone: set[str] = set()
+        self.token: str | None = None
+        self.expired_early: set[str] = set()
+        self.committed = -1
+        self.lock = asyncio.Lock()
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the next record only rebuilds state."""
+        return self.position < self.live_from
+
+    def patient(self, patient_id: str, timestamp_ms: int) -> Patient:
+        """The patient, new if not known or silent for too long for anything to be left."""
+        patient = self.patients.get(patient_id)
+        if patient is None or (patient.touched_ms and timestamp_ms > patient.touched_ms + FORGET_MS):
+            latch = patient.latch if patient is not None else None
+            stored = patient.stored_bins if patient is not None else None
+            patient = self.patients[patient_id] = Patient(patient_id)
+            if latch is not None and stored is not None:
+                # Its open episode, if any, has expired; `decide` says so at the next score.
+                patient.latch, patient.stored_bins = latch, stored
+        return patient
+
+    def forget_silent(self) -> None:
+        """Drop patients silent for so long, in record time, that nothing of them matters any more."""
+        limit = self.newest_ms - FORGET_MS
+        silent = [
+            key
+            for key, patient in self.patients.items()
+            if patient.touched_ms < limit and key not in self.dirty
+        ]
+        for key in silent:
+            del self.patients[key]
+            self.gone.add(key)
+            self.expired_early.discard(key)

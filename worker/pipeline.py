@@ -1,0 +1,247 @@
+"""The path of a chunk of records, from bytes to confirmed alerts.
+
+    decode -> normalise -> state      `_apply`: changes the patients in memory, plans what to compute
+    batch -> infer                    `infer`: calibrated risks, one for each record that changed a patient
+    decide                            `_decide`: alert transitions; pure but for the latch it replaces
+    publish                           the broker has confirmed every message when it returns
+
+What comes out depends only on the records, their order within each patient and the state before: not on
+chunk borders, batches, timing or restarts. The checkpoint (`checkpoint.py`) follows in its own time.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.messages import Rejection
+from schemas.window import NEVER
+from worker import metrics
+from worker.decide import decide, expire
+from worker.decode import Event, Record, Refusal, decode
+from worker.errors import RetryError
+from worker.infer import Run, StepModel, infer
+from worker.messages import Author, basis
+from worker.normalise import normalise
+from worker.partition import Partition
+from worker.publish import Outgoing
+from worker.state import Plan, apply, event_digest, plan_score, remember_event
+
+Fate = Literal["scored", "stored", "duplicate", "dead_lettered", "skipped"]
+"""`skipped` is a record that an earlier owner has already given its fate."""
+
+
+class Publish(Protocol):
+    """Publishes messages; returns when all are confirmed."""
+
+    async def __call__(self, messages: Sequence[Outgoing]) -> None: ...
+
+
+class Limits:
+    """What the path accepts; times in ms, sizes in bytes."""
+
+    def __init__(self, record_bytes: int, past_ms: int, future_ms: int) -> None:
+        self.record_bytes = record_bytes
+        self.past_ms = past_ms
+        self.future_ms = future_ms
+
+
+class Change:
+    """What a chunk did to the patients: a plan to compute, and every record's fate so far.
+
+    alerting: positions in the plan of scores that caused a transition.
+    """
+
+    def __init__(self, chunk: Sequence[Record]) -> None:
+        self.plan = Plan(len(chunk))
+        self.fates: list[Fate] = ["dead_lettered"] * len(chunk)
+        self.rejections: dict[int, list[Rejection]] = {}
+        self.accepted: list[int] = [0] * len(chunk)
+        self.alerting: list[int] = []
+
+
+class Pipeline:
+    """The path for one model.
+
+    Args:
+        model: layout of the served model.
+        run: the batcher's `infer`.
+        publish: the publisher's `publish`.
+        author: gives the writer of a partition's messages.
+        limits: what is accepted.
+        publish_scores: whether every score is published too.
+    """
+
+    def __init__(
+        self,
+        model: StepModel,
+        run: Run,
+        publish: Publish,
+        author: Callable[[Partition], Author],
+        limits: Limits,
+        *,
+        publish_scores: bool,
+    ) -> None:
+        self.model = model
+        self._run = run
+        self._publish = publish
+        self._author = author
+        self._limits = limits
+        self._publish_scores = publish_scores
+
+    async def process(self, partition: Partition, chunk: Sequence[Record]) -> Change:
+        """Take a partition's next records from bytes to confirmed messages; then move its position on.
+
+        While the partition replays, state is rebuilt and nothing is published.
+        """
+        with _timed("apply"):
+            change = self._apply(partition, chunk)
+        with _timed("infer"):
+            risks = await self._infer(change.plan)
+        with _timed("decide"):
+            messages = self._decide(partition, chunk, change, risks)
+        if not partition.replaying:
+            with _timed("publish"):
+                await self._publish(messages)
+            _count(partition, change)
+            _observe(chunk, change, risks, self.model)
+        else:
+            metrics.replayed.inc(len(chunk))
+        partition.position = chunk[-1].offset + 1
+        return change
+
+    async def expire_silent(self, partition: Partition, now_ms: int) -> None:
+        """Publish `expired` for episodes whose patients are silent, before a record of theirs brings it out.
+
+        The latch stays: the patient's next record, if it comes, publishes the same alert with the same id.
+        """
+        messages = []
+        for key, patient in partition.patients.items():
+            if key not in partition.expired_early:
+                _, step = expire(self.model.config.policy, patient.latch, now_ms)
+                if step is not None:
+                    partition.expired_early.add(key)
+                    messages.append(self._author(partition).alert(step, key, (), ()))
+        if messages:
+            await self._publish(messages)
+
+    def _apply(self, partition: Partition, chunk: Sequence[Record]) -> Change:
+        change = Change(chunk)
+        for index, record in enumerate(chunk):
+            event = decode(record, self._limits.record_bytes)
+            if isinstance(event, Refusal):
+                change.rejections[index] = [Rejection(event.reason, event.path)]
+            else:
+                change.fates[index] = self._apply_event(partition, record, event, index, change)
+        return change
+
+    def _apply_event(
+        self, partition: Partition, record: Record, event: Event, index: int, change: Change
+    ) -> Fate:
+        limits = self._limits
+        measurements, rejections = normalise(event, record.timestamp, limits.past_ms, limits.future_ms)
+        change.rejections[index] = rejections
+        if not measurements:
+            return "dead_lettered"
+        patient = partition.patient(event.patient, record.timestamp)
+        if record.offset < patient.applied:
+            change.rejections[index] = []
+            return "skipped"
+        digest = event_digest(event.event_id)
+        if digest in patient.event_ids:
+            change.rejections[index] = []
+            return "duplicate"
+        applied = apply(patient, event.event_id, measurements, self.model.channels, change.plan)
+        rejections.extend(applied.rejections)
+        if not applied.accepted:
+            return "dead_lettered"
+        change.accepted[index] = applied.accepted
+        remember_event(patient, digest)
+        patient.touched_ms = max(patient.touched_ms, record.timestamp)
+        partition.newest_ms = max(partition.newest_ms, record.timestamp)
+        partition.dirty.add(patient.id)
+        partition.expired_early.discard(patient.id)
+        if not applied.scorable:
+            return "stored"
+        plan_score(patient, index, change.plan)
+        return "scored"
+
+    async def _infer(self, plan: Plan) -> NDArray[np.float32]:
+        delay = 0.1
+        while True:
+            try:
+                return await infer(plan, self.model, self._run)
+            except RetryError as error:
+                metrics.engine_failures.labels(error.reason).inc()
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, 5.0)
+
+    def _decide(
+        self, partition: Partition, chunk: Sequence[Record], change: Change, risks: NDArray[np.float32]
+    ) -> list[Outgoing]:
+        messages: list[Outgoing] = []
+        author, config, plan = self._author(partition), self.model.config, change.plan
+        for i, scored in enumerate(plan.scored):
+            patient, risk, offset = scored.patient, round(float(risks[i]), 6), chunk[scored.at].offset
+            if not 0.0 <= risk <= 1.0:
+                change.fates[scored.at] = "dead_lettered"
+                change.rejections[scored.at].append(Rejection("inference-failed"))
+                continue
+            patient.latch, steps = decide(config.policy, patient.latch, scored.time_ms, risk, offset)
+            if steps:
+                change.alerting.append(i)
+            for step in steps:
+                if not partition.replaying:
+                    severity = config.policy.levels[step.episode.level].severity
+                    metrics.alerts.labels(step.transition, severity).inc()
+                because = ((), ()) if step.transition == "expired" else basis(plan, i, scored, self.model)
+                messages.append(author.alert(step, patient.id, *because))
+            if self._publish_scores:
+                messages.append(author.score(patient.id, scored.time_ms, risk, offset))
+        for index, rejections in change.rejections.items():
+            if rejections:
+                messages.append(author.dead_letter(chunk[index], rejections, change.accepted[index]))
+        return messages
+
+
+@contextmanager
+def _timed(stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    metrics.stage_duration.labels(stage).observe(time.perf_counter() - started)
+
+
+def _count(partition: Partition, change: Change) -> None:
+    """Count fates and refusals; the one place where records are accounted for."""
+    topic = partition.place.topic
+    for fate in ("scored", "stored", "duplicate", "dead_lettered"):
+        number = change.fates.count(fate)
+        if number:
+            metrics.records.labels(topic, fate).inc(number)
+    accepted = sum(change.accepted)
+    metrics.observations.labels("accepted").inc(accepted)
+    for rejections in change.rejections.values():
+        for rejection in rejections:
+            stage = "observation" if rejection.path.startswith("$.observations[") else "record"
+            metrics.rejections.labels(stage, rejection.reason).inc()
+            if stage == "observation":
+                metrics.observations.labels("rejected").inc()
+
+
+def _observe(chunk: Sequence[Record], change: Change, risks: NDArray[np.float32], model: StepModel) -> None:
+    """Ages, risks and missing features of a chunk's scores, once published."""
+    now_ms = time.time_ns() // 1_000_000
+    scored = change.plan.scored
+    for i, score in enumerate(scored):
+        metrics.event_age.observe(max(now_ms - score.time_ms, 0) / 1000)
+        metrics.risk.observe(float(risks[i]))
+    for index in {scored[i].at for i in change.alerting}:
+        metrics.end_to_end.observe(max(now_ms - chunk[index].timestamp, 0) / 1000)
+    missing = (change.plan.rows.elapsed[: len(scored), model.columns] >= NEVER).sum(axis=0)
+    for name, count in zip(model.config.features, missing, strict=True):
+        if count:
+            metrics.feature_missing.labels(name).inc(int(count))

@@ -1,0 +1,115 @@
+"""Alerts, scores and dead letters -> confirmed Kafka records.
+
+A publish counts only when the broker has confirmed it with all in-sync replicas; until then it is sent
+again, with the same id and the same bytes.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordTooLargeError
+
+from worker import metrics
+from worker.config import Settings
+from worker.errors import FatalError, PublishError
+
+Headers = tuple[tuple[str, bytes], ...]
+
+
+class Outgoing(NamedTuple):
+    """One record to publish; `partition` None lets the key choose."""
+
+    topic: str
+    key: bytes | None
+    value: bytes
+    headers: Headers
+    partition: int | None = None
+
+
+class Publisher:
+    """Publishes through an own producer: acks=all, idempotent where the broker can."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._producer: Any = None
+
+    async def start(self) -> None:
+        """Connect.
+
+        Raises:
+            PublishError: no broker answers.
+        """
+        self._producer = AIOKafkaProducer(
+            **self._settings.kafka_client(),
+            client_id=f"riskstream-{self._settings.instance}",
+            acks="all",
+            enable_idempotence=self._settings.kafka_idempotence,
+            linger_ms=2,
+            max_request_size=4 << 20,
+        )
+        try:
+            await self._producer.start()
+        except (KafkaError, OSError) as error:
+            raise PublishError(f"no Kafka producer: {type(error).__name__}") from error
+
+    async def stop(self) -> None:
+        """Flush and disconnect."""
+        if self._producer is not None:
+            await self._producer.stop()
+
+    async def publish(self, messages: Sequence[Outgoing]) -> None:
+        """Send and wait until the broker has confirmed every message; tries again until it has.
+
+        Raises:
+            FatalError: the broker will never take a message as it is; the settings are at fault.
+        """
+        waiting = list(messages)
+        delay = 0.1
+        while waiting:
+            waiting = await self._send(waiting)
+            if waiting:
+                for message in waiting:
+                    metrics.publish_failures.labels(message.topic).inc()
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, 5.0)
+
+    async def _send(self, messages: Sequence[Outgoing]) -> list[Outgoing]:
+        """Send once; returns what was not confirmed."""
+        sends = [asyncio.create_task(self._confirmed(message)) for message in messages]
+        try:
+            await asyncio.wait(sends, timeout=self._settings.publish_timeout_s)
+        finally:
+            for send in sends:
+                send.cancel()
+        await asyncio.gather(*sends, return_exceptions=True)
+        return [message for message, send in zip(messages, sends, strict=True) if not _succeeded(send)]
+
+    async def _confirmed(self, message: Outgoing) -> None:
+        topic, key, value, headers, partition = message
+        await (
+            await self._producer.send(topic, value=value, key=key, partition=partition, headers=list(headers))
+        )
+
+
+def _succeeded(send: "asyncio.Task[None]") -> bool:
+    if send.cancelled():
+        return False
+    error = send.exception()
+    if isinstance(error, MessageSizeTooLargeError | RecordTooLargeError):
+        raise FatalError("a record exceeds max.message.bytes of its topic; raise that to 2 MiB") from None
+    if error is not None and not isinstance(error, KafkaError | OSError | TimeoutError):
+        raise error
+    return error is None
+
+
+def cloud_event(kind: str, identifier: str, source: str) -> Headers:
+    """CloudEvents attributes in Kafka's binary mode; none of them names a patient."""
+    return (
+        ("content-type", b"application/json"),
+        ("ce_specversion", b"1.0"),
+        ("ce_type", f"riskstream.{kind}".encode()),
+        ("ce_id", identifier.encode()),
+        ("ce_source", source.encode()),
+    )

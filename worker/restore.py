@@ -1,0 +1,142 @@
+"""Where a newly assigned partition starts: state from Redis when it can be trusted, else from the log.
+
+    stored state                         what is done
+    complete up to the commit or beyond  load it, go on from where it is complete
+    complete up to before the commit     load it, replay the gap silently
+    missing, damaged or past the log     rewind by the horizon, rebuild silently up to the commit
+    no committed offset                  discard, start at the log's first record, publishing
+
+"Silently" means that records change state and publish nothing. A rebuild starts from nothing, so its
+decisions are worthless until the windows are full: its traces are right when it ends, because the horizon
+covers a silent patient's 48 h, a window before that, and what a trace remembers; its episodes come from
+the alert log.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+from schemas.model_config import Policy
+from worker import metrics
+from worker.alert_log import LastAlert
+from worker.codec import LayoutError, decode
+from worker.decide import Episode, remembered
+from worker.errors import StoreError
+from worker.infer import Run, StepModel, infer
+from worker.partition import Partition, Place
+from worker.state import Plan, plan_encoding
+from worker.store import Marker, Store
+from worker.transport import Committed
+
+
+class Log(Protocol):
+    """What restoring asks of the consumer."""
+
+    async def committed_offset(self, place: Place) -> Committed | None: ...
+    async def log_range(self, place: Place) -> tuple[int, int]: ...
+    async def offset_at(self, place: Place, timestamp_ms: int) -> int | None: ...
+
+
+class Restored(NamedTuple):
+    """A partition ready to be read on from its position; `rebuilt` when its episodes are still to come."""
+
+    partition: Partition
+    rebuilt: bool
+
+
+class Restorer:
+    """Decides where a partition starts and loads its state."""
+
+    def __init__(self, store: Store, log: Log, model: StepModel, run: Run, horizon_ms: int) -> None:
+        self._store = store
+        self._log = log
+        self._model = model
+        self._run = run
+        self._horizon_ms = horizon_ms
+
+    async def restore(self, place: Place) -> Restored:
+        """The partition as it stands at its position.
+
+        Raises:
+            RetryError: Kafka did not answer.
+        """
+        committed = await self._log.committed_offset(place)
+        first, end = await self._log.log_range(place)
+        token, marker = await self._acquire(place)
+        if committed is None or committed.offset > end:
+            restored = self._fresh(place, first)
+        elif marker.offset is None or not first <= marker.offset <= end:
+            restored = await self._rebuild(place, committed, first)
+        else:
+            restored = await self._load(place, committed, marker, first)
+        partition = restored.partition
+        partition.token = token
+        partition.committed = committed.offset if committed is not None else -1
+        if partition.token is not None and not partition.patients:
+            await self._discard(partition)
+        return restored
+
+    async def _acquire(self, place: Place) -> tuple[str | None, Marker]:
+        try:
+            return await self._store.acquire(place)
+        except StoreError as error:
+            # Redis is a cache: without it the log gives the same state, and the alerts go on.
+            metrics.redis_up.set(0)
+            metrics.checkpoint_failures.labels(error.reason).inc()
+            return None, Marker(None, 0)
+
+    async def _discard(self, partition: Partition) -> None:
+        try:
+            await self._store.discard(partition.place)
+        except StoreError:
+            partition.token = None
+
+    def _fresh(self, place: Place, first: int) -> Restored:
+        metrics.restores.labels("fresh").inc()
+        return Restored(Partition(place, first, first), False)
+
+    async def _rebuild(self, place: Place, committed: Committed, first: int) -> Restored:
+        metrics.restores.labels("rebuilt").inc()
+        live_from = max(committed.offset, first)
+        start: int | None = first
+        if committed.metadata.isdigit():
+            start = await self._log.offset_at(place, int(committed.metadata) - self._horizon_ms)
+        position = live_from if start is None else max(first, min(start, live_from))
+        partition = Partition(place, position, live_from)
+        return Restored(partition, True)
+
+    async def _load(self, place: Place, committed: Committed, marker: Marker, first: int) -> Restored:
+        assert marker.offset is not None
+        partition = Partition(place, marker.offset, max(committed.offset, marker.offset))
+        partition.newest_ms = marker.newest_ms
+        plan = Plan(0)
+        try:
+            for stored in await self._store.load(place):
+                patient, same_model = decode(stored.hot, stored.bins, self._model.config.digest)
+                partition.patients[patient.id] = patient
+                if not same_model and patient.open >= 0:
+                    plan_encoding(patient, plan)
+                    partition.dirty.add(patient.id)
+        except (LayoutError, StoreError):
+            return await self._rebuild(place, committed, first)
+        await infer(plan, self._model, self._run)
+        metrics.restores.labels("replayed" if partition.replaying else "loaded").inc()
+        return Restored(partition, False)
+
+
+def adopt_episodes(partition: Partition, last_alerts: Mapping[str, LastAlert], policy: Policy) -> None:
+    """Give rebuilt patients the episodes that the alert log shows; discard those that the replay made up.
+
+    An `expired` alert that a timer published ahead of the patient's next record leaves the episode open,
+    as it was in the memory of the worker that published it.
+    """
+    for key, patient in partition.patients.items():
+        last, trace = last_alerts.get(key), patient.latch.trace
+        episode: Episode | None = None
+        if last is None or trace is None:
+            pass
+        elif last.expired_ms is None or trace.time <= last.expired_ms:
+            episode = remembered(policy, last.episode, trace.time)
+        patient.latch = patient.latch._replace(episode=episode)
+        partition.dirty.add(key)
+        patient.stored_bins.clear()
+        patient.dirty_bins = patient.filled_bins()

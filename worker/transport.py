@@ -1,0 +1,206 @@
+"""Kafka through Faust, a chunk of raw records at a time. One of two homes of Faust, with `app.py`.
+
+Faust's cost is per message, so its consumer is made to hand the agent one message per partition and
+fetch, whose value is the list of raw records. Only partitions with room are asked for, so everything is
+bounded and one slow partition holds up no other. Faust neither commits nor seeks: where reading starts
+and what is committed is decided by `restore.py` and `checkpoint.py`.
+
+Names used of Faust 0.15 and aiokafka 0.14 beyond their documented API: `ConsumerThread._consumer`,
+`Consumer._getmany`, `Consumer._thread`, `GroupCoordinator.fetch_committed_offsets`.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import aiokafka
+from aiokafka import AIOKafkaConsumer, OffsetAndMetadata
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
+from faust.transport.drivers.aiokafka import Consumer as FaustConsumer
+from faust.transport.drivers.aiokafka import Transport as FaustTransport
+from faust.types import TP
+from faust.types.tuples import ConsumerMessage
+
+from worker.config import Settings
+from worker.errors import RetryError
+from worker.partition import Place
+
+FETCH_WAIT_MS = 100
+"""How long the broker may hold a fetch for more data; Faust's own 1,500 ms would delay lone partitions."""
+
+IDLE_POLL_S = 0.5
+"""Longest wait for records while every partition has room."""
+
+BUSY_POLL_S = 0.02
+"""Longest wait while some partition has none: when it has room again it must not wait for the others."""
+
+
+class Intake(Protocol):
+    """Who takes the chunks."""
+
+    def wanting(self) -> set[TP]:
+        """Partitions that have room for a chunk."""
+        ...
+
+    def full(self) -> bool:
+        """Whether a partition has no room."""
+        ...
+
+
+class Committed(NamedTuple):
+    """A committed offset and the metadata that was committed with it."""
+
+    offset: int
+    metadata: str
+
+
+class ChunkThread(AIOKafkaConsumerThread):  # type: ignore[misc]
+    """Faust's consumer thread around an aiokafka consumer with our settings."""
+
+    def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
+        settings: Settings = transport.settings
+        # Faust asks for it; without tables nothing else uses it.
+        self._assignor = RoundRobinPartitionAssignor
+        return AIOKafkaConsumer(
+            **settings.kafka_client(),
+            client_id=f"riskstream-{settings.instance}",
+            group_id=settings.group,
+            partition_assignment_strategy=[RoundRobinPartitionAssignor],
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_partition_fetch_bytes=settings.fetch_max_bytes,
+            fetch_max_wait_ms=FETCH_WAIT_MS,
+            max_poll_records=settings.chunk_records,
+            max_poll_interval_ms=int(settings.max_poll_interval_s * 1000),
+            session_timeout_ms=int(settings.session_timeout_s * 1000),
+            heartbeat_interval_ms=int(settings.session_timeout_s * 1000 / 4),
+            rebalance_timeout_ms=int(settings.rebalance_timeout_s * 1000),
+        )
+
+
+class ChunkConsumer(FaustConsumer):  # type: ignore[misc]
+    """Delivers chunks; commits and seeks only when told to."""
+
+    def _new_consumer_thread(self) -> ChunkThread:
+        return ChunkThread(self, loop=self.loop, beacon=self.beacon)
+
+    @property
+    def intake(self) -> Intake:
+        """Who takes the chunks."""
+        intake: Intake = self.transport.intake
+        return intake
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
+        """One message for each partition that has room and records."""
+        if not self.flow_active:
+            await self.wait(self.can_resume_flow)
+        wanted = self.intake.wanting()
+        if not wanted:
+            await asyncio.sleep(BUSY_POLL_S)
+            return
+        poll = BUSY_POLL_S if self.intake.full() else IDLE_POLL_S
+        fetched: Mapping[TP, Sequence[Any]] = await self._getmany(active_partitions=wanted, timeout=poll)
+        # A partition revoked or sought meanwhile is not wanting any more: what was fetched of it is stale,
+        # and it starts again from where it is sought to.
+        for tp, records in fetched.items():
+            if self.flow_active and tp in self.intake.wanting():
+                yield TP(*tp), self._chunk(TP(*tp), records)
+
+    def _chunk(self, tp: TP, records: Sequence[Any]) -> ConsumerMessage:
+        first = records[0]
+        return ConsumerMessage(
+            tp.topic,
+            tp.partition,
+            first.offset,
+            first.timestamp / 1000,
+            first.timestamp_type,
+            headers=None,
+            key=None,
+            value=records,
+            checksum=None,
+            tp=tp,
+            generation_id=self.app.consumer_generation_id,
+        )
+
+    async def perform_seek(self) -> None:
+        """Leave positions alone: each partition is sought once its state is restored."""
+
+    async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
+        """Commit nothing: Faust's own commits could pass a chunk that is not finished."""
+        return False
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Leave stall detection to `/health/live`, which looks at lag and progress."""
+
+    async def seek_offset(self, place: Place, offset: int) -> None:
+        """Read on from `offset`."""
+        tp = TP(place.topic, place.partition)
+        await self._call(self._aiokafka.seek, aiokafka.TopicPartition(*tp), offset)
+        self._read_offset[tp] = offset or None
+
+    async def commit_offset(self, place: Place, offset: int, metadata: str) -> bool:
+        """Commit; False when the group no longer lets this worker.
+
+        Raises:
+            RetryError: the broker did not answer.
+        """
+        offsets = {aiokafka.TopicPartition(place.topic, place.partition): OffsetAndMetadata(offset, metadata)}
+        try:
+            await self._call(self._aiokafka.commit, offsets)
+        except (CommitFailedError, IllegalStateError):
+            return False
+        return True
+
+    async def committed_offset(self, place: Place) -> Committed | None:
+        """The group's committed offset, with its metadata."""
+        tp = aiokafka.TopicPartition(place.topic, place.partition)
+        found = await self._call(self._aiokafka._coordinator.fetch_committed_offsets, [tp])
+        stored = found.get(tp)
+        return (
+            None if stored is None or stored.offset < 0 else Committed(stored.offset, stored.metadata or "")
+        )
+
+    async def log_range(self, place: Place) -> tuple[int, int]:
+        """First offset in the log and the one after the last."""
+        tp = aiokafka.TopicPartition(place.topic, place.partition)
+        first = await self._call(self._aiokafka.beginning_offsets, [tp])
+        end = await self._call(self._aiokafka.end_offsets, [tp])
+        return first[tp], end[tp]
+
+    async def offset_at(self, place: Place, timestamp_ms: int) -> int | None:
+        """First offset whose record is not older than a time; None when all are older."""
+        tp = aiokafka.TopicPartition(place.topic, place.partition)
+        found = await self._call(self._aiokafka.offsets_for_times, {tp: timestamp_ms})
+        return None if found.get(tp) is None else int(found[tp].offset)
+
+    def log_end(self, place: Place) -> int | None:
+        """The offset after the last record, as of the last fetch."""
+        highwater = self._aiokafka.highwater(aiokafka.TopicPartition(place.topic, place.partition))
+        return None if highwater is None else int(highwater)
+
+    @property
+    def _aiokafka(self) -> AIOKafkaConsumer:
+        return self._thread._ensure_consumer()
+
+    async def _call(self, function: Any, *arguments: Any) -> Any:
+        """Call in the consumer's thread, with a deadline."""
+        seconds = self.transport.settings.request_timeout_s
+        try:
+            return await asyncio.wait_for(self._thread.call_thread(function, *arguments), seconds)
+        except (CommitFailedError, IllegalStateError):
+            raise
+        except (KafkaError, TimeoutError) as error:
+            raise RetryError(f"Kafka: {type(error).__name__}") from None
+
+
+class ChunkTransport(FaustTransport):  # type: ignore[misc]
+    """A Faust transport that delivers chunks to `intake`."""
+
+    Consumer = ChunkConsumer
+
+    def __init__(self, urls: Any, app: Any, settings: Settings, intake: Intake) -> None:
+        super().__init__(urls, app)
+        self.settings = settings
+        self.intake = intake
