@@ -15,6 +15,8 @@ next ones go on, so publishing never waits for Redis.
 import time
 from typing import NamedTuple, Protocol
 
+import structlog
+
 from schemas.window import WINDOW_BINS
 from worker import metrics
 from worker.codec import encode_bin, encode_hot
@@ -22,6 +24,8 @@ from worker.errors import OwnershipError, RetryError, StoreError
 from worker.partition import Partition, Place
 from worker.state import Patient
 from worker.store import Store, Write, digest
+
+log = structlog.get_logger("riskstream.checkpoint")
 
 
 class Committer(Protocol):
@@ -69,11 +73,11 @@ class Checkpointer:
                 partition.forget_silent()
                 snapshot = self._snapshot(partition)
             await self._store_snapshot(partition, snapshot)
-            self._redis(True)
+            self._redis(True, "")
             await self._commit(partition, snapshot)
         except RetryError as error:
             if isinstance(error, StoreError):
-                self._redis(False)
+                self._redis(False, str(error))
             metrics.checkpoint_failures.labels(error.reason).inc()
             return False
         metrics.checkpoint_duration.observe(time.perf_counter() - started)
@@ -142,7 +146,9 @@ class Checkpointer:
         patient.dirty_bins = set()
         return Write(digest(patient.id), encode_hot(patient, self._model), bins, drop)
 
-    def _redis(self, up: bool) -> None:
+    def _redis(self, up: bool, why: str) -> None:
+        if up != self.redis_up:
+            log.info("checkpoints are written" if up else "checkpoints wait, alerts go on", why=why)
         self.redis_up = up
         metrics.redis_up.set(up)
 

@@ -11,11 +11,10 @@ overwrite its successor's state.
 """
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-import msgspec
 import redis.asyncio as aioredis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -29,23 +28,30 @@ _WRITE = """
 local token = redis.call('HGET', KEYS[1], 'token')
 if not token then return 'missing' end
 if token ~= ARGV[1] then return 'fenced' end
-local writes = cmsgpack.unpack(ARGV[2])
-for i, write in ipairs(writes) do
-  local key = KEYS[2 + i]
-  if write[2] == '' then
-    redis.call('DEL', key)
-    redis.call('SREM', KEYS[2], write[1])
+local at = 3
+local function take(count)
+  local taken = {}
+  for i = 1, count do taken[i] = ARGV[at + i] end
+  at = at + count
+  return taken
+end
+for i = 3, #KEYS do
+  local digest, hot, fields, drops = unpack(take(4))
+  local put, drop = take(tonumber(fields)), take(tonumber(drops))
+  if hot == '' then
+    redis.call('DEL', KEYS[i])
+    redis.call('SREM', KEYS[2], digest)
   else
-    redis.call('HSET', key, 'hot', write[2], unpack(write[3]))
-    if #write[4] > 0 then redis.call('HDEL', key, unpack(write[4])) end
-    redis.call('SADD', KEYS[2], write[1])
+    redis.call('HSET', KEYS[i], 'hot', hot, unpack(put))
+    if #drop > 0 then redis.call('HDEL', KEYS[i], unpack(drop)) end
+    redis.call('SADD', KEYS[2], digest)
   end
 end
-if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'offset', ARGV[3], 'newest', ARGV[4]) end
+if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'offset', ARGV[2], 'newest', ARGV[3]) end
 return 'ok'
 """
-"""KEYS: marker, patients, one per write. ARGV: token, writes, offset or '', newest. A write is
-[digest, hot or '' to delete, [field, value, ...], [field to drop, ...]]."""
+"""KEYS: marker, patients, one per write. ARGV: token, offset or '', newest, then for each write:
+digest, hot or '' to delete, number of fields and values, number of fields to drop, these, those."""
 
 _BATCH = 128
 """Patients in one script call: bounds how long Redis serves nobody else, to a few milliseconds."""
@@ -143,7 +149,9 @@ class Store:
                 f"{namespace}:patients",
                 *(f"{namespace}:p:{w.digest}" for w in part),
             ]
-            arguments = [token, _pack(part), offset if last else "", newest_ms if last else ""]
+            arguments: list[str | bytes | int] = [token, offset if last else "", newest_ms]
+            for write in part:
+                arguments += _arguments(write)
             verdict = await _answer(self._write(keys=keys, args=arguments))
             if verdict != b"ok":
                 return str(verdict.decode())
@@ -192,14 +200,11 @@ def connect(settings: Settings) -> Any:
     return aioredis.Redis.from_url(url, **options)
 
 
-def _pack(writes: Iterable[Write]) -> bytes:
-    packed = []
-    for write in writes:
-        fields: list[Any] = []
-        for hour, value in write.bins.items():
-            fields += [f"b{hour}", value]
-        packed.append([write.digest, write.hot, fields, [f"b{hour}" for hour in write.drop]])
-    return msgspec.msgpack.encode(packed)
+def _arguments(write: Write) -> list[str | bytes | int]:
+    put: list[str | bytes] = []
+    for hour, value in write.bins.items():
+        put += [f"b{hour}", value]
+    return [write.digest, write.hot, len(put), len(write.drop), *put, *(f"b{hour}" for hour in write.drop)]
 
 
 async def _answer(call: Any) -> Any:
