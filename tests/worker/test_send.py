@@ -1,0 +1,120 @@
+"""What is sent arrives once, in order, with the key, timestamp and header that the worker expects."""
+
+import asyncio
+import io
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from schemas.messages import VitalsRecord
+from worker import config, embedded, recording
+from worker.config import Settings
+from worker.recording import Choice
+from worker.send import Confirmed, Pace, Sender, SendError, send
+
+RECORDING = recording.read("simulate", Choice(patients=6, hours=8))
+PARTITIONS = 4
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[embedded.Server]:
+    with embedded.tansu() as server:
+        yield server
+
+
+@pytest.fixture
+async def settings(broker: embedded.Server, request: pytest.FixtureRequest) -> AsyncIterator[Settings]:
+    """Settings with a vitals topic of this test's own."""
+    topic = request.node.name
+    made = config.load(broker=broker.address, kafka_idempotence=False, topic_vitals=topic)
+    admin = AIOKafkaAdminClient(**made.kafka_client())
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(topic, PARTITIONS, 1)])
+        yield made
+    finally:
+        await admin.close()
+
+
+async def read_back(settings: Settings) -> dict[int, list[Any]]:
+    """Every record of the vitals topic, by partition."""
+    consumer = AIOKafkaConsumer(**settings.kafka_client(), auto_offset_reset="earliest")
+    await consumer.start()
+    try:
+        partitions = [TopicPartition(settings.topic_vitals, p) for p in range(PARTITIONS)]
+        consumer.assign(partitions)
+        ends = await consumer.end_offsets(partitions)
+        found: dict[int, list[Any]] = {p: [] for p in range(PARTITIONS)}
+        async with asyncio.timeout(20):
+            while sum(map(len, found.values())) < sum(ends.values()):
+                for place, records in (await consumer.getmany(timeout_ms=200)).items():
+                    found[place.partition].extend(records)
+        return found
+    finally:
+        await consumer.stop()
+
+
+async def test_everything_arrives_once_in_order_with_its_key_time_and_type(settings: Settings) -> None:
+    confirmed: list[Confirmed] = []
+    async with Sender(settings, confirmed.append) as sender:
+        await send(sender, RECORDING)
+    log = await read_back(settings)
+    arrived = [record for records in log.values() for record in records]
+    decoded = {r.event_id: r for r in (msgspec.json.decode(a.value, type=VitalsRecord) for a in arrived)}
+    assert decoded == {record.event_id: record for record in RECORDING.open()}
+    assert len(arrived) == RECORDING.count == sender.sent == sender.confirmed
+    assert {(c.partition, c.offset) for c in confirmed} == {(a.partition, a.offset) for a in arrived}
+    for record in arrived:
+        vitals = msgspec.json.decode(record.value, type=VitalsRecord)
+        assert record.key == vitals.patient.encode()
+        assert record.timestamp == round(vitals.time.timestamp() * 1000)
+        assert dict(record.headers) == {"content-type": b"application/json"}
+    for records in log.values():
+        assert [r.timestamp for r in records] == sorted(r.timestamp for r in records)
+
+
+async def test_what_is_recorded_is_what_was_sent(settings: Settings) -> None:
+    file = io.BytesIO()
+    async with Sender(settings, record_to=file) as sender:
+        await send(sender, RECORDING)
+    lines = file.getvalue().splitlines()
+    assert [msgspec.json.decode(line, type=VitalsRecord) for line in lines] == list(RECORDING.open())
+
+
+async def test_sending_ends_when_its_time_is_over(settings: Settings) -> None:
+    async with Sender(settings) as sender:
+        await send(sender, RECORDING, speed=3600.0, seconds=0.3)
+    assert 0 < sender.sent < RECORDING.count
+    assert sender.confirmed == sender.sent
+
+
+async def test_pace_keeps_event_time() -> None:
+    begins = datetime(2026, 1, 1, tzinfo=UTC)
+    started = time.perf_counter()
+    pace = Pace(begins, speed=600.0)
+    await pace.until(begins + timedelta(minutes=1))
+    assert 0.1 <= time.perf_counter() - started < 2
+    await pace.until(begins)
+    await Pace(begins, None).until(begins + timedelta(days=9))
+    assert time.perf_counter() - started < 2
+
+
+async def test_a_record_too_large_for_the_broker_is_an_error(settings: Settings) -> None:
+    (first, *_) = RECORDING.open()
+    large = msgspec.structs.replace(first, observations=first.observations * 2000)
+    async with Sender(settings) as sender:
+        with pytest.raises(SendError, match="MessageSizeTooLarge"):
+            await sender.send(large)
+
+
+async def test_no_broker_is_an_error() -> None:
+    settings = config.load(broker=f"127.0.0.1:{embedded.free_port()}", kafka_idempotence=False)
+    with pytest.raises(SendError, match="cannot connect"):
+        async with Sender(settings):
+            pass
