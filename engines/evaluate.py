@@ -14,6 +14,7 @@ from engines import metrics, physionet2012
 from engines.engine import Engine
 from engines.errors import DatasetError, RepositoryError
 from engines.physionet2012 import Stay
+from engines.repository import EVALUATION
 from engines.steps import run_steps
 from schemas.window import WINDOW_BINS, Rows, rows
 
@@ -26,7 +27,7 @@ DEFINITIONS = {
     "event1": "smaller of sensitivity and positive predictivity at event1_threshold (risk at or above it)",
     "brier": "mean squared difference of risk and outcome",
     "ece": f"mean |mean risk - share of deaths| over {metrics.BINS} groups of equal size, ordered by risk",
-    "hour": "risk from what was measured before this many hours after admission; every stay counts at every hour",
+    "hour": "risk from what was measured before this many hours after admission; all stays count",
 }
 
 BLOCK = 512
@@ -85,8 +86,8 @@ def report(engine: Engine, stays: list[Stay], risks: NDArray[np.float32], thresh
     died = np.array([stays[i].outcome for i in judged], dtype=np.float64)
     if not judged or died.min() == died.max():
         raise DatasetError(
-            f"judging needs stays that died and stays that survived; of {len(stays)} stays an Outcomes file names "
-            f"{len(judged)}, {int(died.sum())} of them died. Leave --report out to write predictions alone"
+            f"judging needs deaths and survivors: an Outcomes file names {len(judged)} of {len(stays)} stays, "
+            f"{int(died.sum())} of them deaths. Without outcomes, ask for --predictions and no --report"
         )
     config = engine.config
     return {
@@ -97,14 +98,7 @@ def report(engine: Engine, stays: list[Stay], risks: NDArray[np.float32], thresh
             "outcome": config.outcome,
         },
         "backend": engine.backend,
-        "data": {
-            "name": "physionet2012",
-            "digest": physionet2012.digest(stays),
-            "stays": len(stays),
-            "judged": len(judged),
-            "deaths": int(died.sum()),
-            "skipped_lines": sum(stay.skipped for stay in stays),
-        },
+        "data": physionet2012.described(stays),
         "event1_threshold": threshold,
         "hours": figures(died, risks[judged].astype(np.float64), threshold),
         "metrics": DEFINITIONS,
@@ -117,7 +111,7 @@ def event1_threshold(repository: Path, name: str) -> float:
     Raises:
         RepositoryError: the model's evaluation.json is missing or names none.
     """
-    path = repository / name / "evaluation.json"
+    path = repository / name / EVALUATION
     try:
         threshold = json.loads(path.read_bytes())["event1_threshold"]
         if not 0 <= threshold <= 1:

@@ -8,6 +8,7 @@
 """
 
 import hashlib
+import io
 import zipfile
 from pathlib import Path
 
@@ -23,6 +24,7 @@ SHIPPED = Path(__file__).parent / "models"
 """The repository that comes with the package."""
 
 CONFIG, GRAPH, GOLDEN = "config.json", "model.onnx", "golden.npz"
+CARD, EVALUATION = "MODEL_CARD.md", "evaluation.json"
 
 BACKENDS = ("onnxruntime",)
 
@@ -102,9 +104,9 @@ def read_golden(path: Path) -> dict[str, F32]:
     Raises:
         RepositoryError: the file is missing or damaged.
     """
-    _bytes(path)
+    content = io.BytesIO(_bytes(path))
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(content, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except (ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
         raise RepositoryError(f"{path} is not a readable .npz: {error}") from error
@@ -124,11 +126,12 @@ def verify(engine: Engine, golden: dict[str, F32]) -> None:
     if expected.keys() != actual.keys():
         raise GoldenError(f"{name}: golden.npz has outputs {sorted(expected)}, the engine {sorted(actual)}")
     for tensor, array in expected.items():
-        if array.shape != actual[tensor].shape:
+        came = actual[tensor]
+        if array.shape != came.shape:
             raise GoldenError(
-                f"{name}: {tensor} is {list(array.shape)} in golden.npz, the engine gave {list(actual[tensor].shape)}"
+                f"{name}: {tensor} is {array.shape} in golden.npz, the engine gave {came.shape}"
             )
-        difference = float(np.max(np.abs(array - actual[tensor])))
+        difference = float(np.max(np.abs(array - came)))
         if not difference <= tolerance:  # so that NaN fails
             raise GoldenError(
                 f"{name}: {tensor} differs from golden.npz by {difference:.3g}, over {tolerance:g}"

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.engine import F32, Engine
 from schemas.features import CHANNEL
@@ -10,7 +11,7 @@ from schemas.model_config import ModelConfig
 from schemas.window import Rows
 
 
-def columns(config: ModelConfig) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+def columns(config: ModelConfig) -> NDArray[np.intp]:
     """Channel numbers of the model's features, in its order: `rows.values[:, columns]` is its input."""
     return np.array([CHANNEL[name] for name in config.features], dtype=np.intp)
 
@@ -44,10 +45,11 @@ def run_steps(engine: Engine, stays: Rows, on_batch: Callable[[int], None] | Non
 def _run_batch(engine: Engine, stays: Rows) -> F32:
     chosen = columns(engine.config)
     state = zero_state(engine.config, len(stays.values))
-    risks = np.empty(stays.values.shape[:2], dtype=np.float32)
-    for step in range(risks.shape[1]):
-        row = {name: array[:, step, chosen] for name, array in stays._asdict().items()}
-        outputs = engine.run(row | state)
+    number, steps, _ = stays.values.shape
+    risks = np.empty((number, steps), dtype=np.float32)
+    for step in range(steps):
+        row = [array[:, step][:, chosen] for array in stays]
+        outputs = engine.run(dict(zip(Rows._fields, row, strict=True)) | state)
         state = {pair.input: outputs[pair.output] for pair in engine.config.state}
         risks[:, step] = outputs["risk"]
     return risks

@@ -86,8 +86,9 @@ def operating(risks: F64, died: NDArray[np.floating], enter: float, hours: int) 
 def choose_policy(risks: F64, died: NDArray[np.floating]) -> tuple[Policy, tuple[Operating, Operating]]:
     """The shipped policy, from risks out of fold at the end of each hour.
 
-    The first level enters at the lowest percent at which at most `SURVIVORS_ALERTED` of the survivors are ever
-    alerted on; the second at the lowest percent above it at which `HIGH_PRECISION` of those alerted on die.
+    The first level enters at the lowest percent at which at most `SURVIVORS_ALERTED` of the survivors are
+    ever alerted on, the second at the lowest percent above it at which `HIGH_PRECISION` of those alerted
+    on die.
     """
     grid = [round(0.01 * percent, 2) for percent in range(5, 90)]
     points = [operating(risks, died, enter, hours=2) for enter in grid]

@@ -30,20 +30,26 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Cohort:
-    """Stays with known outcomes; `died` is float32[stays]."""
+class Material:
+    """Everything that is made once from the stays.
 
-    accepted: list[Accepted]
+    died: float32[stays], 1 or 0.
+    aligned: rows of stays begun on the hour, each float32[stays, 48, channels].
+    batches: all stays at several random alignments to the hour.
+    """
+
     died: NDArray[np.float32]
+    aligned: Rows
+    batches: list[Batch]
 
 
-def training_rows(cohort: Cohort, rng: np.random.Generator) -> Batch:
+def training_rows(stays: list[Accepted], rng: np.random.Generator) -> Batch:
     """Rows of all stays, each begun at a random minute of its first hour.
 
     The open rows of a stay show the first `cut` minutes of each hour, `cut` drawn once a stay.
     """
     closed, opened, weights = [], [], []
-    for accepted in cohort.accepted:
+    for accepted in stays:
         offset, cut = int(rng.integers(0, 60)), int(rng.integers(1, 60))
         full = rows(*bins(accepted, offset, HOURS))
         closed.append(full)

@@ -5,6 +5,7 @@ import logging
 import warnings
 
 import numpy as np
+import onnx
 import torch
 
 from engines.engine import F32
@@ -38,7 +39,7 @@ def to_onnx(step: Step) -> bytes:
     return _plain(program.model_proto)
 
 
-def _plain(proto: "onnx.ModelProto") -> bytes:  # noqa: F821
+def _plain(proto: onnx.ModelProto) -> bytes:
     """The graph without the exporter's notes, which hold file paths and source lines."""
     del proto.metadata_props[:]
     del proto.functions[:]
@@ -53,16 +54,15 @@ def _plain(proto: "onnx.ModelProto") -> bytes:  # noqa: F821
     return bytes(proto.SerializeToString(deterministic=True))
 
 
-@torch.no_grad()
 def network_risks(step: Step, stays: Rows) -> F32:
     """Risk after every step of whole stays by the training path, float32[stays, steps]."""
     tensors = [torch.from_numpy(array) for array in stays]
-    logits = [member(*tensors)[0] for member in step.members]
-    mean = sum(logits[1:], logits[0]) / len(logits)
-    return torch.sigmoid(mean * step.slope + step.intercept).numpy()
+    with torch.no_grad():
+        logits = [member(*tensors)[0] for member in step.members]
+        mean = sum(logits[1:], logits[0]) / len(logits)
+        return np.asarray(torch.sigmoid(mean * step.slope + step.intercept), dtype=np.float32)
 
 
-@torch.no_grad()
 def golden(step: Step, stays: Rows) -> bytes:
     """golden.npz: one step with states from the middle of stays, and a whole stay beside it.
 
@@ -71,10 +71,11 @@ def golden(step: Step, stays: Rows) -> bytes:
     """
     middle = stays.values.shape[1] // 2
     state = torch.zeros(len(stays.values), step.width)
-    for hour in range(middle):
-        _, state = step(*(torch.from_numpy(array[:, hour]) for array in stays), state)
-    inputs = dict(zip(INPUTS, [*(array[:, middle] for array in stays), state.numpy()], strict=True))
-    risk, after = step(*map(torch.from_numpy, inputs.values()))
+    with torch.no_grad():
+        for hour in range(middle):
+            _, state = step(*(torch.from_numpy(array[:, hour]) for array in stays), state)
+        inputs = dict(zip(INPUTS, [*(array[:, middle] for array in stays), state.numpy()], strict=True))
+        risk, after = step(*map(torch.from_numpy, inputs.values()))
     arrays = {f"in/{name}": array for name, array in inputs.items()}
     arrays |= {"out/risk": risk.numpy(), "out/state_out": after.numpy()}
     arrays |= {f"stay/{name}": array for name, array in stays._asdict().items()}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engines import metrics
-from engines.train.data import Batch
+from engines.train.data import Batch, Material
 from engines.train.network import Inputs, Member
 from schemas.features import FEATURES
 from schemas.window import NEVER, Rows
@@ -26,7 +26,7 @@ class Recipe:
 
     hidden: int = 48
     epochs: int = 24
-    batch: int = 128
+    batch: int = 64
     rate: float = 3e-3
     weight_decay: float = 0.02
     channel_dropout: float = 0.2
@@ -34,6 +34,13 @@ class Recipe:
     noise: float = 0.1
     averaging: float = 0.99
     patience: int = 8
+
+
+class Split(NamedTuple):
+    """Indices of stays, which do not overlap."""
+
+    learn: NDArray[np.intp]
+    stop: NDArray[np.intp]
 
 
 class Normalisation(NamedTuple):
@@ -59,26 +66,21 @@ def normalisation(closed: Rows, stays: NDArray[np.intp]) -> Normalisation:
     return Normalisation(*(torch.tensor(column, dtype=torch.float32) for column in (mean, scale, logged)))
 
 
-def fit(  # noqa: PLR0913
+def fit(
     recipe: Recipe,
-    batches: list[Batch],
-    died: NDArray[np.float32],
-    train: NDArray[np.intp],
-    stop: NDArray[np.intp],
-    aligned: Rows,
+    material: Material,
+    split: Split,
     norm: Normalisation,
+    *,
     seed: int,
     on_epoch: Callable[[], None],
 ) -> Member:
-    """Train a member on the stays `train`, keeping the epoch that is best on the stays `stop`.
+    """Train a member, keeping the epoch that is best on the stays it is stopped by.
 
     Args:
         recipe: hyperparameters.
-        batches: all stays at several random alignments; an epoch uses one.
-        died: float32[stays].
-        train: indices of the stays to learn from.
-        stop: indices of the stays that decide when to stop.
-        aligned: rows of all stays begun on the hour, 48 steps.
+        material: all stays; an epoch uses one of its alignments.
+        split: which stays are learnt from and which decide when to stop.
         norm: normalisation of the inputs.
         seed: of weights, order, dropout and noise.
         on_epoch: called after each epoch, for a progress bar.
@@ -87,14 +89,16 @@ def fit(  # noqa: PLR0913
     rng = np.random.default_rng(seed)
     member = Member(Inputs(*norm), recipe.hidden)
     average = deepcopy(member).requires_grad_(False)
-    best, best_score, since = deepcopy(average), -1.0, 0
+    best: Member = deepcopy(average)
+    best_score, since = -1.0, 0
     optimiser = torch.optim.AdamW(member.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay)
-    steps = recipe.epochs * (len(train) // recipe.batch)
+    parts = max(1, len(split.learn) // recipe.batch)
+    steps = recipe.epochs * parts
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.rate, total_steps=steps, pct_start=0.15)
     for epoch in range(recipe.epochs):
-        batch = batches[(epoch + seed) % len(batches)]
-        for part in np.array_split(rng.permutation(train), len(train) // recipe.batch):
-            loss = _loss(member, recipe, batch, part, died)
+        batch = material.batches[(epoch + seed) % len(material.batches)]
+        for part in np.array_split(rng.permutation(split.learn), parts):
+            loss = _loss(member, recipe, batch, part, material.died)
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(member.parameters(), 1.0)
@@ -102,7 +106,7 @@ def fit(  # noqa: PLR0913
             schedule.step()
             _average(average, member, recipe.averaging)
         on_epoch()
-        score = _judge(average, aligned, died, stop)
+        score = _judge(average, material, split.stop)
         if score > best_score:
             best, best_score, since = deepcopy(average), score, 0
         elif (since := since + 1) >= recipe.patience:
@@ -110,13 +114,12 @@ def fit(  # noqa: PLR0913
     return best
 
 
-@torch.no_grad()
 def logits(member: Member, closed: Rows, stays: NDArray[np.intp]) -> NDArray[np.float32]:
     """float32[stays, steps]: the member's logit after each complete hour."""
-    parts = []
-    for part in np.array_split(stays, max(1, len(stays) // 512)):
-        parts.append(member(*_tensors(closed, part))[0].numpy())
-    return np.concatenate(parts).astype(np.float32)
+    parts = np.array_split(stays, max(1, len(stays) // 512))
+    with torch.no_grad():
+        found = [member(*_tensors(closed, part))[0].numpy() for part in parts]
+    return np.concatenate(found).astype(np.float32)
 
 
 def _loss(
@@ -160,10 +163,11 @@ def _average(average: Member, member: Member, share: float) -> None:
             kept.lerp_(new, 1 - share)
 
 
-def _judge(member: Member, aligned: Rows, died: NDArray[np.float32], stays: NDArray[np.intp]) -> float:
-    risk = logits(member, aligned, stays)
-    at = [metrics.auroc(died[stays], risk[:, hour - 1]) for hour in JUDGED_HOURS]
-    return float(np.mean(at)) + 0.5 * metrics.auprc(died[stays], risk[:, -1])
+def _judge(member: Member, material: Material, stays: NDArray[np.intp]) -> float:
+    risk = logits(member, material.aligned, stays)
+    died = material.died[stays]
+    at = [metrics.auroc(died, risk[:, hour - 1]) for hour in JUDGED_HOURS]
+    return float(np.mean(at)) + 0.5 * metrics.auprc(died, risk[:, -1])
 
 
 def _tensors(arrays: Rows, stays: NDArray[np.intp]) -> list[Tensor]:

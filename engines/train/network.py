@@ -8,6 +8,8 @@ The cell is written as matrix products so that any runtime can take the exported
 the same weights through `torch.nn.GRU`, which is faster over whole stays.
 """
 
+# mypy: allow-subclassing-any
+# torch is an extra and is not type-checked: its classes are Any here.
 import torch
 from torch import Tensor, nn
 

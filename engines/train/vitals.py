@@ -1,15 +1,16 @@
 """Makes the model `vitals`: cross-validation, calibration, policy, and the folder that is shipped.
 
-Each model is an ensemble: `members` networks, each trained on all but one part of its stays, which decides when to
-stop. Cross-validation trains a whole ensemble for each fold on the other folds, so its figures see the
-fold's stays for nothing: not for stopping, not for normalisation. Calibration and policy come from these
+Each model is an ensemble: `members` networks, each trained on all but one part of its stays, which decides
+when to stop. Cross-validation trains a whole ensemble for each fold on the other folds, so a fold's stays
+serve its figures for nothing else: not for stopping, not for normalisation. Calibration and policy come from these
 risks out of fold; figures after calibration use a calibration fitted on the other folds.
 """
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -19,10 +20,10 @@ from numpy.typing import NDArray
 from engines import evaluate, metrics, physionet2012
 from engines.errors import DatasetError
 from engines.physionet2012 import Stay
-from engines.repository import CONFIG, GOLDEN, GRAPH
+from engines.repository import CARD, CONFIG, EVALUATION, GOLDEN, GRAPH
 from engines.train import calibrate, card, export
-from engines.train.data import Batch, Cohort, aligned_rows, training_rows
-from engines.train.fit import Recipe, fit, logits, normalisation
+from engines.train.data import Material, aligned_rows, training_rows
+from engines.train.fit import Recipe, Split, fit, logits, normalisation
 from engines.train.network import Member, Step
 from schemas.features import FEATURES
 from schemas.model_config import Batching, ModelConfig, Policy, StatePair, Tensor
@@ -37,27 +38,40 @@ Progress = Callable[[str, int, int], None]
 """Told (what, done, of)."""
 
 
+RECIPE = Recipe()
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How much is trained; `threads` changes the last bits of the weights."""
 
-    recipe: Recipe = Recipe()
+    recipe: Recipe = RECIPE
     folds: int = 5
     members: int = 4
+    alignments: int = ALIGNMENTS
     seed: int = 2012
     threads: int = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Material:
-    """Everything made once from the stays."""
+FULL = Plan()
 
-    died: NDArray[np.float32]
-    aligned: Rows
-    batches: list[Batch]
+QUICK = Plan(Recipe(epochs=2, hidden=16), folds=2, members=2, alignments=1, threads=1)
+"""Minutes become seconds and the figures worthless: to try the path, not to serve."""
 
 
-def train(source: Path, out: Path, progress: Progress, plan: Plan = Plan()) -> dict[str, object]:  # noqa: B008
+class Result(NamedTuple):
+    """What training found.
+
+    out_of_fold: float32[stays, 48], mean logits of ensembles that never saw the stay.
+    folds: int64[stays], the fold of each stay.
+    """
+
+    members: list[Member]
+    out_of_fold: NDArray[np.float32]
+    folds: NDArray[np.int64]
+
+
+def train(source: Path, out: Path, progress: Progress, plan: Plan = FULL) -> dict[str, object]:
     """Train, judge and write the model folder `out`/vitals.
 
     Returns:
@@ -67,23 +81,27 @@ def train(source: Path, out: Path, progress: Progress, plan: Plan = Plan()) -> d
         DatasetError: the data set cannot be read, or a stay has no outcome.
     """
     torch.set_num_threads(plan.threads)
-    progress("reading stays", 0, 1)
+    progress("reading stays", 0, 0)
     stays = physionet2012.read(source)
     if any(stay.outcome is None for stay in stays):
         raise DatasetError("training needs an Outcomes file that names every stay")
     material = _material(stays, plan, progress)
-    folds = stratified(material.died, plan.folds, plan.seed)
-    steps = (plan.folds + 1) * plan.members * plan.recipe.epochs
-    on_epoch = _Counter(progress, steps)
-    out_of_fold = np.empty((len(stays), WINDOW_BINS), dtype=np.float32)
+    result = _cross_validate(material, plan, progress)
+    return _write(out / NAME, stays, material.died, result, plan)
+
+
+def _cross_validate(material: Material, plan: Plan, progress: Progress) -> Result:
+    died = material.died
+    folds = stratified(died, plan.folds, plan.seed)
+    on_epoch = _Counter(progress, (plan.folds + 1) * plan.members * plan.recipe.epochs)
+    out_of_fold = np.empty((len(died), WINDOW_BINS), dtype=np.float32)
     for fold in range(plan.folds):
-        members = _ensemble(material, np.flatnonzero(folds != fold), plan, plan.seed + 100 * fold, on_epoch)
-        held_out = np.flatnonzero(folds == fold)
+        learn, held_out = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        members = _ensemble(material, learn, plan, plan.seed + 100 * fold, on_epoch)
         out_of_fold[held_out] = _mean_logits(members, material.aligned, held_out)
-    everyone = np.arange(len(stays))
+    everyone = np.arange(len(died))
     members = _ensemble(material, everyone, plan, plan.seed + 100 * plan.folds, on_epoch)
-    progress("training", steps, steps)
-    return _write(out / NAME, stays, material.died, members, out_of_fold, folds, plan)
+    return Result(members, out_of_fold, folds)
 
 
 def stratified(died: NDArray[np.floating], parts: int, seed: int) -> NDArray[np.int64]:
@@ -112,9 +130,9 @@ def _material(stays: list[Stay], plan: Plan, progress: Progress) -> Material:
     died = np.array([stay.outcome for stay in stays], dtype=np.float32)
     rng = np.random.default_rng(plan.seed)
     batches = []
-    for done in range(ALIGNMENTS):
-        progress("aligning stays", done, ALIGNMENTS)
-        batches.append(training_rows(Cohort(accepted, died), rng))
+    for done in range(plan.alignments):
+        batches.append(training_rows(accepted, rng))
+        progress("aligning stays", done + 1, plan.alignments)
     return Material(died, aligned_rows(accepted), batches)
 
 
@@ -126,54 +144,33 @@ def _ensemble(
     norm = normalisation(material.aligned, stays)
     members = []
     for number in range(plan.members):
-        target = on_epoch.done + plan.recipe.epochs
-        learn, stop = stays[parts != number], stays[parts == number]
-        members.append(
-            fit(
-                plan.recipe,
-                material.batches,
-                material.died,
-                learn,
-                stop,
-                material.aligned,
-                norm,
-                seed + number,
-                on_epoch,
-            )
-        )
-        on_epoch.done = target
+        split = Split(stays[parts != number], stays[parts == number])
+        end = on_epoch.done + plan.recipe.epochs
+        members.append(fit(plan.recipe, material, split, norm, seed=seed + number, on_epoch=on_epoch))
+        on_epoch.done = end
     return members
 
 
 def _mean_logits(members: list[Member], aligned: Rows, stays: NDArray[np.intp]) -> NDArray[np.float32]:
-    return np.mean([logits(member, aligned, stays) for member in members], axis=0, dtype=np.float32)
+    found = [logits(member, aligned, stays) for member in members]
+    return np.asarray(np.mean(found, axis=0), dtype=np.float32)
 
 
 def _write(
-    folder: Path,
-    stays: list[Stay],
-    died: NDArray[np.float32],
-    members: list[Member],
-    out_of_fold: NDArray[np.float32],
-    folds: NDArray[np.int64],
-    plan: Plan,
+    folder: Path, stays: list[Stay], died: NDArray[np.float32], result: Result, plan: Plan
 ) -> dict[str, object]:
-    platt = calibrate.platt(out_of_fold, died)
-    risks = _cross_calibrated(out_of_fold, died, folds)
-    policy, levels = calibrate.choose_policy(platt(out_of_fold), died)
-    threshold = round(metrics.best_event1_threshold(died, risks[:, -1]), 4)
-    step = Step(members, *platt)
+    platt = calibrate.platt(result.out_of_fold, died)
+    policy, levels = calibrate.choose_policy(platt(result.out_of_fold), died)
+    step = Step(result.members, *platt)
     graph = export.to_onnx(step)
     config = _config(step, hashlib.sha256(graph).hexdigest(), policy)
+    risks = _cross_calibrated(result.out_of_fold, died, result.folds)
+    threshold = round(metrics.best_event1_threshold(died, risks[:, -1]), 4)
     evaluation: dict[str, object] = {
         "model": {"name": NAME, "version": VERSION, "digest": config.digest},
-        "data": {
-            "name": "physionet2012",
-            "digest": physionet2012.digest(stays),
-            "stays": len(stays),
-            "deaths": int(died.sum()),
-        },
-        "method": f"{plan.folds}-fold stratified cross-validation, seed {plan.seed}; {plan.members} members an ensemble",
+        "data": physionet2012.described(stays),
+        "method": f"{plan.folds}-fold stratified cross-validation (seed {plan.seed}) of the whole procedure: "
+        f"each fold is judged by an ensemble of {plan.members} trained on the others",
         "event1_threshold": threshold,
         "hours": evaluate.figures(died, risks, threshold),
         "calibration": platt._asdict(),
@@ -187,8 +184,8 @@ def _write(
     (version / GRAPH).write_bytes(graph)
     (version / GOLDEN).write_bytes(export.golden(step, synthetic_stays(plan.seed)))
     (folder / CONFIG).write_bytes(_pretty(config))
-    (folder / "evaluation.json").write_bytes(_pretty(evaluation))
-    (folder / "MODEL_CARD.md").write_text(card.text(config, evaluation, plan.members, plan.recipe.hidden))
+    (folder / EVALUATION).write_bytes(_pretty(evaluation))
+    (folder / CARD).write_text(card.text(config, evaluation, plan.members, plan.recipe.hidden))
     return evaluation
 
 
@@ -237,7 +234,3 @@ def synthetic_stays(seed: int, number: int = 4) -> Rows:
 
 def _pretty(content: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
-
-
-QUICK = Plan(recipe=replace(Recipe(), epochs=2, hidden=16), folds=2, members=1, threads=1)
-"""Minutes become seconds and the figures worthless: to try the path, not to serve."""

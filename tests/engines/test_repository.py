@@ -1,0 +1,162 @@
+"""Every check of the repository, by breaking the real thing."""
+
+import hashlib
+import re
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from engines import repository
+from engines.errors import BackendError, DigestError, EngineError, GoldenError, GraphError, RepositoryError
+from tests.engines.conftest import config_of, golden_of, graph, tiny_inputs, tiny_outputs
+
+
+def put_graph(repository_path: Path, content: bytes) -> None:
+    """Replace model.onnx, and the digest with it."""
+    (repository_path / "tiny/3/model.onnx").write_bytes(content)
+    (repository_path / "tiny/config.json").write_bytes(msgspec.json.encode(config_of(content)))
+
+
+def test_loads(repository_path: Path) -> None:
+    engine = repository.load(repository_path, "tiny")
+    assert engine.backend == "onnxruntime-cpu"
+    assert engine.config.version == 3
+    engine.close()
+
+
+def test_the_shipped_models_load() -> None:
+    for config in repository.list_models():
+        repository.load(repository.SHIPPED, config.name).close()
+    assert [config.name for config in repository.list_models()] == ["vitals"]
+
+
+def test_lists_by_name(repository_path: Path) -> None:
+    assert [config.name for config in repository.list_models(repository_path)] == ["tiny"]
+    with pytest.raises(RepositoryError, match="no model repository"):
+        repository.list_models(repository_path / "absent")
+
+
+def test_an_unknown_model(repository_path: Path) -> None:
+    with pytest.raises(RepositoryError, match=r"no model 'vitals' .*; it has \['tiny'\]"):
+        repository.load(repository_path, "vitals")
+
+
+def test_an_unknown_backend(repository_path: Path) -> None:
+    with pytest.raises(BackendError, match="no backend 'cuda'; there is onnxruntime"):
+        repository.load(repository_path, "tiny", "cuda")
+
+
+@pytest.mark.parametrize("file", ["3/model.onnx", "3/golden.npz"])
+def test_a_missing_file(repository_path: Path, file: str) -> None:
+    (repository_path / "tiny" / file).unlink()
+    with pytest.raises(RepositoryError, match=re.escape(file)):
+        repository.load(repository_path, "tiny")
+
+
+def test_a_renamed_folder(repository_path: Path) -> None:
+    (repository_path / "tiny").rename(repository_path / "small")
+    with pytest.raises(RepositoryError, match="name is 'tiny', the folder is 'small'"):
+        repository.load(repository_path, "small")
+
+
+def test_a_config_that_is_not_json(repository_path: Path) -> None:
+    (repository_path / "tiny/config.json").write_text("{")
+    with pytest.raises(RepositoryError, match=r"config\.json"):
+        repository.load(repository_path, "tiny")
+
+
+def test_a_flipped_byte(repository_path: Path) -> None:
+    path = repository_path / "tiny/3/model.onnx"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DigestError, match=hashlib.sha256(content).hexdigest()):
+        repository.load(repository_path, "tiny")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph", bytes(range(256)) * 40])
+def test_garbage_with_the_right_digest(repository_path: Path, content: bytes) -> None:
+    put_graph(repository_path, content)
+    with pytest.raises(GraphError, match="cannot load"):
+        repository.load(repository_path, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (graph(width=5), "input state is float32[batch, 4] in config.json, tensor(float)['batch', 5]"),
+        (graph(risk="hazard"), "config.json has the outputs ['risk', 'state_out'], model.onnx has ['hazard'"),
+    ],
+)
+def test_tensors_that_are_not_the_configs(repository_path: Path, content: bytes, message: str) -> None:
+    put_graph(repository_path, content)
+    with pytest.raises(GraphError, match=re.escape(message)):
+        repository.load(repository_path, "tiny")
+
+
+def test_other_weights(repository_path: Path) -> None:
+    put_graph(repository_path, graph(bias=0.1))
+    with pytest.raises(GoldenError, match=r"tiny: risk differs from golden.npz by 0\.02\d*, over 0.0001"):
+        repository.load(repository_path, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        (
+            {"risk": np.zeros(5, np.float32)},
+            "golden.npz has outputs ['risk'], the engine ['risk', 'state_out']",
+        ),
+        (
+            {"risk": np.zeros(4, np.float32), "state_out": np.zeros((5, 4), np.float32)},
+            "risk is (4,) in golden.npz, the engine gave (5,)",
+        ),
+        (tiny_outputs(tiny_inputs(5)) | {"risk": np.full(5, np.nan, np.float32)}, "risk differs"),
+    ],
+)
+def test_golden_outputs_that_do_not_fit(
+    repository_path: Path, outputs: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]], message: str
+) -> None:
+    (repository_path / "tiny/3/golden.npz").write_bytes(golden_of(tiny_inputs(5), outputs))
+    with pytest.raises(GoldenError, match=re.escape(message)):
+        repository.load(repository_path, "tiny")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"words"])
+def test_a_golden_file_that_is_no_archive(repository_path: Path, content: bytes) -> None:
+    (repository_path / "tiny/3/golden.npz").write_bytes(content)
+    with pytest.raises(RepositoryError, match=r"golden\.npz is not a readable"):
+        repository.load(repository_path, "tiny")
+
+
+def test_the_shipped_weights_changed(tmp_path: Path) -> None:
+    """A single changed weight in the shipped graph, under a fresh digest, is found by the golden data."""
+    shutil.copytree(repository.SHIPPED / "vitals", tmp_path / "vitals")
+    path = tmp_path / "vitals/1/model.onnx"
+    content = path.read_bytes()
+    config = repository.read_config(tmp_path, "vitals")
+    bias = _largest_float(content)
+    path.write_bytes(content.replace(bias.tobytes(), (bias * np.float32(1.5)).tobytes()))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    text = (tmp_path / "vitals/config.json").read_text().replace(config.digest, digest)
+    (tmp_path / "vitals/config.json").write_text(text)
+    with pytest.raises(GoldenError, match="differs from golden.npz by"):
+        repository.load(tmp_path, "vitals")
+
+
+def _largest_float(content: bytes) -> np.float32:
+    """The weight of greatest size among the graph's matrices."""
+    import onnx
+    from onnx import numpy_helper
+
+    arrays = [numpy_helper.to_array(tensor) for tensor in onnx.load_from_string(content).graph.initializer]
+    flat = np.concatenate([array.ravel() for array in arrays if array.ndim == 2])
+    return np.float32(flat[np.argmax(np.abs(flat))])
+
+
+def test_every_error_has_its_own_reason() -> None:
+    reasons = [error.reason for error in EngineError.__subclasses__()]
+    assert len(set(reasons)) == len(reasons)
