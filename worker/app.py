@@ -1,20 +1,17 @@
 """The worker process: a Faust agent around the pipeline, its dependencies, its end.
 
-The agent receives chunks of raw records and hands each to its partition's lane (`lanes.py`). Faust brings
+The agent (`transport.py`) hands each chunk of raw records to its partition's lane (`lanes.py`). Faust brings
 the consumer group, flow control and supervision; it publishes, commits and serves nothing.
 """
 
 import asyncio
 import signal
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
-import faust
 import structlog
 from faust.types import TP
-from yarl import URL
 
 from engines import repository
 from engines.engine import Engine
@@ -34,7 +31,7 @@ from worker.pipeline import Limits, Pipeline
 from worker.publish import Publisher
 from worker.restore import Restorer
 from worker.store import Store
-from worker.transport import ChunkTransport
+from worker.transport import chunk_app
 
 log = structlog.get_logger("riskstream.app")
 
@@ -86,7 +83,7 @@ class Worker:
         await self._until_up("Kafka producer", self._publisher.start)
         self._batcher = Batcher(engine, verify, self.settings.infer_timeout_s)
         self._lanes = Lanes(cluster.id, self.settings.checkpoint_interval_s)
-        app = self._faust_app(self._lanes)
+        app = chunk_app(self.settings, self._lanes)
         self._lanes.stages = self._stages(app, engine, self._batcher)
         await app.start()
         self._joined = True
@@ -188,43 +185,6 @@ class Worker:
         restorer = Restorer(self._store, app.consumer, model, batcher.infer, horizon_ms)
         checkpointer = Checkpointer(self._store, app.consumer, config.digest)
         return Stages(pipeline, restorer, checkpointer, app.consumer, alert_log)
-
-    def _faust_app(self, lanes: Lanes) -> Any:
-        settings = self.settings
-        urls = [URL(f"kafka://{server}") for server in settings.bootstrap_servers]
-        app = faust.App(
-            settings.group,
-            broker=urls,
-            autodiscover=False,
-            web_enabled=False,
-            datadir=tempfile.mkdtemp(prefix="riskstream-"),
-            topic_allow_declare=False,
-            topic_disable_leader=True,
-            stream_wait_empty=False,
-            # Faust's own commit handler finds nothing to commit; once an hour is as good as never.
-            broker_commit_interval=3600.0,
-            broker_session_timeout=settings.session_timeout_s,
-            broker_request_timeout=settings.request_timeout_s,
-            broker_rebalance_timeout=settings.rebalance_timeout_s,
-            broker_max_poll_interval=settings.max_poll_interval_s,
-            stream_buffer_maxsize=64,
-        )
-        app.transport = app.producer_transport = ChunkTransport(urls, app, settings, lanes)
-        topic = app.topic(settings.topic_vitals, key_type=bytes, value_type=bytes, value_serializer="raw")
-
-        async def vitals(stream: Any) -> None:
-            async for event in stream.noack().events():
-                lanes.put(event.message.tp, event.message.value)
-
-        app.agent(topic, name="vitals")(vitals)
-        app.on_partitions_assigned.connect(lambda _, assigned, **__: lanes.assign(set(assigned)), weak=False)
-
-        async def revoke(_: Any, revoked: set[TP], **__: Any) -> None:
-            await lanes.revoke(set(revoked), settings.rebalance_timeout_s / 2)
-
-        app.on_partitions_revoked.connect(revoke, weak=False)
-        app.finalize()
-        return app
 
     def _live(self) -> tuple[bool, str]:
         for lane in self._lanes.owned if self._lanes else ():

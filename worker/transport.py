@@ -1,4 +1,4 @@
-"""Kafka through Faust, a chunk of raw records at a time. One of two homes of Faust, with `app.py`.
+"""Kafka through Faust, a chunk of raw records at a time. The home of Faust.
 
 Faust's cost is per message, so its consumer is made to hand the agent one message per partition and
 fetch, whose value is the list of raw records. Only partitions with room are asked for, so everything is
@@ -10,10 +10,12 @@ Names used of Faust 0.15 and aiokafka 0.14 beyond their documented API: `Consume
 """
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import aiokafka
+import faust
 from aiokafka import AIOKafkaConsumer, OffsetAndMetadata
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
@@ -22,6 +24,7 @@ from faust.transport.drivers.aiokafka import Consumer as FaustConsumer
 from faust.transport.drivers.aiokafka import Transport as FaustTransport
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
+from yarl import URL
 
 from worker.config import Settings
 from worker.errors import RetryError
@@ -46,6 +49,18 @@ class Intake(Protocol):
 
     def full(self) -> bool:
         """Whether a partition has no room."""
+        ...
+
+    def put(self, tp: TP, records: Sequence[Any]) -> None:
+        """Take a chunk that was fetched while its partition had room."""
+        ...
+
+    def assign(self, partitions: set[TP]) -> None:
+        """Take over what the group has assigned, all of it."""
+        ...
+
+    async def revoke(self, partitions: set[TP], seconds: float) -> None:
+        """Let go of partitions within a deadline."""
         ...
 
 
@@ -204,3 +219,41 @@ class ChunkTransport(FaustTransport):  # type: ignore[misc]
         super().__init__(urls, app)
         self.settings = settings
         self.intake = intake
+
+
+def chunk_app(settings: Settings, intake: Intake) -> Any:
+    """A Faust app, not yet started, whose one agent hands the chunks of the vitals topic to `intake`."""
+    urls = [URL(f"kafka://{server}") for server in settings.bootstrap_servers]
+    app = faust.App(
+        settings.group,
+        broker=urls,
+        autodiscover=False,
+        web_enabled=False,
+        datadir=tempfile.mkdtemp(prefix="riskstream-"),
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        stream_wait_empty=False,
+        # Faust's own commit handler finds nothing to commit; once an hour is as good as never.
+        broker_commit_interval=3600.0,
+        broker_session_timeout=settings.session_timeout_s,
+        broker_request_timeout=settings.request_timeout_s,
+        broker_rebalance_timeout=settings.rebalance_timeout_s,
+        broker_max_poll_interval=settings.max_poll_interval_s,
+        stream_buffer_maxsize=64,
+    )
+    app.transport = app.producer_transport = ChunkTransport(urls, app, settings, intake)
+    topic = app.topic(settings.topic_vitals, key_type=bytes, value_type=bytes, value_serializer="raw")
+
+    async def vitals(stream: Any) -> None:
+        async for event in stream.noack().events():
+            intake.put(event.message.tp, event.message.value)
+
+    app.agent(topic, name="vitals")(vitals)
+    app.on_partitions_assigned.connect(lambda _, assigned, **__: intake.assign(set(assigned)), weak=False)
+
+    async def revoke(_: Any, revoked: set[TP], **__: Any) -> None:
+        await intake.revoke(set(revoked), settings.rebalance_timeout_s / 2)
+
+    app.on_partitions_revoked.connect(revoke, weak=False)
+    app.finalize()
+    return app
