@@ -86,7 +86,7 @@ def report(engine: Engine, stays: list[Stay], risks: NDArray[np.float32], thresh
     died = np.array([stays[i].outcome for i in judged], dtype=np.float64)
     if not judged or died.min() == died.max():
         raise DatasetError(
-            f"judging needs deaths and survivors: an Outcomes file names {len(judged)} of {len(stays)} stays, "
+            f"judging needs deaths and survivors: of {len(stays)} stays {len(judged)} have an outcome, "
             f"{int(died.sum())} of them deaths. Without outcomes, ask for --predictions and no --report"
         )
     config = engine.config

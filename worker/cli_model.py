@@ -120,7 +120,8 @@ def _told() -> Iterator[None]:
 def _bar() -> Progress:
     """A progress bar on standard error; nothing where that is not a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _shown(progress: Progress) -> Callable[[str, int, int], None]:

@@ -30,7 +30,7 @@ class Recipe:
     rate: float = 3e-3
     weight_decay: float = 0.02
     channel_dropout: float = 0.2
-    dropout: float = 0.3
+    dropout: float = 0.2
     noise: float = 0.1
     averaging: float = 0.99
     patience: int = 8

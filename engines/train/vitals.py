@@ -2,8 +2,8 @@
 
 Each model is an ensemble: `members` networks, each trained on all but one part of its stays, which decides
 when to stop. Cross-validation trains a whole ensemble for each fold on the other folds, so a fold's stays
-serve its figures for nothing else: not for stopping, not for normalisation. Calibration and policy come from these
-risks out of fold; figures after calibration use a calibration fitted on the other folds.
+serve its figures for nothing else: not for stopping, not for normalisation. Calibration and policy come
+from these risks out of fold; figures after calibration use a calibration fitted on the other folds.
 """
 
 import hashlib

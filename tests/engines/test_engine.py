@@ -61,7 +61,7 @@ def with_another(inputs: dict[str, F32]) -> None:
 
 
 def in_double(inputs: dict[str, F32]) -> None:
-    inputs["values"] = inputs["values"].astype(np.float64)  # type: ignore[assignment]
+    inputs["values"] = inputs["values"].astype(np.float64)
 
 
 def too_wide(inputs: dict[str, F32]) -> None:

@@ -13,7 +13,10 @@ from engines.physionet2012 import Stay
 from schemas.features import CHANNEL, FEATURES, STATIC
 from schemas.window import FILL, rows
 
-HEAD = "Time,Parameter,Value\n00:00,RecordID,{record}\n00:00,Age,54\n00:00,Gender,0\n00:00,Height,-1\n00:00,ICUType,4\n"
+HEAD = (
+    "Time,Parameter,Value\n00:00,RecordID,{record}\n"
+    "00:00,Age,54\n00:00,Gender,0\n00:00,Height,-1\n00:00,ICUType,4\n"
+)
 OUTCOMES = "RecordID,SAPS-I,SOFA,Length_of_stay,Survival,In-hospital_death\n1,6,1,5,-1,0\n2,16,8,8,3,1\n"
 
 

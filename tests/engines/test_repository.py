@@ -143,7 +143,7 @@ def test_the_shipped_weights_changed(tmp_path: Path) -> None:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     text = (tmp_path / "vitals/config.json").read_text().replace(config.digest, digest)
     (tmp_path / "vitals/config.json").write_text(text)
-    with pytest.raises(GoldenError, match="differs from golden.npz by"):
+    with pytest.raises(GoldenError, match=r"differs from golden\.npz by"):
         repository.load(tmp_path, "vitals")
 
 

@@ -1,0 +1,156 @@
+"""Reports and predictions of the served model, through the command line."""
+
+import csv
+import json
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from engines import evaluate, physionet2012, repository
+from engines.errors import RepositoryError
+from engines.physionet2012 import PARAMETERS
+from schemas.features import CHANNEL, FEATURES
+from worker.cli_model import app
+
+STAYS = 24
+
+FIGURES = {
+    "type": "object",
+    "required": ["stays", "deaths", "auroc", "auprc", "event1", "brier", "ece"],
+    "additionalProperties": {"type": "number", "minimum": 0},
+}
+REPORT = {
+    "type": "object",
+    "required": ["model", "backend", "data", "event1_threshold", "hours", "metrics"],
+    "properties": {
+        "hours": {
+            "type": "object",
+            "required": ["6", "12", "24", "48"],
+            "additionalProperties": FIGURES,
+        },
+        "data": {"type": "object", "required": ["name", "digest", "stays", "deaths"]},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def stays_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made-up stays with outcomes, in the Challenge's format."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(5)
+    lines = ["RecordID,In-hospital_death"]
+    for record in range(100, 100 + STAYS):
+        (folder / f"{record}.txt").write_text(stay_text(record, rng))
+        lines.append(f"{record},{int(record % 4 == 0)}")
+    (folder / "Outcomes-z.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def stay_text(record: int, rng: np.random.Generator) -> str:
+    lines = ["Time,Parameter,Value", f"00:00,RecordID,{record}", f"00:00,Age,{rng.integers(20, 90)}"]
+    for hour in range(48):
+        for name in rng.choice(["HR", "SysABP", "GCS", "Lactate", "Urine"], 3, replace=False):
+            feature = FEATURES[CHANNEL[PARAMETERS[name][2]]]
+            value = float(np.clip(feature.fill * rng.normal(1, 0.1), feature.low, feature.high))
+            lines.append(f"{hour:02d}:30,{name},{value:.1f}")
+    return "\n".join(lines) + "\n"
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_report_and_predictions(stays_path: Path, tmp_path: Path) -> None:
+    report, predictions = tmp_path / "out" / "r.json", tmp_path / "out" / "p.csv"
+    result = run(
+        "evaluate", "vitals", "--data", f"physionet2012:{stays_path}",
+        "--report", str(report), "--predictions", str(predictions),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    content = json.loads(report.read_text())
+    jsonschema.validate(content, REPORT)
+    assert content["model"]["digest"] == repository.read_config(repository.SHIPPED, "vitals").digest
+    assert content["data"]["stays"] == STAYS
+    with predictions.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["stay"], row["hour"]) for row in rows[:2]] == [("100", "1"), ("100", "2")]
+    assert len(rows) == STAYS * 48
+    assert all(0 < float(row["risk"]) < 1 for row in rows)
+
+
+def test_hour_h_does_not_know_what_came_after(stays_path: Path) -> None:
+    engine = repository.load(repository.SHIPPED, "vitals")
+    stays = physionet2012.read(stays_path)
+    cut = [
+        physionet2012.Stay(stay.record, tuple(s for s in stay.samples if s.minute < 12 * 60), stay.outcome)
+        for stay in stays
+    ]
+    full, early = (evaluate.served_risks(engine, group) for group in (stays, cut))
+    assert full[:, :12].tobytes() == early[:, :12].tobytes()
+    assert full[:, 12:].tobytes() != early[:, 12:].tobytes()
+
+
+def test_without_outcomes_predictions_are_written(stays_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "unknown"
+    folder.mkdir()
+    (folder / "100.txt").write_text((stays_path / "100.txt").read_text())
+    source, predictions = f"physionet2012:{folder}", str(tmp_path / "p.csv")
+    assert run("evaluate", "vitals", "--data", source, "--predictions", predictions).exit_code == 0
+    assert (tmp_path / "p.csv").stat().st_size > 0
+    refused = run("evaluate", "vitals", "--data", source, "--report", str(tmp_path / "r.json"))
+    assert refused.exit_code == 1
+    assert "judging needs deaths and survivors" in refused.stderr
+    assert not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("evaluate", "vitals", "--data", "somewhere"), "physionet2012:DIR"),
+        (("evaluate", "vitals", "--data", "physionet2012:/no/such/folder"), "no such folder"),
+        (("evaluate", "cardiac", "--data", "physionet2012:/"), "no model 'cardiac'"),
+        (("train", "cardiac", "--data", "physionet2012:/"), "no training for 'cardiac'; there is for vitals"),
+        (("train", "vitals", "--data", "physionet2012:/no/such/folder"), "no such folder"),
+        (("list", "--repository", "/no/such/folder"), "no model repository"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(arguments: tuple[str, ...], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+
+
+def test_list() -> None:
+    listed = json.loads(run("list", "--json").stdout)
+    config = repository.read_config(repository.SHIPPED, "vitals")
+    fields = ("name", "kind", "version", "digest", "outcome")
+    assert listed == [{field: getattr(config, field) for field in fields}]
+    assert "vitals" in run("list").stdout
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "{}", '{"event1_threshold": "high"}', '{"event1_threshold": 2}']
+)
+def test_a_threshold_is_needed(tmp_path: Path, content: str | None) -> None:
+    (tmp_path / "tiny").mkdir()
+    if content is not None:
+        (tmp_path / "tiny" / "evaluation.json").write_text(content)
+    with pytest.raises(RepositoryError, match="event1_threshold"):
+        evaluate.event1_threshold(tmp_path, "tiny")
+
+
+def test_the_shipped_figures_belong_to_the_shipped_graph() -> None:
+    folder = repository.SHIPPED / "vitals"
+    content = json.loads((folder / "evaluation.json").read_text())
+    config = repository.read_config(repository.SHIPPED, "vitals")
+    jsonschema.validate(content, REPORT | {"required": ["model", "data", "event1_threshold", "hours"]})
+    assert content["model"]["digest"] == config.digest
+    assert content["hours"]["48"]["auroc"] >= 0.835
+    card = (folder / "MODEL_CARD.md").read_text()
+    for text in (config.digest, "Open Data Commons Attribution License v1.0", "Not for clinical use"):
+        assert text in card
+    assert (folder / "1" / "model.onnx").stat().st_size < 10 << 20

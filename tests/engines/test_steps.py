@@ -1,0 +1,65 @@
+"""Streaming computes what training computed: golden.npz keeps the training network's risks."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from engines import repository
+from engines.engine import F32, Engine
+from engines.steps import columns, run_steps, zero_state
+from schemas.features import FEATURES
+from schemas.window import Rows
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    engine = repository.load(repository.SHIPPED, "vitals")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, F32]:
+    return repository.read_golden(repository.SHIPPED / "vitals/1/golden.npz")
+
+
+def stays_of(golden: dict[str, F32]) -> Rows:
+    return Rows(*(golden[f"stay/{name}"] for name in Rows._fields))
+
+
+def test_steps_equal_the_training_network(engine: Engine, golden: dict[str, F32]) -> None:
+    risks = run_steps(engine, stays_of(golden))
+    assert risks.shape == (4, 48)
+    np.testing.assert_allclose(risks, golden["stay/risk"], atol=TOLERANCE, rtol=0)
+
+
+def test_stays_do_not_touch_one_another(engine: Engine, golden: dict[str, F32]) -> None:
+    stays = stays_of(golden)
+    together = run_steps(engine, stays)
+    alone = [run_steps(engine, Rows(*(array[i : i + 1] for array in stays)))[0] for i in range(4)]
+    assert together.tobytes() == np.stack(alone).tobytes()
+
+
+def test_large_cohorts_are_cut_into_batches(engine: Engine, golden: dict[str, F32]) -> None:
+    stays = Rows(*(np.tile(array[:, :2], (150, 1, 1)) for array in stays_of(golden)))
+    told: list[int] = []
+    risks = run_steps(engine, stays, told.append)
+    assert told == [512, 88]
+    assert risks.tobytes() == np.tile(risks[:4], (150, 1)).tobytes()
+
+
+def test_columns_and_state_follow_the_config(engine: Engine) -> None:
+    assert columns(engine.config).tolist() == list(range(len(FEATURES)))
+    assert {name: array.shape for name, array in zero_state(engine.config, 3).items()} == {
+        pair.input: (3, *pair.dims) for pair in engine.config.state
+    }
+
+
+def test_risks_are_probabilities_that_depend_on_the_patient(golden: dict[str, F32]) -> None:
+    risks = golden["stay/risk"]
+    assert risks.min() > 0
+    assert risks.max() < 1
+    assert np.ptp(risks[:, -1]) > 0.01
