@@ -1,0 +1,411 @@
+"""`riskstream demo`: broker, Redis, workers and patients, all at once, and a check that nothing was lost.
+
+    recording -> vitals topic -> workers (`riskstream run`, child processes) -> alerts, scores, dead letters
+
+Without `--broker` and `--redis` both are started on loopback and stopped again. On a broker of the user's
+the demo works in topics and a consumer group of its own, which nobody else reads, and deletes the topics;
+on a Redis of the user's it deletes that group's keys.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, for_code
+
+from schemas.messages import Alert, DeadLetter, Score
+from worker import config, embedded, store
+from worker.config import Settings
+from worker.demo_report import (
+    Counters,
+    Report,
+    Tally,
+    complaints,
+    percentiles,
+    read_counters,
+    records_of,
+)
+from worker.demo_view import View
+from worker.embedded import LOOPBACK, Child
+from worker.recording import Choice, Recording, read
+from worker.send import Sender, send
+
+PARTITIONS = 8
+
+DRAIN_S = 4.0
+"""Part of the demo's time that is kept for what is still under way when the last record is sent."""
+
+READY_TIMEOUT_S = 90.0
+"""Loading the libraries and the model, joining the group, restoring nothing."""
+
+STUCK_AFTER_S = 20.0
+"""The demo gives up when no further record finds a fate for this long."""
+
+STOP_TIMEOUT_S = 40.0
+"""A worker finishes its last chunk and checkpoint within this time."""
+
+POLL_S = 0.2
+
+_alert = msgspec.json.Decoder(Alert).decode
+_score = msgspec.json.Decoder(Score).decode
+_dead_letter = msgspec.json.Decoder(DeadLetter).decode
+
+
+class DemoError(RuntimeError):
+    """The demo cannot go on; the message says which part failed and shows its last output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to show.
+
+    seconds: of sending and draining, start and stop excluded.
+    source: `simulate`, `physionet2012:DIR` or a recorded file. choice: what to take from it.
+    speed: event seconds per second; None fits the recording into `seconds`.
+    broker, redis: to use instead of embedded ones.
+    """
+
+    seconds: float
+    source: str
+    choice: Choice
+    speed: float | None = None
+    workers: int = 1
+    broker: str | None = None
+    redis: str | None = None
+
+
+class Worker:
+    """One worker process and its HTTP endpoints."""
+
+    def __init__(self, number: int, env: dict[str, str]) -> None:
+        port = embedded.free_port()
+        own = {"RISKSTREAM_HTTP_PORT": str(port), "RISKSTREAM_INSTANCE": f"demo-{number}"}
+        self.url = f"http://{LOOPBACK}:{port}"
+        self.process = Child("worker", [sys.executable, "-m", "worker.cli", "run"], env | own)
+
+
+def demo(options: Options, view: View) -> Report:
+    """Run the demo from start to stop; whatever happens, nothing that it started is left running.
+
+    Raises:
+        SourceError: the source cannot be read.
+        EmbeddedError: a server cannot be started.
+        SendError: the broker refused a record.
+        DemoError: a worker died, did not get ready, or a topic could not be made.
+        KeyboardInterrupt: Ctrl-C or SIGTERM.
+    """
+    with _interruptible(), view, ExitStack() as stack:
+        view.stage("reading patients")
+        recording = read(options.source, options.choice)
+        view.stage("starting broker and Redis" if not options.broker else "connecting")
+        settings, env = _surroundings(options, stack)
+        asyncio.run(_create_topics(settings))
+        if options.broker:
+            stack.callback(lambda: asyncio.run(_delete_topics(settings)))
+        if options.redis:
+            stack.callback(lambda: asyncio.run(_delete_keys(settings)))
+        workers = [Worker(number, env) for number in range(options.workers)]
+        for worker in workers:
+            stack.callback(worker.process.close)
+            worker.process.start()
+        report = asyncio.run(_Demo(options, settings, recording, workers, view).run())
+        view.stage("stopping")
+    return report
+
+
+class _Demo:
+    """The part of a demo between the start of the workers and their end."""
+
+    def __init__(
+        self, options: Options, settings: Settings, recording: Recording, workers: list[Worker], view: View
+    ) -> None:
+        self.options = options
+        self.settings = settings
+        self.recording = recording
+        self.workers = workers
+        self.view = view
+        self.tally = Tally()
+        self.drained = asyncio.Event()
+
+    async def run(self) -> Report:
+        async with (
+            _consumer(self.settings) as consumer,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as self.http,
+        ):
+            receiving = asyncio.create_task(self._receive(consumer))
+            watching = asyncio.create_task(self._watch())
+            course = asyncio.create_task(self._course(consumer))
+            try:
+                await asyncio.wait({receiving, watching, course}, return_when=asyncio.FIRST_COMPLETED)
+                for task in (watching, receiving, course):
+                    if task.done():
+                        task.result()
+                return course.result()
+            finally:
+                for task in (receiving, watching, course):
+                    task.cancel()
+                await asyncio.gather(receiving, watching, course, return_exceptions=True)
+
+    async def _course(self, consumer: Any) -> Report:
+        self.view.stage("waiting for the worker")
+        health = await self._ready()
+        before = await self._counters()
+        self.view.stage(f"model {health['model']} version {health['version']} on {health['backend']}")
+        started = time.perf_counter()
+        confirmed = await self._send()
+        logged = await self._logged(consumer)
+        counters = await self._settle(logged)
+        took = time.perf_counter() - started
+        self.view.stage("stopping the worker")
+        await self._stop(consumer)
+        cpu_s = counters.cpu_s - before.cpu_s
+        return Report(
+            records=records_of(counters, logged),
+            scores=len(self.tally.scored),
+            alerts=self.tally.alerts,
+            latency_ms=percentiles(self.tally.latencies_ms()),
+            events_per_second=round(counters.total / took, 1),
+            cpu_us_per_event=round(1e6 * cpu_s / counters.total, 1) if counters.total else None,
+            backend=str(health["backend"]),
+            model=f"{health['model']}/{health['version']}",
+            lost=max(confirmed, logged) - counters.total,
+            seconds=round(took, 2),
+            patients=self.recording.patients,
+            source=self.options.source,
+            seed=self.options.choice.seed,
+            workers=len(self.workers),
+            speed=self.options.speed,
+            complaints=complaints(confirmed, logged, counters, self.tally),
+        )
+
+    async def _ready(self) -> dict[str, Any]:
+        """Wait until every partition has a worker; the first one's readiness."""
+        deadline = time.perf_counter() + READY_TIMEOUT_S
+        while time.perf_counter() < deadline:
+            found = [await self._readiness(worker) for worker in self.workers]
+            if all(found) and sum(one["partitions_ready"] for one in found if one) == PARTITIONS:
+                assert found[0] is not None
+                return found[0]
+            await asyncio.sleep(POLL_S)
+        raise DemoError(
+            f"not ready within {READY_TIMEOUT_S:.0f} s; the worker's last lines:\n"
+            + self.workers[0].process.tail()
+        )
+
+    async def _readiness(self, worker: Worker) -> dict[str, Any] | None:
+        try:
+            async with self.http.get(f"{worker.url}/health/ready") as response:
+                state: dict[str, Any] = await response.json()
+                return state if response.status == 200 else None
+        except aiohttp.ClientError:
+            return None
+
+    async def _counters(self) -> Counters:
+        pages = []
+        for worker in self.workers:
+            async with self.http.get(f"{worker.url}/metrics") as response:
+                pages.append(await response.text())
+        return read_counters(pages, self.settings.topic_vitals)
+
+    async def _send(self) -> int:
+        """Send the recording; how many records the broker has confirmed."""
+        seconds = max(self.options.seconds - DRAIN_S, 0.5 * self.options.seconds)
+        speed = self.options.speed or self.recording.speed_to_fit(0.98 * seconds)
+        async with Sender(self.settings, self.tally.confirmed) as sender:
+            showing = asyncio.create_task(self._show_progress(sender))
+            try:
+                # What is fitted is sent to its end, even when the broker is slower than planned.
+                await send(sender, self.recording, speed, seconds if self.options.speed else None)
+            finally:
+                showing.cancel()
+            self.view.progress(sender.sent, self.recording.count)
+            return sender.confirmed
+
+    async def _show_progress(self, sender: Sender) -> None:
+        while True:
+            self.view.progress(sender.sent, self.recording.count)
+            await asyncio.sleep(POLL_S)
+
+    async def _logged(self, consumer: Any) -> int:
+        places = [TopicPartition(self.settings.topic_vitals, p) for p in range(PARTITIONS)]
+        return sum((await consumer.end_offsets(places)).values())
+
+    async def _settle(self, logged: int) -> Counters:
+        """Wait until every record has a fate and every score is here, or nothing moves any more."""
+        moved_at, last = time.perf_counter(), (-1, -1)
+        while True:
+            counters = await self._counters()
+            now = (counters.total, len(self.tally.scored))
+            if now[0] >= logged and now[1] >= counters.fates["scored"]:
+                return counters
+            if now != last:
+                moved_at, last = time.perf_counter(), now
+            if time.perf_counter() - moved_at > STUCK_AFTER_S:
+                return counters
+            await asyncio.sleep(POLL_S / 4)
+
+    async def _stop(self, consumer: Any) -> None:
+        """Stop the workers, then receive what they published until their end."""
+        self.drained.set()
+        for worker in self.workers:
+            if not await asyncio.to_thread(worker.process.stop, STOP_TIMEOUT_S):
+                raise DemoError(f"a worker did not stop within {STOP_TIMEOUT_S:.0f} s and was killed")
+        places = list(consumer.assignment())
+        ends = await consumer.end_offsets(places)
+        deadline = time.perf_counter() + STUCK_AFTER_S
+        while any([await consumer.position(place) < ends[place] for place in places]):
+            if time.perf_counter() > deadline:
+                raise DemoError("the last alerts and scores could not be read from the broker")
+            await asyncio.sleep(POLL_S / 4)
+
+    async def _receive(self, consumer: Any) -> None:
+        take: dict[str, Callable[[bytes], None]] = {
+            self.settings.topic_alerts: self._take_alert,
+            self.settings.topic_scores: self._take_score,
+            self.settings.topic_dead_letters: self._take_dead_letter,
+        }
+        while True:
+            for place, records in (await consumer.getmany(timeout_ms=100, max_records=500)).items():
+                for record in records:
+                    take[place.topic](record.value)
+            await asyncio.sleep(0)
+
+    def _take_alert(self, value: bytes) -> None:
+        alert = _alert(value)
+        if self.tally.alert(alert):
+            self.view.alert(alert)
+
+    def _take_score(self, value: bytes) -> None:
+        score = _score(value)
+        self.tally.score(score)
+        self.view.score(score)
+
+    def _take_dead_letter(self, value: bytes) -> None:
+        self.tally.dead_letter(_dead_letter(value))
+
+    async def _watch(self) -> None:
+        """Raise when a worker ends before its time."""
+        while not self.drained.is_set():
+            for worker in self.workers:
+                if not worker.process.running:
+                    raise DemoError(
+                        f"a worker ended with status {worker.process.returncode}; its last lines:\n"
+                        + worker.process.tail()
+                    )
+            await asyncio.sleep(POLL_S)
+        await asyncio.Event().wait()  # a task that ends would end the demo
+
+
+def _surroundings(options: Options, stack: ExitStack) -> tuple[Settings, dict[str, str]]:
+    """Settings for this process, and the environment in which workers have the same ones."""
+    own: dict[str, Any] = {"publish_scores": True, "group": f"riskstream-demo-{uuid.uuid4().hex[:12]}"}
+    foreign: list[str] = []
+    if options.broker:
+        own |= {"broker": options.broker} | _topics_of(own["group"])
+    else:
+        own |= {"broker": stack.enter_context(embedded.tansu()).address, "kafka_idempotence": False}
+        own |= {"kafka_security_protocol": "PLAINTEXT", "replication": 1}
+        foreign.append("RISKSTREAM_KAFKA_")
+    if options.redis:
+        own["redis"] = options.redis
+    else:
+        own["redis"] = f"redis://{stack.enter_context(embedded.redis()).address}/0"
+        foreign.append("RISKSTREAM_REDIS_")
+    settings = config.load(**own)
+    env = {name: value for name, value in os.environ.items() if not name.startswith(tuple(foreign))}
+    env |= {f"RISKSTREAM_{name.upper()}": str(value) for name, value in own.items()}
+    root = str(Path(__file__).resolve().parent.parent)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (root, env.get("PYTHONPATH"))))
+    return settings, env
+
+
+def _topics_of(group: str) -> dict[str, str]:
+    return {
+        "topic_vitals": f"{group}.vitals",
+        "topic_alerts": f"{group}.risk-alerts",
+        "topic_scores": f"{group}.risk-scores",
+        "topic_dead_letters": f"{group}.dead-letters",
+    }
+
+
+def _output_topics(settings: Settings) -> list[str]:
+    return [settings.topic_alerts, settings.topic_scores, settings.topic_dead_letters]
+
+
+@asynccontextmanager
+async def _consumer(settings: Settings) -> AsyncIterator[Any]:
+    """A consumer of all output partitions from their beginning, in no group."""
+    consumer = AIOKafkaConsumer(
+        **settings.kafka_client(),
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+        fetch_max_wait_ms=50,
+    )
+    try:
+        await consumer.start()
+        consumer.assign([TopicPartition(t, p) for t in _output_topics(settings) for p in range(PARTITIONS)])
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+async def _create_topics(settings: Settings) -> None:
+    # Records carry old event times: a topic that deletes by age would delete them at once.
+    keep = {"retention.ms": "-1"}
+    names = [settings.topic_vitals, *_output_topics(settings)]
+    new = [NewTopic(name, PARTITIONS, settings.replication, topic_configs=keep) for name in names]
+
+    async def create(admin: Any) -> None:
+        for topic, code, *_ in (await admin.create_topics(new)).topic_errors:
+            if code:
+                raise DemoError(f"topic {topic} cannot be created: {for_code(code).__name__}")
+
+    await _administer(settings, create)
+
+
+async def _delete_topics(settings: Settings) -> None:
+    names = [settings.topic_vitals, *_output_topics(settings)]
+    await _administer(settings, lambda admin: admin.delete_topics(names))
+
+
+async def _delete_keys(settings: Settings) -> None:
+    client = store.connect(settings)
+    async for key in client.scan_iter(match=f"riskstream:{{*:{settings.group}:*", count=1000):
+        await client.unlink(key)
+    await client.aclose()
+
+
+async def _administer(settings: Settings, act: Callable[[Any], Coroutine[Any, Any, Any]]) -> None:
+    admin = AIOKafkaAdminClient(**settings.kafka_client(), client_id="riskstream-demo")
+    try:
+        await admin.start()
+        await act(admin)
+    except (KafkaError, OSError) as error:
+        raise DemoError(f"the broker at {settings.broker} fails: {type(error).__name__}") from error
+    finally:
+        await admin.close()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM ends like Ctrl-C, also where a shell started us with Ctrl-C ignored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
