@@ -1,0 +1,18 @@
+#!/bin/bash
+# Creates the worker's topics where they are missing, on the broker at BOOTSTRAP.
+set -euo pipefail
+
+days() { echo $(($1 * 24 * 3600 * 1000)); }
+
+create() {
+  local topic=$1 partitions=$2 retention=$3
+  /opt/kafka/bin/kafka-topics.sh --bootstrap-server "$BOOTSTRAP" --create --if-not-exists \
+    --topic "$topic" --partitions "$partitions" --replication-factor 1 --config "retention.ms=$retention"
+}
+
+# State is rebuilt from the last 5 days of vitals (rebuild_horizon_h) and from the alerts beside them, which
+# have the same key and so need the same number of partitions.
+create vitals 8 "$(days 10)"
+create risk-alerts 8 "$(days 90)"
+create risk-scores 8 "$(days 10)"
+create dead-letters 1 "$(days 30)"
