@@ -35,7 +35,12 @@ KEPT_BYTES = 256 * 1024
 """Bytes of an original that a dead letter keeps."""
 
 KEPT_HEADERS = 32
-"""Headers of an original that a dead letter keeps, each up to 1 KiB."""
+"""Headers of an original that a dead letter keeps, each up to 1 KiB and under a name of up to 128 characters.
+What is kept must fit `max.message.bytes`, or one record would stop the worker for good."""
+
+_EARLIEST_MS = -62_135_596_800_000
+_LATEST_MS = 253_402_300_799_000
+"""Of the years 1 to 9999."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -117,7 +122,9 @@ class Author:
             sha256=sha256(value).hexdigest(),
             value=value[:KEPT_BYTES],
             key=record.key[:1024] if record.key is not None else None,
-            headers=tuple((name, (content or b"")[:1024]) for name, content in record.headers[:KEPT_HEADERS]),
+            headers=tuple(
+                (name[:128], (content or b"")[:1024]) for name, content in record.headers[:KEPT_HEADERS]
+            ),
             accepted=accepted,
         )
         headers = cloud_event(f"dead-letter.{letter.reason}", identifier, self._uri)
@@ -149,8 +156,11 @@ def basis(
 
 
 def moment(time_ms: int) -> datetime:
-    """An aware UTC time from milliseconds since the epoch."""
-    return datetime.fromtimestamp(time_ms / 1000, UTC)
+    """An aware UTC time from milliseconds since the epoch; the nearest one that a datetime can hold.
+
+    A producer that counts in microseconds stamps its records with years that no datetime holds.
+    """
+    return datetime.fromtimestamp(min(max(time_ms, _EARLIEST_MS), _LATEST_MS) / 1000, UTC)
 
 
 def _short(value: float) -> float:
