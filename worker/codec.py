@@ -7,9 +7,11 @@ Two kinds of value, both MessagePack arrays whose first element is the layout's 
 
 Arrays inside are packed little-endian: float32 values, uint32 milliseconds, uint64 event digests. A recent
 value is 8 bytes (float32 value, uint32 ms before the newest event), so a busy patient's hot part stays
-under 3 KiB. A version that is not known reads as if nothing were stored: the state is then rebuilt.
+under 3 KiB. Four bytes of CRC-32 end each value: what is damaged or of another version reads as if nothing
+were stored, and the state is rebuilt.
 """
 
+import zlib
 from typing import Any
 
 import msgspec
@@ -66,7 +68,7 @@ class LayoutError(ValueError):
 
 def encode_hot(patient: Patient, model: str) -> bytes:
     """The hot part; `model` is the digest of the model that the recurrent state belongs to."""
-    return _encode(
+    return _sealed(
         _Hot(
             LAYOUT,
             patient.id,
@@ -94,7 +96,7 @@ def encode_bin(patient: Patient, hour: int) -> bytes:
     names = cells.ids[slot] or [""] * CHANNELS
     ids = sorted({names[c] for c in channels})
     index = {name: i for i, name in enumerate(ids)}
-    return _encode(
+    return _sealed(
         _Bin(
             LAYOUT,
             channels.astype("u1").tobytes(),
@@ -114,7 +116,7 @@ def decode(hot: bytes, bins: dict[int, bytes], model: str) -> tuple[Patient, boo
         LayoutError: the values are of another layout or damaged.
     """
     try:
-        stored = _hot.decode(hot)
+        stored = _hot.decode(_opened(hot))
         if stored.layout != LAYOUT:
             raise LayoutError(f"stored state has layout {stored.layout}, this program writes {LAYOUT}")
         patient = Patient(stored.id)
@@ -122,12 +124,26 @@ def decode(hot: bytes, bins: dict[int, bytes], model: str) -> tuple[Patient, boo
         for hour, value in bins.items():
             patient.stored_bins.add(hour)
             if stored.open - WINDOW_BINS < hour <= stored.open:
-                _restore_bin(patient, hour, _bin.decode(value))
+                _restore_bin(patient, hour, _bin.decode(_opened(value)))
+    except LayoutError:
+        raise
     except (msgspec.MsgspecError, ValueError, IndexError, TypeError) as error:
         raise LayoutError(f"stored state cannot be read: {type(error).__name__}") from None
     if patient.open >= 0:
         patient.carry_over()
     return patient, stored.model == model
+
+
+def _sealed(value: _Hot | _Bin) -> bytes:
+    packed = _encode(value)
+    return packed + zlib.crc32(packed).to_bytes(4, "little")
+
+
+def _opened(value: bytes) -> bytes:
+    packed = value[:-4]
+    if zlib.crc32(packed).to_bytes(4, "little") != value[-4:]:
+        raise LayoutError("stored state is damaged")
+    return packed
 
 
 def _restore_hot(patient: Patient, stored: _Hot) -> None:
