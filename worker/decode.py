@@ -164,7 +164,7 @@ def _may_repeat_keys(value: bytes, observations: int) -> bool:
         return True
     head, _, rest = value.partition(b'"observations"')
     objects = rest.split(b"}")
-    # Each observation ends with one brace, the message with the last: else a text or an unknown object has one.
+    # One brace ends each observation and one the message; any more stand in a text or an unknown object.
     if len(objects) != observations + 2:
         return True
     envelope = head + objects[-2]
