@@ -120,6 +120,17 @@ def expire(policy: Policy, latch: Latch, now: int) -> tuple[Latch, Step | None]:
     return Latch(), Step("expired", ended, trace, at)
 
 
+def fitted(policy: Policy, latch: Latch) -> Latch:
+    """A stored latch under a policy that may have other levels: its trace begins anew then."""
+    levels = len(policy.levels)
+    trace, episode = latch
+    if trace is not None and len(trace.above) != levels:
+        trace = trace._replace(above=(None,) * levels, below=None)
+    if episode is not None and episode.level >= levels:
+        episode = episode._replace(level=levels - 1)
+    return Latch(trace, episode)
+
+
 def remembered(policy: Policy, episode: Episode | None, time: int) -> Episode | None:
     """The episode as far as it matters at `time`: a closed one only while its refractory time runs."""
     if episode is None or episode.active or time < episode.alerted + seconds_ms(policy.refractory_s):

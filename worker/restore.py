@@ -19,7 +19,7 @@ from schemas.model_config import Policy
 from worker import metrics
 from worker.alert_log import LastAlert
 from worker.codec import LayoutError, decode
-from worker.decide import Episode, remembered
+from worker.decide import Episode, fitted, remembered
 from worker.errors import StoreError
 from worker.infer import Run, StepModel, infer
 from worker.partition import Partition, Place
@@ -32,7 +32,7 @@ class Log(Protocol):
     """What restoring asks of the consumer."""
 
     async def committed_offset(self, place: Place) -> Committed | None: ...
-    async def log_range(self, place: Place) -> tuple[int, int]: ...
+    async def log_range(self, place: Place, known: int) -> tuple[int, int]: ...
     async def offset_at(self, place: Place, timestamp_ms: int) -> int | None: ...
 
 
@@ -60,8 +60,9 @@ class Restorer:
             RetryError: Kafka did not answer.
         """
         committed = await self._log.committed_offset(place)
-        first, end = await self._log.log_range(place)
         token, marker = await self._acquire(place)
+        known = max(committed.offset if committed else 0, marker.offset or 0)
+        first, end = await self._log.log_range(place, known)
         if committed is None or committed.offset > end:
             restored = self._fresh(place, first)
         elif marker.offset is None or not first <= marker.offset <= end:
@@ -99,7 +100,8 @@ class Restorer:
         live_from = max(committed.offset, first)
         start: int | None = first
         if committed.metadata.isdigit():
-            start = await self._log.offset_at(place, int(committed.metadata) - self._horizon_ms)
+            begin_ms = max(int(committed.metadata) - self._horizon_ms, 0)
+            start = await self._log.offset_at(place, begin_ms)
         position = live_from if start is None else max(first, min(start, live_from))
         partition = Partition(place, position, live_from)
         return Restored(partition, True)
@@ -113,7 +115,9 @@ class Restorer:
             for stored in await self._store.load(place):
                 patient, same_model = decode(stored.hot, stored.bins, self._model.config.digest)
                 partition.patients[patient.id] = patient
+                patient.latch = fitted(self._model.config.policy, patient.latch)
                 if not same_model and patient.open >= 0:
+                    patient.hidden = None  # another model's, perhaps of another width
                     plan_encoding(patient, plan)
                     partition.dirty.add(patient.id)
         except (LayoutError, StoreError):
