@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 from engines import repository
 from engines.errors import EngineError
+from schemas.window import WINDOW_BINS
 from worker.cluster import complaints, describe
 from worker.config import Settings
+from worker.decide import TREND_MS
 from worker.errors import WorkerError
 from worker.store import Store
 
@@ -71,7 +73,9 @@ async def _model(settings: Settings) -> Finding:
     engine.close()
     config = engine.config
     hours = settings.rebuild_horizon_h
-    needed = 96 + config.policy.memory_s / 3600 + 6
+    # A window, the silence after it, and what a trace remembers: across one silence that does not expire it.
+    remembered_s = max(config.policy.memory_s + config.policy.expiry_s, TREND_MS / 1000 + 3600)
+    needed = 2 * WINDOW_BINS + remembered_s / 3600
     if hours < needed:
         return Finding(
             "model", False, f"rebuild_horizon_h is {hours:g}; this model's policy needs {needed:g}"
