@@ -89,7 +89,7 @@ class Batcher:
             inputs = {name: np.concatenate([request.inputs[name] for request in batch]) for name in names}
             try:
                 outputs = await self._call(inputs)
-            except (EngineDownError, EngineHungError) as error:
+            except Exception as error:  # whatever it is, whoever waits must hear of it
                 for request in batch:
                     if not request.done.done():
                         request.done.set_exception(error)
