@@ -27,15 +27,15 @@ class _TemplateFormatter(logging.Formatter):
             "instance": self._instance,
             "event": record.msg if isinstance(record.msg, str) and record.args else "(message withheld)",
         }
-        if not record.args and isinstance(record.msg, str) and record.name.split(".")[0] in _PLAIN:
-            event["event"] = record.msg
+        if not record.args and isinstance(record.msg, str) and record.name in _FIRST_LINE:
+            event["event"] = record.msg.partition("\n")[0]
         if record.exc_info and record.exc_info[0] is not None:
             event["exception"] = record.exc_info[0].__name__
         return str(self._render(None, "", event))
 
 
-_PLAIN = frozenset({"asyncio"})
-"""Loggers whose messages without arguments are constants."""
+_FIRST_LINE = frozenset({"asyncio"})
+"""Loggers whose messages without arguments begin with a constant line; asyncio's go on with exception texts."""
 
 
 def configure(level: str, instance: str) -> None:
