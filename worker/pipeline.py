@@ -238,7 +238,8 @@ def _observe(chunk: Sequence[Record], change: Change, risks: NDArray[np.float32]
     scored = change.plan.scored
     for i, score in enumerate(scored):
         metrics.event_age.observe(max(now_ms - score.time_ms, 0) / 1000)
-        metrics.risk.observe(float(risks[i]))
+        if not np.isnan(risks[i]):
+            metrics.risk.observe(float(risks[i]))
     for index in {scored[i].at for i in change.alerting}:
         metrics.end_to_end.observe(max(now_ms - chunk[index].timestamp, 0) / 1000)
     missing = (change.plan.rows.elapsed[: len(scored), model.columns] >= NEVER).sum(axis=0)
