@@ -329,20 +329,21 @@ def _insert(patient: Patient, event_id: str, m: Measurement) -> None:
         ids = cells.ids[slot] = [""] * CHANNELS
     count = int(cells.counts[slot, channel])
     last = int(cells.times[slot, channel])
-    if count == 0 or within > last or (within == last and event_id >= ids[channel]):
+    shown = count == 0 or within > last or (within == last and event_id >= ids[channel])
+    if shown:
         cells.values[slot, channel] = m.value
         cells.times[slot, channel] = within
         ids[channel] = event_id
     cells.counts[slot, channel] = min(count + 1, 255)
     patient.dirty_bins.add(hour)
-    _remember(patient, m)
+    _remember(patient, m, shown=shown)
 
 
-def _remember(patient: Patient, m: Measurement) -> None:
-    """Keep the newest values by time; among equal times the later arrival stands last."""
+def _remember(patient: Patient, m: Measurement, *, shown: bool) -> None:
+    """Keep the newest values by time; among equal times the one that the bin shows stands last."""
     values = patient.recent.setdefault(m.channel, [])
     at = len(values)
-    while at and values[at - 1].time_ms > m.time_ms:
+    while at and (values[at - 1].time_ms > m.time_ms or (values[at - 1].time_ms == m.time_ms and not shown)):
         at -= 1
     values.insert(at, Recent(m.time_ms, m.value))
     if len(values) > RECENT_VALUES:
@@ -359,10 +360,11 @@ def _roll(patient: Patient, hour: int) -> None:
 
 def _apply_static(patient: Patient, event_id: str, m: Measurement) -> str | None:
     i = _STATIC_INDEX[m.channel]
-    if m.status in WITHDRAWN:
+    if m.status in CORRECTED or m.status in WITHDRAWN:
         if m.time_ms != patient.static_order[i][0] or np.isnan(patient.statics[i]):
             return "correction-out-of-reach"
-        patient.statics[i] = np.nan
+        patient.statics[i] = np.nan if m.status in WITHDRAWN else m.value
+        patient.static_order[i] = max(patient.static_order[i], (m.time_ms, event_id))
     elif np.isnan(patient.statics[i]) or (m.time_ms, event_id) >= patient.static_order[i]:
         patient.statics[i] = m.value
         patient.static_order[i] = (m.time_ms, event_id)
