@@ -67,6 +67,9 @@ class OnnxRuntimeEngine(Engine):
 
 
 def _session(graph: bytes) -> ort.InferenceSession:
+    available = ort.get_available_providers()
+    if PROVIDER not in available:  # it would warn and take another
+        raise BackendError(f"this ONNX Runtime has no {PROVIDER}; it has {', '.join(available)}")
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

@@ -134,7 +134,7 @@ def _loss(
     opened = _disturbed(member, _tensors(batch.opened, part), dropped, recipe.noise)
     _, states = member(*closed)
     before = torch.cat([torch.zeros_like(states[:, :1]), states[:, :-1]], dim=1)
-    _, open_states = member.step(*opened, before)
+    _, open_states = member.step(member.inputs(*opened), before)
     total = torch.zeros(())
     for h in (states, open_states):
         logit = member.head(nn.functional.dropout(h, recipe.dropout))[..., 0]

@@ -39,15 +39,23 @@ class Inputs(nn.Module):
         self.decay = nn.Parameter(torch.full_like(mean, -4.0))
 
     def forward(self, values: Tensor, elapsed: Tensor, counts: Tensor) -> Tensor:
-        """Concatenate the four blocks; each argument is float32[..., features]."""
+        """float32[..., 4 * features], from three float32[..., features]."""
+        return self.decayed(*self.scaled(values, elapsed, counts), elapsed)
+
+    def scaled(self, values: Tensor, elapsed: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """The z-scores before their decay and the three other blocks: nothing here is learnt."""
         positive = torch.relu(values)
         x = self.logged * torch.log(positive + 1) + (1 - self.logged) * values
         z = torch.clamp((x - self.mean) / self.scale, -self.LIMIT, self.LIMIT)
         # NEVER is the greatest elapsed; a feature never seen sits at the mean.
-        known = torch.clamp(NEVER - elapsed, 0, 1)
-        z = z * known * torch.exp(-torch.log(torch.exp(self.decay) + 1) * elapsed)
+        z = z * torch.clamp(NEVER - elapsed, 0, 1)
         mask = torch.clamp(1 - elapsed, 0, 1)
-        return torch.cat([z, mask, torch.log(elapsed + 1) / 4, torch.log(counts + 1)], dim=-1)
+        return z, torch.cat([mask, torch.log(elapsed + 1) / 4, torch.log(counts + 1)], dim=-1)
+
+    def decayed(self, z: Tensor, others: Tensor, elapsed: Tensor) -> Tensor:
+        """All four blocks, with the learnt decay of old values towards the mean."""
+        rate = torch.log(torch.exp(self.decay) + 1)
+        return torch.cat([z * torch.exp(-rate * elapsed), others], dim=-1)
 
 
 class Member(nn.Module):
@@ -66,11 +74,16 @@ class Member(nn.Module):
         states, _ = self.gru(self.inputs(values, elapsed, counts))
         return self.head(states)[..., 0], states
 
-    def step(self, values: Tensor, elapsed: Tensor, counts: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Logit and state of one step; the same arithmetic as `forward`, as plain matrix products."""
+    def step(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Logit and state of one step; the same arithmetic as `forward`, as plain matrix products.
+
+        Args:
+            inputs: what `self.inputs` made of a row.
+            state: float32[batch, hidden].
+        """
         gru = self.gru
         h = self.hidden
-        x = self.inputs(values, elapsed, counts) @ gru.weight_ih_l0.T + gru.bias_ih_l0
+        x = inputs @ gru.weight_ih_l0.T + gru.bias_ih_l0
         y = state @ gru.weight_hh_l0.T + gru.bias_hh_l0
         reset = torch.sigmoid(x[..., :h] + y[..., :h])
         update = torch.sigmoid(x[..., h : 2 * h] + y[..., h : 2 * h])
@@ -80,7 +93,10 @@ class Member(nn.Module):
 
 
 class Step(nn.Module):
-    """The graph that is served: one step of all members, averaged and calibrated."""
+    """The graph that is served: one step of all members, averaged and calibrated.
+
+    The members share one normalisation.
+    """
 
     def __init__(self, members: list[Member], slope: float, intercept: float) -> None:
         super().__init__()
@@ -98,9 +114,10 @@ class Step(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Calibrated risk float32[batch] and the next state."""
         logits, states, start = [], [], 0
+        scaled = self.members[0].inputs.scaled(values, elapsed, counts)
         for member in self.members:
             part = state[:, start : start + member.hidden]
-            logit, part = member.step(values, elapsed, counts, part)
+            logit, part = member.step(member.inputs.decayed(*scaled, elapsed), part)
             logits.append(logit)
             states.append(part)
             start += member.hidden

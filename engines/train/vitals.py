@@ -83,11 +83,22 @@ def train(source: Path, out: Path, progress: Progress, plan: Plan = FULL) -> dic
     torch.set_num_threads(plan.threads)
     progress("reading stays", 0, 0)
     stays = physionet2012.read(source)
-    if any(stay.outcome is None for stay in stays):
-        raise DatasetError("training needs an Outcomes file that names every stay")
+    _check(stays, plan)
     material = _material(stays, plan, progress)
     result = _cross_validate(material, plan, progress)
     return _write(out / NAME, stays, material.died, result, plan)
+
+
+def _check(stays: list[Stay], plan: Plan) -> None:
+    outcomes = [stay.outcome for stay in stays]
+    if None in outcomes:
+        raise DatasetError("training needs an Outcomes file that names every stay")
+    needed = plan.folds * max(plan.members, plan.folds)  # one in every part of every fold
+    if min(outcomes.count(0), outcomes.count(1)) < needed:
+        raise DatasetError(
+            f"training needs {needed} deaths and {needed} survivors at the least, "
+            f"came {outcomes.count(1)} and {outcomes.count(0)}"
+        )
 
 
 def _cross_validate(material: Material, plan: Plan, progress: Progress) -> Result:

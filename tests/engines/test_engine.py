@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from engines import repository
+from engines import onnxruntime_backend, repository
 from engines.engine import F32, Engine
 from engines.errors import BackendError, InputError
 from tests.engines.conftest import config_of, graph, tiny_inputs, tiny_outputs
@@ -105,6 +105,13 @@ def test_refuses_what_does_not_fit(
     spoil(inputs)
     with pytest.raises(InputError, match=re.escape(message)):
         engine.run(inputs)
+
+
+def test_a_provider_that_is_not_there_is_no_silent_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = graph()
+    monkeypatch.setattr(onnxruntime_backend, "PROVIDER", "NoSuchExecutionProvider")
+    with pytest.raises(BackendError, match=r"this ONNX Runtime has no NoSuchExecutionProvider; it has .*CPU"):
+        repository.open_engine(config_of(content), content)
 
 
 def test_a_closed_engine_says_so(engine: Engine) -> None:

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 
 from engines import physionet2012, repository
+from engines.errors import DatasetError
 from engines.steps import run_steps
 from engines.train import calibrate, data, export, vitals
 from engines.train.fit import normalisation
@@ -41,31 +43,31 @@ def made_stays(number: int, seed: int = 3) -> list[physionet2012.Accepted]:
     return [physionet2012.clean(stay) for stay in stays]
 
 
-def test_export_equals_the_training_network(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def exported() -> bytes:
+    return export.to_onnx(step_of())
+
+
+def test_export_equals_the_training_network(exported: bytes, tmp_path: Path) -> None:
     step, stays = step_of(), vitals.synthetic_stays(1, 5)
-    graph = export.to_onnx(step)
-    config = vitals._config(step, hashlib.sha256(graph).hexdigest(), _policy())
-    engine = repository.open_engine(config, graph)
+    config = vitals._config(step, hashlib.sha256(exported).hexdigest(), _policy())
+    engine = repository.open_engine(config, exported)
     np.testing.assert_allclose(run_steps(engine, stays), export.network_risks(step, stays), atol=1e-5, rtol=0)
     (tmp_path / "golden.npz").write_bytes(export.golden(step, stays))
     repository.verify(engine, repository.read_golden(tmp_path / "golden.npz"))
 
 
-def test_export_depends_on_the_weights_alone() -> None:
-    assert export.to_onnx(step_of()) == export.to_onnx(step_of())
-    assert export.to_onnx(step_of()) != export.to_onnx(step_of(seed=1))
+def test_export_depends_on_the_weights_alone(exported: bytes) -> None:
+    assert export.to_onnx(step_of()) == exported
 
 
-def test_the_graph_is_plain_and_tells_no_paths() -> None:
-    import onnx
-
-    graph = export.to_onnx(step_of())
-    operators = {node.op_type for node in onnx.load_from_string(graph).graph.node}
+def test_the_graph_is_plain_and_tells_no_paths(exported: bytes) -> None:
+    operators = {node.op_type for node in onnx.load_from_string(exported).graph.node}
     assert operators <= {
         "Add", "Clip", "Concat", "Div", "Exp", "Gather", "Gemm", "Log", "MatMul", "Mul", "Relu", "Sigmoid",
         "Slice", "Squeeze", "Sub", "Tanh",
     }  # fmt: skip
-    assert b".py" not in graph
+    assert b".py" not in exported
 
 
 def test_open_rows_are_those_of_serving() -> None:
@@ -133,6 +135,23 @@ def test_the_whole_procedure_on_made_up_stays(tmp_path: Path) -> None:
     assert ("training", 12, 12) in told
     figures = json.loads((tmp_path / "models/vitals/evaluation.json").read_text())
     assert figures["hours"]["48"]["deaths"] == 20
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "message"),
+    [
+        ({}, "names every stay"),
+        ({0: 1, 1: 0, 2: 0, 3: 0}, "needs 4 deaths and 4 survivors at the least, came 1 and 3"),
+    ],
+)
+def test_data_that_cannot_be_learnt_from(tmp_path: Path, outcomes: dict[int, int], message: str) -> None:
+    rng = np.random.default_rng(5)
+    for record in range(4):
+        (tmp_path / f"{record}.txt").write_text(stay_text(record, rng))
+    lines = ["RecordID,In-hospital_death", *(f"{record},{died}" for record, died in outcomes.items())]
+    (tmp_path / "Outcomes-z.txt").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DatasetError, match=message):
+        vitals.train(tmp_path, tmp_path / "models", lambda *_: None, vitals.QUICK)
 
 
 def test_synthetic_stays_are_plausible() -> None:
