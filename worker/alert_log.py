@@ -45,8 +45,8 @@ async def last_alerts(
         await consumer.start()
         consumer.assign([tp])
         await consumer.seek_to_beginning(tp)
-        end = (await consumer.end_offsets([tp]))[tp]
-        while await consumer.position(tp) < end:
+        # The high-water mark comes with every fetch; Tansu's answer to "latest offset" lags behind it.
+        while (end := consumer.highwater(tp)) is None or await consumer.position(tp) < end:
             for records in (await consumer.getmany(tp, timeout_ms=1000)).values():
                 for record in records:
                     try:

@@ -68,9 +68,9 @@ class Checkpointer:
             if partition.token is None:
                 await self._take_over(partition)
             async with partition.lock:
+                partition.forget_silent()
                 if partition.position == partition.committed and not partition.dirty and not partition.gone:
                     return True
-                partition.forget_silent()
                 snapshot = self._snapshot(partition)
             await self._store_snapshot(partition, snapshot)
             self._redis(True, "")

@@ -112,19 +112,18 @@ class Lane:
         return None
 
     async def checkpoint(self, *, caught_up: bool) -> None:
-        """Checkpoint now; when caught up, also publish what has expired in silence."""
+        """Publish what has expired in silence, then checkpoint.
+
+        Stream time is the newest record's; once the lane is caught up it runs on with the wall.
+        """
         partition = self.partition
         if partition is None or partition.replaying:
             return
         try:
-            if caught_up:
-                now_ms = (
-                    partition.newest_ms
-                    + round((time.perf_counter() - self.moved_at) * 1000)
-                    - EXPIRY_SLACK_MS
-                )
-                async with partition.lock:
-                    await self._stages.pipeline.expire_silent(partition, now_ms)
+            idle_ms = round((time.perf_counter() - self.moved_at) * 1000) if caught_up else 0
+            async with partition.lock:
+                now_ms = partition.newest_ms + idle_ms - EXPIRY_SLACK_MS
+                await self._stages.pipeline.expire_silent(partition, now_ms)
             await self._stages.checkpointer.checkpoint(partition)
         except OwnershipError:
             log.warning("partition taken over", partition=self.place.partition)

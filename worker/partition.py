@@ -58,14 +58,15 @@ class Partition:
         return patient
 
     def forget_silent(self) -> None:
-        """Drop patients silent for so long, in record time, that nothing of them matters any more."""
+        """Drop patients silent for so long, in record time, that nothing of them matters any more.
+
+        One with an open episode stays until its expiry has been published.
+        """
         limit = self.newest_ms - FORGET_MS
-        silent = [
-            key
-            for key, patient in self.patients.items()
-            if patient.touched_ms < limit and key not in self.dirty
-        ]
-        for key in silent:
-            del self.patients[key]
-            self.gone.add(key)
-            self.expired_early.discard(key)
+        for key in [key for key, patient in self.patients.items() if patient.touched_ms < limit]:
+            episode = self.patients[key].latch.episode
+            if episode is None or not episode.active or key in self.expired_early:
+                del self.patients[key]
+                self.dirty.discard(key)
+                self.expired_early.discard(key)
+                self.gone.add(key)

@@ -177,12 +177,34 @@ class ChunkConsumer(FaustConsumer):  # type: ignore[misc]
             None if stored is None or stored.offset < 0 else Committed(stored.offset, stored.metadata or "")
         )
 
-    async def log_range(self, place: Place) -> tuple[int, int]:
-        """First offset in the log and the one after the last."""
+    async def log_range(self, place: Place, known: int) -> tuple[int, int]:
+        """First offset in the log and the one after the last.
+
+        Args:
+            place: the partition.
+            known: an offset that the log once reached. When the brokers answer less, a fetch decides:
+                Tansu reports the start of its last batch.
+        """
         tp = aiokafka.TopicPartition(place.topic, place.partition)
-        first = await self._call(self._aiokafka.beginning_offsets, [tp])
-        end = await self._call(self._aiokafka.end_offsets, [tp])
-        return first[tp], end[tp]
+        first = (await self._call(self._aiokafka.beginning_offsets, [tp]))[tp]
+        end = (await self._call(self._aiokafka.end_offsets, [tp]))[tp]
+        return first, end if end >= known else max(end, await self._fetched_end(tp, first))
+
+    async def _fetched_end(self, tp: aiokafka.TopicPartition, first: int) -> int:
+        settings: Settings = self.transport.settings
+        consumer = AIOKafkaConsumer(
+            **settings.kafka_client(), max_partition_fetch_bytes=1, enable_auto_commit=False
+        )
+        try:
+            await consumer.start()
+            consumer.assign([tp])
+            consumer.seek(tp, first)
+            await consumer.getmany(tp, timeout_ms=2000, max_records=1)
+            return int(consumer.highwater(tp) or 0)
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise RetryError(f"Kafka: {type(error).__name__}") from None
+        finally:
+            await consumer.stop()
 
     async def offset_at(self, place: Place, timestamp_ms: int) -> int | None:
         """First offset whose record is not older than a time; None when all are older."""
