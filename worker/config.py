@@ -8,8 +8,9 @@ import ssl
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, FilePath, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.window import WINDOW_BINS
@@ -33,11 +34,13 @@ class Settings(BaseSettings):
     kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
     kafka_username: str = ""
     kafka_password: SecretStr = SecretStr("")
-    kafka_ca_file: Path | None = Field(
+    kafka_ca_file: FilePath | None = Field(
         None, description="PEM of the authorities that signed the brokers' certificates"
     )
-    kafka_cert_file: Path | None = Field(None, description="PEM of the client certificate, for mutual TLS")
-    kafka_key_file: Path | None = Field(None, description="PEM of the client certificate's key")
+    kafka_cert_file: FilePath | None = Field(
+        None, description="PEM of the client certificate, for mutual TLS"
+    )
+    kafka_key_file: FilePath | None = Field(None, description="PEM of the client certificate's key")
     kafka_idempotence: bool = Field(True, description="idempotent producer; off only for brokers without it")
     session_timeout_s: float = Field(
         10.0, ge=1, le=300, description="a worker silent for this long loses its partitions"
@@ -73,9 +76,9 @@ class Settings(BaseSettings):
     )
     redis_username: str = ""
     redis_password: SecretStr = SecretStr("")
-    redis_ca_file: Path | None = None
-    redis_cert_file: Path | None = None
-    redis_key_file: Path | None = None
+    redis_ca_file: FilePath | None = None
+    redis_cert_file: FilePath | None = None
+    redis_key_file: FilePath | None = None
     redis_timeout_s: float = Field(2.0, gt=0, le=60)
 
     # Model
@@ -118,6 +121,13 @@ class Settings(BaseSettings):
             raise ValueError("kafka_cert_file and kafka_key_file go together")
         if bool(self.redis_cert_file) != bool(self.redis_key_file):
             raise ValueError("redis_cert_file and redis_key_file go together")
+        if not self.bootstrap_servers:
+            raise ValueError("broker names no server; write host:port, with commas between several")
+        if not _is_redis_url(self.redis.get_secret_value()):
+            raise ValueError(
+                "redis must be redis://host:port/number or rediss://...; a password with / ? # @ or : in it "
+                "goes into redis_password"
+            )
         return self
 
     @property
@@ -151,6 +161,14 @@ class Settings(BaseSettings):
         return options
 
 
+def _is_redis_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"redis", "rediss"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def load(file: Path | None = None, **overrides: Any) -> Settings:
     """Settings from the environment over `file` (TOML, the setting names as keys) over defaults.
 
@@ -161,8 +179,8 @@ def load(file: Path | None = None, **overrides: Any) -> Settings:
     if file is not None:
         try:
             values = tomllib.loads(file.read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"cannot read settings file {file}: {error}") from error
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot read settings file {file}: {error}") from None
     try:
         from_environment = Settings().model_dump(exclude_unset=True) if values else {}
         return Settings(**{**values, **from_environment, **overrides})
