@@ -6,6 +6,8 @@ template: their arguments could hold keys, values or payloads.
 
 import logging
 import sys
+import traceback
+from types import TracebackType
 from typing import Any
 
 import structlog
@@ -35,11 +37,11 @@ class _TemplateFormatter(logging.Formatter):
 
 
 _FIRST_LINE = frozenset({"asyncio"})
-"""Loggers whose messages without arguments begin with a constant line; asyncio's go on with exception texts."""
+"""Loggers whose messages without arguments begin with a constant line; the rest may hold an error's text."""
 
 
 def configure(level: str, instance: str) -> None:
-    """Send every log line to standard error as JSON."""
+    """Send every log line to standard error as JSON, the last one of a crash too."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_TemplateFormatter(instance))
     root = logging.getLogger()
@@ -58,6 +60,13 @@ def configure(level: str, instance: str) -> None:
         cache_logger_on_first_use=False,
     )
     structlog.contextvars.clear_contextvars()
+    sys.excepthook = _report_crash
+
+
+def _report_crash(kind: type[BaseException], _: BaseException, trace: TracebackType | None) -> None:
+    """Name what ended the process and where, without the exception's text."""
+    frames = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(trace)]
+    structlog.get_logger("riskstream").critical("crashed", exception=kind.__name__, frames=frames)
 
 
 def _without_exception_text(_: Any, __: str, event: Any) -> Any:
