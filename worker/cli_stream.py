@@ -69,19 +69,21 @@ def demo(
     from rich.console import Console
 
     from worker import demo as running
+    from worker import demo_setup
     from worker.config import ConfigError
     from worker.demo_view import summary, view_for
     from worker.embedded import EmbeddedError
     from worker.recording import SourceError
     from worker.send import SendError
 
+    _quiet_kafka()
     console = Console(stderr=as_json)
-    options = running.Options(
+    options = demo_setup.Options(
         seconds, source, _choice(patients, seed, hours, pathways), speed, workers, broker, redis
     )
     try:
         result = running.demo(options, view_for(console))
-    except (running.DemoError, EmbeddedError, SourceError, SendError, ConfigError) as error:
+    except (demo_setup.DemoError, EmbeddedError, SourceError, SendError, ConfigError) as error:
         raise SystemExit(f"riskstream demo: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
@@ -133,6 +135,7 @@ def send(
 
     if speed is not None and seconds is not None:
         raise typer.BadParameter("give --speed or --seconds, not both")
+    _quiet_kafka()
     try:
         settings = config.load(settings_file)
         recording = read(source, _choice(patients, seed, hours, pathways))
@@ -170,6 +173,13 @@ async def _send(
     console.print(
         f"sent {sender.confirmed:,} records of {recording.patients:,} patients to {settings.topic_vitals}"
     )
+
+
+def _quiet_kafka() -> None:
+    """Keep aiokafka's own log lines off the terminal: what matters comes back as an error."""
+    import logging
+
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())
 
 
 def _choice(patients: int | None, seed: int, hours: float, pathways: str | None) -> "Choice":

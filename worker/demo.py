@@ -8,25 +8,19 @@ on a Redis of the user's it deletes that group's keys.
 """
 
 import asyncio
-import os
 import signal
 import sys
 import time
-import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, for_code
 
 from schemas.messages import Alert, DeadLetter, Score
-from worker import config, embedded, store
+from worker import embedded
 from worker.config import Settings
 from worker.demo_report import (
     Counters,
@@ -37,12 +31,20 @@ from worker.demo_report import (
     read_counters,
     records_of,
 )
+from worker.demo_setup import (
+    PARTITIONS,
+    DemoError,
+    Options,
+    create_topics,
+    delete_keys,
+    delete_topics,
+    output_topics,
+    surroundings,
+)
 from worker.demo_view import View
 from worker.embedded import LOOPBACK, Child
-from worker.recording import Choice, Recording, read
+from worker.recording import Recording, read
 from worker.send import Sender, send
-
-PARTITIONS = 8
 
 DRAIN_S = 4.0
 """Part of the demo's time that is kept for what is still under way when the last record is sent."""
@@ -56,34 +58,17 @@ STUCK_AFTER_S = 20.0
 STOP_TIMEOUT_S = 40.0
 """A worker finishes its last chunk and checkpoint within this time."""
 
+QUIET_S = 0.5
+"""Nothing more is on its way when nothing has come for this long; a fetch waits a tenth of it."""
+
+ABORT_S = 3.0
+"""What a worker gets for its end when the demo is cut short; its state is thrown away anyway."""
+
 POLL_S = 0.2
 
 _alert = msgspec.json.Decoder(Alert).decode
 _score = msgspec.json.Decoder(Score).decode
 _dead_letter = msgspec.json.Decoder(DeadLetter).decode
-
-
-class DemoError(RuntimeError):
-    """The demo cannot go on; the message says which part failed and shows its last output."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What to show.
-
-    seconds: of sending and draining, start and stop excluded.
-    source: `simulate`, `physionet2012:DIR` or a recorded file. choice: what to take from it.
-    speed: event seconds per second; None fits the recording into `seconds`.
-    broker, redis: to use instead of embedded ones.
-    """
-
-    seconds: float
-    source: str
-    choice: Choice
-    speed: float | None = None
-    workers: int = 1
-    broker: str | None = None
-    redis: str | None = None
 
 
 class Worker:
@@ -110,15 +95,16 @@ def demo(options: Options, view: View) -> Report:
         view.stage("reading patients")
         recording = read(options.source, options.choice)
         view.stage("starting broker and Redis" if not options.broker else "connecting")
-        settings, env = _surroundings(options, stack)
-        asyncio.run(_create_topics(settings))
+        settings, env = surroundings(options, stack)
+        asyncio.run(create_topics(settings))
         if options.broker:
-            stack.callback(lambda: asyncio.run(_delete_topics(settings)))
+            stack.callback(lambda: asyncio.run(delete_topics(settings)))
         if options.redis:
-            stack.callback(lambda: asyncio.run(_delete_keys(settings)))
+            stack.callback(lambda: asyncio.run(delete_keys(settings)))
         workers = [Worker(number, env) for number in range(options.workers)]
         for worker in workers:
-            stack.callback(worker.process.close)
+            stack.enter_context(worker.process)
+            stack.callback(worker.process.stop, ABORT_S)
             worker.process.start()
         report = asyncio.run(_Demo(options, settings, recording, workers, view).run())
         view.stage("stopping")
@@ -137,7 +123,8 @@ class _Demo:
         self.workers = workers
         self.view = view
         self.tally = Tally()
-        self.drained = asyncio.Event()
+        self.stopping = asyncio.Event()
+        self.received_at = time.perf_counter()
 
     async def run(self) -> Report:
         async with (
@@ -165,7 +152,7 @@ class _Demo:
         self.view.stage(f"model {health['model']} version {health['version']} on {health['backend']}")
         started = time.perf_counter()
         confirmed = await self._send()
-        logged = await self._logged(consumer)
+        logged = self.tally.log_length()
         counters = await self._settle(logged)
         took = time.perf_counter() - started
         self.view.stage("stopping the worker")
@@ -180,7 +167,7 @@ class _Demo:
             cpu_us_per_event=round(1e6 * cpu_s / counters.total, 1) if counters.total else None,
             backend=str(health["backend"]),
             model=f"{health['model']}/{health['version']}",
-            lost=max(confirmed, logged) - counters.total,
+            lost=logged - counters.total,
             seconds=round(took, 2),
             patients=self.recording.patients,
             source=self.options.source,
@@ -238,10 +225,6 @@ class _Demo:
             self.view.progress(sender.sent, self.recording.count)
             await asyncio.sleep(POLL_S)
 
-    async def _logged(self, consumer: Any) -> int:
-        places = [TopicPartition(self.settings.topic_vitals, p) for p in range(PARTITIONS)]
-        return sum((await consumer.end_offsets(places)).values())
-
     async def _settle(self, logged: int) -> Counters:
         """Wait until every record has a fate and every score is here, or nothing moves any more."""
         moved_at, last = time.perf_counter(), (-1, -1)
@@ -258,17 +241,24 @@ class _Demo:
 
     async def _stop(self, consumer: Any) -> None:
         """Stop the workers, then receive what they published until their end."""
-        self.drained.set()
+        self.stopping.set()
         for worker in self.workers:
             if not await asyncio.to_thread(worker.process.stop, STOP_TIMEOUT_S):
                 raise DemoError(f"a worker did not stop within {STOP_TIMEOUT_S:.0f} s and was killed")
+        await self._drain(consumer)
+
+    async def _drain(self, consumer: Any) -> None:
+        """Receive up to the end of the log and until all is quiet: Tansu's end offsets fall a batch short."""
         places = list(consumer.assignment())
         ends = await consumer.end_offsets(places)
         deadline = time.perf_counter() + STUCK_AFTER_S
-        while any([await consumer.position(place) < ends[place] for place in places]):
+        while self._quiet_s() < QUIET_S or any([await consumer.position(p) < ends[p] for p in places]):
             if time.perf_counter() > deadline:
                 raise DemoError("the last alerts and scores could not be read from the broker")
             await asyncio.sleep(POLL_S / 4)
+
+    def _quiet_s(self) -> float:
+        return time.perf_counter() - self.received_at
 
     async def _receive(self, consumer: Any) -> None:
         take: dict[str, Callable[[bytes], None]] = {
@@ -278,6 +268,7 @@ class _Demo:
         }
         while True:
             for place, records in (await consumer.getmany(timeout_ms=100, max_records=500)).items():
+                self.received_at = time.perf_counter()
                 for record in records:
                     take[place.topic](record.value)
             await asyncio.sleep(0)
@@ -297,7 +288,7 @@ class _Demo:
 
     async def _watch(self) -> None:
         """Raise when a worker ends before its time."""
-        while not self.drained.is_set():
+        while not self.stopping.is_set():
             for worker in self.workers:
                 if not worker.process.running:
                     raise DemoError(
@@ -306,42 +297,6 @@ class _Demo:
                     )
             await asyncio.sleep(POLL_S)
         await asyncio.Event().wait()  # a task that ends would end the demo
-
-
-def _surroundings(options: Options, stack: ExitStack) -> tuple[Settings, dict[str, str]]:
-    """Settings for this process, and the environment in which workers have the same ones."""
-    own: dict[str, Any] = {"publish_scores": True, "group": f"riskstream-demo-{uuid.uuid4().hex[:12]}"}
-    foreign: list[str] = []
-    if options.broker:
-        own |= {"broker": options.broker} | _topics_of(own["group"])
-    else:
-        own |= {"broker": stack.enter_context(embedded.tansu()).address, "kafka_idempotence": False}
-        own |= {"kafka_security_protocol": "PLAINTEXT", "replication": 1}
-        foreign.append("RISKSTREAM_KAFKA_")
-    if options.redis:
-        own["redis"] = options.redis
-    else:
-        own["redis"] = f"redis://{stack.enter_context(embedded.redis()).address}/0"
-        foreign.append("RISKSTREAM_REDIS_")
-    settings = config.load(**own)
-    env = {name: value for name, value in os.environ.items() if not name.startswith(tuple(foreign))}
-    env |= {f"RISKSTREAM_{name.upper()}": str(value) for name, value in own.items()}
-    root = str(Path(__file__).resolve().parent.parent)
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, (root, env.get("PYTHONPATH"))))
-    return settings, env
-
-
-def _topics_of(group: str) -> dict[str, str]:
-    return {
-        "topic_vitals": f"{group}.vitals",
-        "topic_alerts": f"{group}.risk-alerts",
-        "topic_scores": f"{group}.risk-scores",
-        "topic_dead_letters": f"{group}.dead-letters",
-    }
-
-
-def _output_topics(settings: Settings) -> list[str]:
-    return [settings.topic_alerts, settings.topic_scores, settings.topic_dead_letters]
 
 
 @asynccontextmanager
@@ -355,47 +310,10 @@ async def _consumer(settings: Settings) -> AsyncIterator[Any]:
     )
     try:
         await consumer.start()
-        consumer.assign([TopicPartition(t, p) for t in _output_topics(settings) for p in range(PARTITIONS)])
+        consumer.assign([TopicPartition(t, p) for t in output_topics(settings) for p in range(PARTITIONS)])
         yield consumer
     finally:
         await consumer.stop()
-
-
-async def _create_topics(settings: Settings) -> None:
-    # Records carry old event times: a topic that deletes by age would delete them at once.
-    keep = {"retention.ms": "-1"}
-    names = [settings.topic_vitals, *_output_topics(settings)]
-    new = [NewTopic(name, PARTITIONS, settings.replication, topic_configs=keep) for name in names]
-
-    async def create(admin: Any) -> None:
-        for topic, code, *_ in (await admin.create_topics(new)).topic_errors:
-            if code:
-                raise DemoError(f"topic {topic} cannot be created: {for_code(code).__name__}")
-
-    await _administer(settings, create)
-
-
-async def _delete_topics(settings: Settings) -> None:
-    names = [settings.topic_vitals, *_output_topics(settings)]
-    await _administer(settings, lambda admin: admin.delete_topics(names))
-
-
-async def _delete_keys(settings: Settings) -> None:
-    client = store.connect(settings)
-    async for key in client.scan_iter(match=f"riskstream:{{*:{settings.group}:*", count=1000):
-        await client.unlink(key)
-    await client.aclose()
-
-
-async def _administer(settings: Settings, act: Callable[[Any], Coroutine[Any, Any, Any]]) -> None:
-    admin = AIOKafkaAdminClient(**settings.kafka_client(), client_id="riskstream-demo")
-    try:
-        await admin.start()
-        await act(admin)
-    except (KafkaError, OSError) as error:
-        raise DemoError(f"the broker at {settings.broker} fails: {type(error).__name__}") from error
-    finally:
-        await admin.close()
 
 
 @contextmanager

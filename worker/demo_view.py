@@ -27,6 +27,22 @@ PLAIN_ALERTS = 30
 
 PLAIN_EVERY = 25
 
+HARMLESS_LOW = frozenset(
+    [
+        "alkaline_phosphatase",
+        "alt",
+        "ast",
+        "bilirubin",
+        "creatinine",
+        "fio2",
+        "lactate",
+        "troponin_i",
+        "troponin_t",
+        "urea_nitrogen",
+    ]
+)
+"""Features whose low values are no reason to look."""
+
 _BARS = " ▁▂▃▄▅▆▇█"
 _TREND = 16
 _STYLES = {"raised": "bold red", "escalated": "bold white on red", "resolved": "green", "expired": "dim"}
@@ -127,7 +143,7 @@ class LiveView:
         self._patients: dict[str, _Line] = {}
         self._alerts: deque[Text] = deque(maxlen=SHOWN_ALERTS)
         self._stage = ""
-        self._progress = ""
+        self._progress = Text()
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._draw)
 
     def stage(self, text: str) -> None:
@@ -135,8 +151,8 @@ class LiveView:
 
     def progress(self, sent: int, count: int) -> None:
         filled = 30 * sent // max(count, 1)
-        self._progress = (
-            f"[cyan]{'━' * filled}[dim]{'━' * (30 - filled)}[/] {sent:,} of {count:,} records sent"
+        self._progress = Text.assemble(
+            ("━" * filled, "cyan"), ("━" * (30 - filled), "dim"), f" {sent:,} of {count:,} records sent"
         )
 
     def score(self, score: Score) -> None:
@@ -174,7 +190,7 @@ class LiveView:
                 style=style,
             )
         known = f"{len(self._patients)} patients" if self._patients else ""
-        return Group(f"{self._stage}  {known}", self._progress, table, "", *self._alerts)
+        return Group(Text(f"{self._stage}  {known}", "bold"), self._progress, table, "", *self._alerts)
 
 
 def sparkline(risks: "deque[float]") -> str:
@@ -202,7 +218,8 @@ def _distance(measured: BasisInput) -> float:
     if not ordinary:
         return 0.0
     slack = 0.2 * ordinary  # so that a value of 0 is far away, but not infinitely
-    return abs(math.log((measured.value + slack) / (ordinary + slack)))
+    distance = math.log((measured.value + slack) / (ordinary + slack))
+    return max(distance, 0.0) if measured.feature in HARMLESS_LOW else abs(distance)
 
 
 def _input(measured: BasisInput) -> str:

@@ -1,0 +1,121 @@
+"""What a demo needs around it: broker, Redis, topics of its own, and the settings that name them."""
+
+import os
+import uuid
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, for_code
+
+from worker import config, embedded, store
+from worker.config import Settings
+from worker.recording import Choice
+
+PARTITIONS = 8
+
+
+class DemoError(RuntimeError):
+    """The demo cannot go on; the message says which part failed and shows its last output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to show.
+
+    seconds: of sending and draining, start and stop excluded.
+    source: `simulate`, `physionet2012:DIR` or a recorded file. choice: what to take from it.
+    speed: event seconds per second; None fits the recording into `seconds`.
+    broker, redis: to use instead of embedded ones.
+    """
+
+    seconds: float
+    source: str
+    choice: Choice
+    speed: float | None = None
+    workers: int = 1
+    broker: str | None = None
+    redis: str | None = None
+
+
+def surroundings(options: Options, stack: ExitStack) -> tuple[Settings, dict[str, str]]:
+    """Settings for this process, and the environment in which workers have the same ones.
+
+    Embedded servers are started here and stopped with `stack`.
+    """
+    own: dict[str, Any] = {"publish_scores": True, "group": f"riskstream-demo-{uuid.uuid4().hex[:12]}"}
+    foreign: list[str] = []
+    if options.broker:
+        own |= {"broker": options.broker} | _topics_of(own["group"])
+    else:
+        own |= {"broker": stack.enter_context(embedded.tansu()).address, "kafka_idempotence": False}
+        own |= {"kafka_security_protocol": "PLAINTEXT", "replication": 1}
+        foreign.append("RISKSTREAM_KAFKA_")
+    if options.redis:
+        own["redis"] = options.redis
+    else:
+        own["redis"] = f"redis://{stack.enter_context(embedded.redis()).address}/0"
+        foreign.append("RISKSTREAM_REDIS_")
+    settings = config.load(**own)
+    env = {name: value for name, value in os.environ.items() if not name.startswith(tuple(foreign))}
+    env |= {f"RISKSTREAM_{name.upper()}": str(value) for name, value in own.items()}
+    root = str(Path(__file__).resolve().parent.parent)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (root, env.get("PYTHONPATH"))))
+    return settings, env
+
+
+def _topics_of(group: str) -> dict[str, str]:
+    return {
+        "topic_vitals": f"{group}.vitals",
+        "topic_alerts": f"{group}.risk-alerts",
+        "topic_scores": f"{group}.risk-scores",
+        "topic_dead_letters": f"{group}.dead-letters",
+    }
+
+
+def output_topics(settings: Settings) -> list[str]:
+    """What the demo receives."""
+    return [settings.topic_alerts, settings.topic_scores, settings.topic_dead_letters]
+
+
+async def create_topics(settings: Settings) -> None:
+    """Make the demo's topics; none of them may exist."""
+    # Records carry old event times: a topic that deletes by age would delete them at once.
+    keep = {"retention.ms": "-1"}
+    names = [settings.topic_vitals, *output_topics(settings)]
+    new = [NewTopic(name, PARTITIONS, settings.replication, topic_configs=keep) for name in names]
+
+    async def create(admin: Any) -> None:
+        for topic, code, *_ in (await admin.create_topics(new)).topic_errors:
+            if code:
+                raise DemoError(f"topic {topic} cannot be created: {for_code(code).__name__}")
+
+    await _administer(settings, create)
+
+
+async def delete_topics(settings: Settings) -> None:
+    """Delete the demo's topics."""
+    names = [settings.topic_vitals, *output_topics(settings)]
+    await _administer(settings, lambda admin: admin.delete_topics(names))
+
+
+async def delete_keys(settings: Settings) -> None:
+    """Delete what workers of the demo's group have left in Redis."""
+    client = store.connect(settings)
+    async for key in client.scan_iter(match=f"riskstream:{{*:{settings.group}:*", count=1000):
+        await client.unlink(key)
+    await client.aclose()
+
+
+async def _administer(settings: Settings, act: Callable[[Any], Coroutine[Any, Any, Any]]) -> None:
+    admin = AIOKafkaAdminClient(**settings.kafka_client(), client_id="riskstream-demo")
+    try:
+        await admin.start()
+        await act(admin)
+    except (KafkaError, OSError) as error:
+        raise DemoError(f"the broker at {settings.broker} fails: {type(error).__name__}") from error
+    finally:
+        await admin.close()
