@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from worker import cli_model, config
+from worker import cli_bench, cli_model, cli_stream, config
 
 app = typer.Typer(
     help="Streaming patient-risk prediction: Kafka vitals in, risk alerts out.",
@@ -18,7 +18,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cli_bench.app, name="bench", help="Measure CPU time for each event.")
 app.add_typer(cli_model.app, name="model", help="Train, evaluate and list models.")
+app.command()(cli_stream.demo)
+app.command()(cli_stream.send)
 
 SettingsFile = Annotated[
     Path | None, typer.Option("--settings", help="TOML file of settings; RISKSTREAM_* variables override it.")
