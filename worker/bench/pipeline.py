@@ -1,0 +1,277 @@
+"""`riskstream bench pipeline`: CPU time for each event by stage of the path, and bytes for each patient.
+
+The path is `worker/pipeline.py` itself, in one process, with the shipped model; there is no Kafka and no
+Redis: messages go nowhere, and checkpoints are encoded but not written. Decoding and normalising are timed
+over all records on their own, because within the path they alternate record by record; `state` is the rest
+of what the path does before it infers. `decide` holds the basis of alerts, `encode` their bytes and ids,
+`publish` the counting of fates and the metrics.
+"""
+
+import asyncio
+import gc
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import median
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from engines import repository
+from engines.engine import Engine
+from schemas.messages import Rejection
+from worker.batch import Batcher
+from worker.bench import report
+from worker.codec import encode_bin, encode_hot
+from worker.config import Settings
+from worker.decide import Step
+from worker.decode import Event, Record, decode
+from worker.infer import StepModel
+from worker.messages import Author
+from worker.normalise import normalise
+from worker.partition import Partition, Place
+from worker.pipeline import Change, Limits, Pipeline
+from worker.publish import Outgoing
+from worker.recording import Recording
+from worker.state import Plan
+
+STAGES = ("decode", "normalise", "state", "infer", "decide", "encode", "publish", "checkpoint")
+
+CHECKPOINT_EVERY = 1024
+"""Records between checkpoints. With more, a checkpoint costs less per event: a patient is written once."""
+
+PACKAGES = ("msgspec", "numpy", "onnxruntime")
+
+PLACE = Place("bench", "vitals", 0)
+
+
+class BenchRecord(NamedTuple):
+    """A record as it would come from Kafka."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+class Clock:
+    """CPU seconds of the process by stage."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(("path", "apply", *STAGES), 0.0)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Count what is inside."""
+        started = time.process_time()
+        yield
+        self.seconds[stage] += time.process_time() - started
+
+
+class TimedAuthor(Author):
+    """Writes messages on the clock."""
+
+    clock: Clock
+
+    def alert(self, step: Step, patient_id: str, basis: Any, missing: tuple[str, ...]) -> Outgoing:
+        with self.clock.timed("encode"):
+            return super().alert(step, patient_id, basis, missing)
+
+    def dead_letter(self, record: Record, rejections: Sequence[Rejection], accepted: int) -> Outgoing:
+        with self.clock.timed("encode"):
+            return super().dead_letter(record, rejections, accepted)
+
+
+class TimedPipeline(Pipeline):
+    """The path, each stage on the clock."""
+
+    clock: Clock
+
+    def _apply(self, partition: Partition, chunk: Sequence[Record]) -> Change:
+        with self.clock.timed("apply"):
+            return super()._apply(partition, chunk)
+
+    async def _infer(self, plan: Plan) -> NDArray[np.float32]:
+        with self.clock.timed("infer"):
+            return await super()._infer(plan)
+
+    def _decide(
+        self, partition: Partition, chunk: Sequence[Record], change: Change, risks: NDArray[np.float32]
+    ) -> list[Outgoing]:
+        with self.clock.timed("decide"):
+            return super()._decide(partition, chunk, change, risks)
+
+
+def run(
+    source: str,
+    recording: Recording,
+    events: int | None,
+    rounds: int,
+    settings: Settings,
+    *,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure, and give the report.
+
+    Args:
+        source: names the recording in the report.
+        recording: what to run through the path.
+        events: at most so many records of it.
+        rounds: the figures are medians over them, after one that warms up.
+        settings: model, limits and chunk size.
+        on_progress: told what goes on, in a few words.
+    """
+    engine = repository.load(settings.model_repository, settings.model, settings.backend)
+    on_progress("reading the recording")
+    records = list(_records(recording, events))
+    clocks = []
+    for number in range(rounds + 1):
+        on_progress(f"round {number} of {rounds}" if number else "warming up")
+        clock = Clock()
+        asyncio.run(_path(records, engine, settings, clock))
+        _decode_and_normalise(records, settings, clock)
+        clocks.append(clock)
+    on_progress("weighing patients")
+    partition, memory = _weighed(records, engine, settings)
+    engine.close()
+    return {
+        "benchmark": "pipeline",
+        **report.circumstances(PACKAGES),
+        "source": source,
+        "model": {"name": engine.config.name, "version": engine.config.version, "backend": engine.backend},
+        "records": len(records),
+        "patients": len(partition.patients),
+        "chunk_records": settings.chunk_records,
+        "checkpoint_every": CHECKPOINT_EVERY,
+        "rounds": rounds,
+        "cpu_us_per_event": summary([clock.seconds for clock in clocks[1:]], len(records)),
+        "bytes_per_patient": {"memory": round(memory), **_stored(partition, engine.config.digest)},
+    }
+
+
+def summary(rounds: Sequence[dict[str, float]], records: int) -> dict[str, float]:
+    """Microseconds for each event and stage, medians over rounds; `total` is the sum of the stages.
+
+    Args:
+        rounds: CPU seconds by stage, where `path` is all but the checkpoint, `apply` is decode, normalise
+            and state together, and `decide` holds `encode`.
+        records: in a round.
+    """
+    taken = {stage: median(seconds[stage] for seconds in rounds) for stage in rounds[0]}
+    taken["publish"] = max(taken["path"] - taken["apply"] - taken["infer"] - taken["decide"], 0.0)
+    taken["state"] = max(taken["apply"] - taken["decode"] - taken["normalise"], 0.0)
+    taken["decide"] = max(taken["decide"] - taken["encode"], 0.0)
+    figures = {stage: 1e6 * taken[stage] / records for stage in STAGES}
+    return {stage: round(us, 3) for stage, us in {**figures, "total": sum(figures.values())}.items()}
+
+
+def _records(recording: Recording, events: int | None) -> Iterator[Record]:
+    encode = msgspec.json.Encoder().encode
+    for offset, record in enumerate(recording.open()):
+        if offset == events:
+            return
+        timestamp = round(record.time.timestamp() * 1000)
+        yield BenchRecord(offset, timestamp, record.patient.encode(), encode(record), ())
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        settings.max_record_bytes,
+        round(settings.past_tolerance_h * 3_600_000),
+        round(settings.future_tolerance_s * 1000),
+    )
+
+
+async def _path(records: list[Record], engine: Engine, settings: Settings, clock: Clock) -> Partition:
+    batcher = Batcher(engine, lambda: None, settings.infer_timeout_s)
+    author = TimedAuthor(PLACE, engine.config, engine.backend, ("alerts", "scores", "dead-letters"))
+    author.clock = clock
+
+    async def nowhere(messages: Sequence[Outgoing]) -> None:
+        return
+
+    pipeline = TimedPipeline(
+        StepModel(engine.config),
+        batcher.infer,
+        nowhere,
+        lambda _: author,
+        _limits(settings),
+        publish_scores=settings.publish_scores,
+    )
+    pipeline.clock = clock
+    partition, due = Partition(PLACE, 0, 0), CHECKPOINT_EVERY
+    for at in range(0, len(records), settings.chunk_records):
+        with clock.timed("path"):
+            await pipeline.process(partition, records[at : at + settings.chunk_records])
+        if partition.position >= due or partition.position == len(records):
+            due += CHECKPOINT_EVERY
+            with clock.timed("checkpoint"):
+                _encode_changes(partition, engine.config.digest)
+    await batcher.close()
+    return partition
+
+
+def _encode_changes(partition: Partition, digest: str) -> None:
+    """What a checkpoint encodes: each changed patient's hot part and its changed bins."""
+    for key in partition.dirty:
+        patient = partition.patients[key]
+        patient.applied = partition.position
+        encode_hot(patient, digest)
+        for hour in patient.dirty_bins & patient.filled_bins():
+            encode_bin(patient, hour)
+        patient.dirty_bins.clear()
+    partition.dirty.clear()
+
+
+def _decode_and_normalise(records: list[Record], settings: Settings, clock: Clock) -> None:
+    """Time both stages over all records, chunk by chunk."""
+    limits = _limits(settings)
+    for at in range(0, len(records), settings.chunk_records):
+        chunk = records[at : at + settings.chunk_records]
+        with clock.timed("decode"):
+            decoded = [decode(record, limits.record_bytes) for record in chunk]
+        with clock.timed("normalise"):
+            for record, event in zip(chunk, decoded, strict=True):
+                if isinstance(event, Event):
+                    normalise(event, record.timestamp, limits.past_ms, limits.future_ms)
+
+
+def _weighed(records: list[Record], engine: Engine, settings: Settings) -> tuple[Partition, float]:
+    """The partition after all records, and the bytes of memory that each of its patients takes."""
+    tracemalloc.start()
+    try:
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        partition = asyncio.run(_path(records, engine, settings, Clock()))
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return partition, (after - before) / max(len(partition.patients), 1)
+
+
+def _stored(partition: Partition, digest: str) -> dict[str, dict[str, float]]:
+    """Bytes of the values in Redis, keys and overhead not counted."""
+    patients = partition.patients.values()
+    return {
+        "redis_hot": _spread([len(encode_hot(patient, digest)) for patient in patients]),
+        "redis_bins": _spread(
+            [sum(len(encode_bin(patient, hour)) for hour in patient.filled_bins()) for patient in patients]
+        ),
+        "redis_one_bin": _spread(
+            [len(encode_bin(patient, hour)) for patient in patients for hour in patient.filled_bins()]
+        ),
+    }
+
+
+def _spread(sizes: list[int]) -> dict[str, float]:
+    values = np.array(sizes or [0])
+    return {
+        "median": round(float(np.median(values))),
+        "p99": round(float(np.percentile(values, 99))),
+        "max": int(values.max()),
+    }

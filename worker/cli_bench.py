@@ -1,0 +1,100 @@
+"""`riskstream bench ...`: the project's own measurements, as CPU time for each event."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(help="Measure CPU time for each event.", no_args_is_help=True)
+
+Report = Annotated[Path | None, typer.Option(help="write the figures as JSON")]
+
+
+@app.command()
+def transport(
+    events: Annotated[int, typer.Option(min=3_000, help="events in the topic")] = 200_000,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds; figures are medians")] = 3,
+    broker: Annotated[
+        str | None, typer.Option(help="host:port; an embedded broker unless given", metavar="HOST:PORT")
+    ] = None,
+    report: Report = None,
+) -> None:
+    """The chunk transport inside a Faust agent, beside aiokafka, plain Faust and confluent-kafka."""
+    from worker.bench import transport as bench
+
+    with _told() as show:
+        content = bench.run(events, rounds, broker, on_progress=show)
+        _write(content, report)
+    table = Table(
+        "peer", "CPU µs per event", "wall µs per event", title=f"{events:,} events, {rounds} rounds"
+    )
+    for peer, cpu in content["cpu_us_per_event"].items():
+        table.add_row(peer, f"{cpu:.2f}", f"{content['wall_us_per_event'][peer]:.2f}")
+    Console().print(table)
+    for name, target in content["targets"].items():
+        bound = f"at most {target['at_most']}" if target["at_most"] else f"at least {target['at_least']}"
+        verdict = "met" if target["met"] else "MISSED"
+        Console().print(f"{name} {content['ratios'][name]:.2f}, target {bound}: {verdict}", highlight=False)
+    for peer, why in content["skipped"].items():
+        Console().print(f"{peer} left out: {why}", highlight=False, markup=False)
+
+
+@app.command()
+def pipeline(
+    patients: Annotated[int, typer.Option(min=1, help="patients of the source")] = 300,
+    events: Annotated[int | None, typer.Option(min=1, help="at most so many records")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds; figures are medians")] = 3,
+    source: Annotated[
+        str, typer.Option(help="simulate, physionet2012:DIR or a recorded file", metavar="SOURCE")
+    ] = "simulate",
+    report: Report = None,
+) -> None:
+    """The path by stage, without Kafka and Redis, and bytes for each patient."""
+    from worker import config, recording
+    from worker.bench import pipeline as bench
+
+    with _told() as show:
+        show("preparing patients")
+        chosen = recording.read(source, recording.Choice(patients))
+        content = bench.run(source, chosen, events, rounds, config.load(), on_progress=show)
+        _write(content, report)
+    title = f"{content['records']:,} records of {content['patients']:,} patients"
+    table = Table("stage", "CPU µs per event", title=title)
+    for stage, cpu in content["cpu_us_per_event"].items():
+        table.add_row(stage, f"{cpu:.2f}", end_section=stage == "checkpoint")
+    Console().print(table)
+    sizes = Table("bytes per patient", "median", "p99", "max")
+    stored = dict(content["bytes_per_patient"])
+    sizes.add_row("memory (mean)", f"{stored.pop('memory'):,}", "", "")
+    for name, spread in stored.items():
+        sizes.add_row(name.replace("_", " "), *(f"{value:,}" for value in spread.values()))
+    Console().print(sizes)
+
+
+@contextmanager
+def _told() -> Iterator[Callable[[str], None]]:
+    """Say what goes on; turn an expected failure into one line and exit code 1."""
+    from engines.errors import EngineError
+    from worker.bench.transport import BenchError
+    from worker.config import ConfigError
+    from worker.embedded import EmbeddedError
+    from worker.recording import SourceError
+
+    console = Console(stderr=True)
+    try:
+        with console.status("") as status:
+            yield status.update
+    except (BenchError, ConfigError, EmbeddedError, EngineError, SourceError, OSError) as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def _write(content: dict[str, Any], file: Path | None) -> None:
+    if file is not None:
+        from worker.bench import report
+
+        report.write(content, file)
