@@ -144,7 +144,7 @@ class LiveView:
         self._alerts: deque[Text] = deque(maxlen=SHOWN_ALERTS)
         self._stage = ""
         self._progress = Text()
-        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._draw)
+        self._live = Live(console=console, refresh_per_second=4, get_renderable=self.__rich__)
 
     def stage(self, text: str) -> None:
         self._stage = text
@@ -174,7 +174,7 @@ class LiveView:
     ) -> None:
         self._live.stop()
 
-    def _draw(self) -> Group:
+    def __rich__(self) -> Group:
         table = Table("patient", "risk", "", "by hour", "open alert", "as of", expand=True, box=None)
         riskiest = sorted(self._patients.items(), key=lambda item: -item[1].risk)
         for patient, line in riskiest[:SHOWN_PATIENTS]:
