@@ -165,6 +165,9 @@ class WorkerProcess:
         try:
             return await asyncio.to_thread(self._process.wait, seconds)
         except subprocess.TimeoutExpired:
+            for number in (signal.SIGUSR1, signal.SIGUSR2):
+                self.signal(number)
+                await asyncio.sleep(0.5)
             self.kill()
             raise AssertionError(f"the worker did not stop:\n{self.tail()}") from None
 
@@ -192,7 +195,7 @@ class WorkerProcess:
     def tail(self) -> str:
         """The end of its log."""
         self._log.seek(0)
-        return self._log.read().decode(errors="replace")[-4000:]
+        return self._log.read().decode(errors="replace")[-20000:]
 
     def log_lines(self) -> list[dict[str, Any]]:
         """Its log lines."""

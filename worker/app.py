@@ -61,6 +61,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGUSR1, _log_tasks)
         runner, port = await serve(
             self.settings.http_host, self.settings.http_port, Health(self._live, self._ready)
         )
@@ -212,3 +213,10 @@ class Worker:
         }
         ready = state["joined"] and state["redis"] and all(lane.ready for lane in lanes)
         return bool(ready and batcher and not batcher.hung), state
+
+
+def _log_tasks() -> None:
+    """Log where every task stands: what to look at when a worker seems to hang (SIGUSR1)."""
+    for task in asyncio.all_tasks():
+        stack = [f"{frame.f_code.co_filename}:{frame.f_lineno}" for frame in task.get_stack(limit=8)]
+        log.info("task", name=task.get_name(), stack=stack)

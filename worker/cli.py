@@ -1,7 +1,9 @@
 """The `riskstream` command."""
 
 import asyncio
+import faulthandler
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +41,7 @@ def run(settings_file: SettingsFile = None) -> None:
     from worker.app import Worker
 
     logs.configure(settings.log_level, settings.instance)
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
     try:
         asyncio.run(_run(Worker, settings))
     except (WorkerError, EngineError) as error:

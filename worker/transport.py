@@ -10,6 +10,7 @@ Names used of Faust 0.15 and aiokafka 0.14 beyond their documented API: `Consume
 """
 
 import asyncio
+import inspect
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -222,10 +223,20 @@ class ChunkConsumer(FaustConsumer):  # type: ignore[misc]
         return self._thread._ensure_consumer()
 
     async def _call(self, function: Any, *arguments: Any) -> Any:
-        """Call in the consumer's thread, with a deadline."""
+        """Call in the consumer's thread, with a deadline.
+
+        Not by Faust's method queue: its two workers may both be waiting for a rebalance to end, which
+        waits for the commit that would be queued behind them.
+        """
+
+        async def call() -> Any:
+            result = function(*arguments)
+            return await result if inspect.isawaitable(result) else result
+
         seconds = self.transport.settings.request_timeout_s
+        future = asyncio.run_coroutine_threadsafe(call(), self._thread.thread_loop)
         try:
-            return await asyncio.wait_for(self._thread.call_thread(function, *arguments), seconds)
+            return await asyncio.wait_for(asyncio.wrap_future(future), seconds)
         except (CommitFailedError, IllegalStateError):
             raise
         except (KafkaError, TimeoutError) as error:
