@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 
 import msgspec
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from schemas.messages import VitalsRecord
 from worker.config import Settings
@@ -115,6 +115,8 @@ class Sender:
                 timestamp_ms=round(record.time.timestamp() * 1000),
                 headers=_HEADERS,
             )
+        except UnknownTopicOrPartitionError:
+            raise SendError(f"the broker has no topic {self._topic}; create it first") from None
         except KafkaError as error:
             raise SendError(f"a record was not sent: {type(error).__name__}") from error
         confirmation.add_done_callback(lambda done: self._done(done, at))

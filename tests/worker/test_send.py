@@ -2,9 +2,12 @@
 
 import asyncio
 import io
+import os
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,6 +23,7 @@ from worker.send import Confirmed, Pace, Sender, SendError, send
 
 RECORDING = recording.read("simulate", Choice(patients=6, hours=8))
 PARTITIONS = 4
+ROOT = Path(embedded.__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +114,37 @@ async def test_a_record_too_large_for_the_broker_is_an_error(settings: Settings)
     async with Sender(settings) as sender:
         with pytest.raises(SendError, match="MessageSizeTooLarge"):
             await sender.send(large)
+
+
+async def test_the_command_sends_a_source_and_what_it_recorded_of_it(
+    settings: Settings, tmp_path: Path
+) -> None:
+    async def run(*arguments: str) -> str:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "worker.cli", "send", *arguments),
+            cwd=ROOT,
+            env=os.environ
+            | {
+                "RISKSTREAM_BROKER": settings.broker,
+                "RISKSTREAM_TOPIC_VITALS": settings.topic_vitals,
+                "RISKSTREAM_KAFKA_IDEMPOTENCE": "false",
+            },
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        told, _ = await process.communicate()
+        assert process.returncode == 0, told
+        return " ".join(told.decode().split())
+
+    file = tmp_path / "recording.jsonl"
+    first = await run("simulate", "--patients", "2", "--hours", "3", "--record", str(file))
+    again = await run(str(file), "--seconds", "0.2")
+    count = len(file.read_bytes().splitlines())
+    assert first == again == f"sent {count} records of 2 patients to {settings.topic_vitals}"
+    log = await read_back(settings, 2 * count)
+    for records in log.values():
+        values = [record.value for record in records]
+        assert values[: len(values) // 2] == values[len(values) // 2 :]
 
 
 async def test_no_broker_is_an_error() -> None:
