@@ -104,7 +104,7 @@ class Alert(Struct, frozen=True):
     sequence: 0 for the episode's first alert, then counting up; orders an episode's alerts.
     severity: the episode's highest severity so far, a name from the policy.
     time: event time of the transition.
-    risk: calibrated probability of the model's outcome; the last one known, for `expired`.
+    risk: calibrated probability of the model's outcome; for `expired`, that of the last alert.
     threshold: the policy's entry threshold of `severity`.
     expires_at: when the episode expires unless the patient is scored again.
     missing: features the model reads that the window does not hold.

@@ -293,7 +293,9 @@ async def outcome(site: Site) -> Outcome:
         alert = msgspec.json.decode(value, type=Alert)
         if alert.id in found.alerts:
             found.repeats += 1
-            assert found.alerts[alert.id] == value, "one id, two contents"
+            assert found.alerts[alert.id] == value, (
+                f"one id, two contents: {_unlike(found.alerts[alert.id], value)}"
+            )
         found.alerts[alert.id] = value
         found.backends.add(alert.backend)
     for value in await _read_all(site, f"{site.run}-{site.group}-scores"):
@@ -306,6 +308,12 @@ async def outcome(site: Site) -> Outcome:
         found.dead[letter.source.partition, letter.source.offset] += 1
     found.patients = await _stored(site)
     return found
+
+
+def _unlike(ours: bytes, theirs: bytes) -> dict[str, Any]:
+    """The fields in which two JSON objects differ."""
+    one, other = json.loads(ours), json.loads(theirs)
+    return {key: (one[key], other[key]) for key in one if one[key] != other[key]}
 
 
 async def _read_all(site: Site, topic: str) -> list[bytes]:

@@ -116,7 +116,7 @@ def expire(policy: Policy, latch: Latch, now: int) -> tuple[Latch, Step | None]:
     if episode is None or not episode.active:
         return Latch(), None
     at = trace.time + seconds_ms(policy.expiry_s)
-    ended = episode._replace(sequence=episode.sequence + 1, alerted=at, alerted_risk=trace.risk, active=False)
+    ended = episode._replace(sequence=episode.sequence + 1, alerted=at, active=False)
     return Latch(), Step("expired", ended, trace, at)
 
 

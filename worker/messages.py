@@ -66,11 +66,18 @@ class Author:
     def alert(
         self, step: Step, patient_id: str, basis: tuple[BasisInput, ...], missing: tuple[str, ...]
     ) -> Outgoing:
-        """An alert transition; `basis` and `missing` as of the score that it rests on."""
+        """An alert transition; `basis` and `missing` as of the score that it rests on.
+
+        An expiry rests on no score. It says only what the alert log and the records' times say, so that
+        it is the same after a rebuild that began in the middle of its patient's window.
+        """
         policy, episode, trace = self._config.policy, step.episode, step.trace
         cluster, topic, partition = self._place
         name = f"{cluster}/{topic}/{partition}/{episode.opened}"
         identifier = str(uuid5(NAMESPACE, f"{name}|{self._config.name}|{step.transition}|{episode.sequence}"))
+        trend = tuple(TrendPoint(moment(hour * HOUR_MS), risk) for hour, risk in trace.trend)
+        if step.transition == "expired":
+            trend = ()
         level = policy.levels[min(episode.level, len(policy.levels) - 1)]
         alert = Alert(
             id=identifier,
@@ -82,7 +89,7 @@ class Author:
             time=moment(step.time),
             raised_at=moment(episode.raised),
             expires_at=moment(trace.time + round(policy.expiry_s * 1000)),
-            risk=trace.risk,
+            risk=episode.alerted_risk,
             threshold=level.enter,
             outcome=self._config.outcome,
             policy_version=policy.version,
@@ -91,7 +98,7 @@ class Author:
             source=Source(cluster, topic, partition, trace.offset),
             inputs=basis,
             missing=missing,
-            trend=tuple(TrendPoint(moment(hour * HOUR_MS), risk) for hour, risk in trace.trend),
+            trend=trend,
         )
         headers = cloud_event(f"alert.{step.transition}", identifier, self._uri)
         return Outgoing(self._alerts, patient_id.encode(), _encode(alert), headers, partition)

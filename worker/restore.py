@@ -140,6 +140,8 @@ def adopt_episodes(partition: Partition, last_alerts: Mapping[str, LastAlert], p
             pass
         elif last.expired_ms is None or trace.time <= last.expired_ms:
             episode = remembered(policy, last.episode, trace.time)
+            if last.expired_ms is not None:
+                partition.expired_early.add(key)
         patient.latch = patient.latch._replace(episode=episode)
         partition.dirty.add(key)
         patient.stored_bins.clear()
