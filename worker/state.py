@@ -298,10 +298,10 @@ def plan_encoding(patient: Patient, plan: Plan) -> None:
 
 def _plan_steps(patient: Patient, before_open: int, before_start: int, plan: Plan, *, restart: bool) -> None:
     """Extend the patient's chain from the state before the old open bin to that before the new one."""
+    if patient.open == before_open and not restart:
+        return  # no closed bin has changed, so the window starts where it did
     patient.start = _first_bin(patient)
     restart = restart or patient.start != before_start
-    if patient.open == before_open and not restart:
-        return
     steps = patient.carry_over()
     chain = plan.chain(patient)
     if restart:
@@ -327,8 +327,8 @@ def _insert(patient: Patient, event_id: str, m: Measurement) -> None:
     ids = cells.ids[slot]
     if ids is None:
         ids = cells.ids[slot] = [""] * CHANNELS
-    count = int(cells.counts[slot, channel])
-    last = int(cells.times[slot, channel])
+    count: int = cells.counts.item(slot, channel)
+    last: int = cells.times.item(slot, channel)
     shown = count == 0 or within > last or (within == last and event_id >= ids[channel])
     if shown:
         cells.values[slot, channel] = m.value
