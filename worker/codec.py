@@ -11,6 +11,7 @@ under 3 KiB. Four bytes of CRC-32 end each value: what is damaged or of another 
 were stored, and the state is rebuilt.
 """
 
+import struct
 import zlib
 from typing import Any
 
@@ -28,6 +29,9 @@ LAYOUT = 1
 _WINDOW_MS = WINDOW_BINS * HOUR_MS
 
 _encode = msgspec.msgpack.Encoder().encode
+
+_recent_pair = struct.Struct("<If").pack
+"""Age in ms and value. Channels hold few values, so numpy's cost per array would be most of a checkpoint."""
 
 
 class _Hot(msgspec.Struct, array_like=True):
@@ -183,11 +187,10 @@ def _pack_recent(patient: Patient) -> list[tuple[int, bytes]]:
     for channel in sorted(patient.recent):
         # Values that have left the window can no longer be corrected.
         pairs = [
-            (patient.newest_ms - value.time_ms, value.value)
+            _recent_pair(patient.newest_ms - value.time_ms, value.value)
             for value in patient.recent[channel]
             if patient.newest_ms - value.time_ms <= _WINDOW_MS
         ]
         if pairs:
-            array = np.array(pairs, dtype=[("age", "<u4"), ("value", "<f4")])
-            packed.append((channel, array.tobytes()))
+            packed.append((channel, b"".join(pairs)))
     return packed
