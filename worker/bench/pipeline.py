@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from engines import repository
 from engines.engine import Engine
 from schemas.messages import Rejection
+from schemas.window import WINDOW_BINS
 from worker.batch import Batcher
 from worker.bench import report
 from worker.codec import encode_bin, encode_hot
@@ -221,8 +222,9 @@ def _encode_changes(partition: Partition, digest: str) -> None:
         patient = partition.patients[key]
         patient.applied = partition.position
         encode_hot(patient, digest)
-        for hour in patient.dirty_bins & patient.filled_bins():
-            encode_bin(patient, hour)
+        for hour in patient.dirty_bins:
+            if patient.open - WINDOW_BINS < hour:
+                encode_bin(patient, hour)
         patient.dirty_bins.clear()
     partition.dirty.clear()
 
