@@ -35,6 +35,8 @@ FILL: NDArray[np.float32] = np.array([feature.fill for feature in FEATURES], dty
 """float32[channels], canonical units."""
 
 _STATIC = np.array(STATIC, dtype=np.intp)
+_STATIC_FILL = FILL[_STATIC]
+_ZERO, _NEVER = np.float32(0), np.float32(NEVER)
 
 F32 = NDArray[np.float32]
 
@@ -115,8 +117,8 @@ def open_row(carried: Carried, values: F32, counts: F32, statics: F32, out: Rows
     """
     observed = counts > 0
     out.values[i] = np.where(observed, values, carried.values)
-    out.elapsed[i] = np.where(observed, np.float32(0), carried.elapsed)
+    out.elapsed[i] = np.where(observed, _ZERO, carried.elapsed)
     out.counts[i] = counts
-    known_static = ~np.isnan(statics)
-    out.values[i, _STATIC] = np.where(known_static, statics, FILL[_STATIC])
-    out.elapsed[i, _STATIC] = np.where(known_static, np.float32(0), np.float32(NEVER))
+    unknown = np.isnan(statics)
+    out.values[i, _STATIC] = np.where(unknown, _STATIC_FILL, statics)
+    out.elapsed[i, _STATIC] = np.where(unknown, _NEVER, _ZERO)
