@@ -1,0 +1,186 @@
+"""Risks -> transitions: tables of exact transitions, and what holds for any risks."""
+
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.model_config import Level, Policy
+from worker.decide import TREND_MS, Latch, Step, decide, expire, fitted
+
+MINUTE = 60_000
+
+POLICY = Policy(
+    version="t",
+    levels=(Level("elevated", 0.3, 600.0), Level("high", 0.6, 300.0), Level("extreme", 0.9)),
+    exit=0.2,
+    resolve_s=1200.0,
+    refractory_s=1800.0,
+    update_delta=0.15,
+    expiry_s=7200.0,
+)
+
+
+class Outcome(NamedTuple):
+    latch: Latch
+    steps: list[Step]
+
+
+def run(scores: list[tuple[int, float]], latch: Latch | None = None, first: int = 0) -> Outcome:
+    """Decide over (minute, risk), the n-th at offset first + n."""
+    latch = latch or Latch()
+    steps: list[Step] = []
+    for offset, (minute, risk) in enumerate(scores, first):
+        latch, more = decide(POLICY, latch, minute * MINUTE, risk, offset)
+        steps += more
+    return Outcome(latch, steps)
+
+
+def shown(steps: list[Step]) -> list[tuple[str, int, int]]:
+    """(transition, minute, level)."""
+    return [(s.transition, s.time // MINUTE, s.episode.level) for s in steps]
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        pytest.param([(0, 0.4), (9, 0.4)], [], id="not long enough"),
+        pytest.param([(0, 0.4), (10, 0.4)], [("raised", 10, 0)], id="persistent"),
+        pytest.param([(0, 0.3), (10, 0.3)], [("raised", 10, 0)], id="threshold is inclusive"),
+        pytest.param([(0, 0.4), (5, 0.29), (10, 0.4)], [], id="interrupted"),
+        pytest.param([(0, 0.95)], [("raised", 0, 2)], id="no persistence asked"),
+        pytest.param(
+            [(0, 0.4), (10, 0.4), (12, 0.7), (17, 0.7)],
+            [("raised", 10, 0), ("escalated", 17, 1)],
+            id="escalates in the refractory time",
+        ),
+        pytest.param(
+            [(0, 0.95), (10, 0.7), (31, 0.7)], [("raised", 0, 2), ("updated", 31, 2)], id="never downwards"
+        ),
+        pytest.param(
+            [(0, 0.4), (10, 0.4), (20, 0.1), (39, 0.1), (40, 0.1)],
+            [("raised", 10, 0), ("resolved", 40, 0)],
+            id="resolves after the refractory time",
+        ),
+        pytest.param(
+            [(0, 0.4), (10, 0.4), (40, 0.25), (100, 0.25)],
+            [("raised", 10, 0), ("updated", 40, 0)],
+            id="between exit and entry it stays",
+        ),
+        pytest.param(
+            [(0, 0.4), (10, 0.4), (50, 0.2), (90, 0.2)],
+            [("raised", 10, 0), ("updated", 50, 0)],
+            id="exit is exclusive",
+        ),
+        pytest.param(
+            [(0, 0.4), (10, 0.4), (20, 0.1), (40, 0.1), (41, 0.4), (51, 0.4), (70, 0.4)],
+            [("raised", 10, 0), ("resolved", 40, 0), ("raised", 70, 0)],
+            id="refractory after resolving",
+        ),
+        pytest.param(
+            [(0, 0.4), (10, 0.4), (20, 0.1), (40, 0.1), (41, 0.95)],
+            [("raised", 10, 0), ("resolved", 40, 0), ("raised", 41, 2)],
+            id="worse breaks through",
+        ),
+        pytest.param(
+            [(0, 0.4), (10, 0.4), (130, 0.4)], [("raised", 10, 0)], id="at the expiry it is not over"
+        ),
+        pytest.param(
+            [(0, 0.4), (10, 0.4), (131, 0.4), (141, 0.4)],
+            [("raised", 10, 0), ("expired", 130, 0), ("raised", 141, 0)],
+            id="expires, then all is new",
+        ),
+    ],
+)
+def test_transitions(scores: list[tuple[int, float]], expected: list[tuple[str, int, int]]) -> None:
+    assert shown(run(scores).steps) == expected
+
+
+_gaps = st.one_of(st.integers(0, 12), st.integers(0, 180))
+_scores = st.lists(st.tuples(_gaps, st.integers(0, 20).map(lambda n: n / 20)), max_size=60).map(
+    lambda pairs: [(sum(gap for gap, _ in pairs[: i + 1]), risk) for i, (_, risk) in enumerate(pairs)]
+)
+
+
+@given(_scores)
+def test_an_episode_is_told_in_order(scores: list[tuple[int, float]]) -> None:
+    """Raised first, counted up, upwards only, one at a time, quiet in its refractory time."""
+    quiet_ms = round(POLICY.refractory_s * 1000)
+    last: Step | None = None
+    for step in run(scores).steps:
+        episode = step.episode
+        if step.transition == "raised":
+            assert last is None or not last.episode.active
+            assert (episode.sequence, episode.raised) == (0, step.time)
+        else:
+            assert last is not None
+            assert last.episode.active
+            assert (episode.opened, episode.raised) == (last.episode.opened, last.episode.raised)
+            assert episode.sequence == last.episode.sequence + 1
+            assert episode.level >= last.episode.level
+            assert (episode.level > last.episode.level) == (step.transition == "escalated")
+        assert episode.active == (step.transition not in {"resolved", "expired"})
+        if last is not None and last.transition != "expired" and step.time < last.time + quiet_ms:
+            assert step.transition in {"escalated", "expired"} or episode.level > last.episode.level
+        last = step
+
+
+@given(_scores, st.lists(st.integers(1, 4), min_size=60, max_size=60))
+def test_persistence_counts_time_not_scores(scores: list[tuple[int, float]], copies: list[int]) -> None:
+    repeated = [score for score, n in zip(scores, copies, strict=False) for _ in range(n)]
+
+    assert shown(run(repeated).steps) == shown(run(scores).steps)
+
+
+@given(_scores, st.integers(0, 20))
+def test_higher_risks_never_alert_later(scores: list[tuple[int, float]], more: int) -> None:
+    higher = [(minute, min(risk + more / 20, 1.0)) for minute, risk in scores]
+    steps = run(scores).steps
+    if steps:
+        assert run(higher).steps[0].time <= steps[0].time
+
+
+@given(_scores)
+def test_trace_depends_on_a_bounded_stretch(scores: list[tuple[int, float]]) -> None:
+    """What a rebuild rests on: a memory's length, across one silence that is too short to expire."""
+    whole = run(scores).latch.trace
+    if whole is None:
+        return
+    stretch_ms = max(round((POLICY.memory_s + POLICY.expiry_s) * 1000), TREND_MS + 60 * MINUTE)
+    first = next(i for i, (minute, _) in enumerate(scores) if minute * MINUTE >= whole.time - stretch_ms)
+
+    assert run(scores[first:], first=first).latch.trace == whole
+
+
+@given(_scores, st.integers(0, 59))
+def test_where_a_stream_is_cut_changes_nothing(scores: list[tuple[int, float]], at: int) -> None:
+    head = run(scores[:at])
+    tail = run(scores[at:], head.latch, first=len(scores[:at]))
+
+    assert (tail.latch, head.steps + tail.steps) == run(scores)
+
+
+@given(_scores, st.integers(0, 400))
+def test_timer_tells_what_the_next_record_would(scores: list[tuple[int, float]], after: int) -> None:
+    latch = run(scores).latch
+    if latch.trace is None:
+        return
+    now = latch.trace.time + after * MINUTE
+    _, early = expire(POLICY, latch, now)
+    _, steps = decide(POLICY, latch, now, 0.0, 999)
+
+    assert ([early] if early else []) == [s for s in steps if s.transition == "expired"]
+
+
+def test_latch_of_a_policy_with_more_levels_still_decides() -> None:
+    latch = run([(0, 0.4), (10, 0.95)]).latch
+    fewer = Policy("u", POLICY.levels[:1], 0.2, 1200.0, 1800.0, 0.15, 7200.0)
+
+    adapted = fitted(fewer, latch)
+    latch, steps = decide(fewer, adapted, 60 * MINUTE, 0.4, 9)
+
+    assert [s.transition for s in steps] == ["updated"]
+    assert latch.episode is not None
+    assert latch.episode.level == 0
+    assert fitted(POLICY, run([(0, 0.4)]).latch) == run([(0, 0.4)]).latch
