@@ -33,7 +33,7 @@ data's magnesium is taken as mg/dL, which its values show it to be. Golden data 
 
 ## How it was judged
 {method}. Stopping, normalisation and calibration of a fold's figures used other folds only. The recipe (batch
-size, dropout, learning rate) was picked by a dozen short trials on other splits of these same stays, so the
+size, dropout, learning rate) was picked by about ten short trials on other splits of these same stays, so the
 figures are a little optimistic; stays that nobody trained on are the better judge.
 
 | hour | AUROC | AUPRC | event 1 | Brier | ECE |
