@@ -121,8 +121,9 @@ class Site:
 
     def settings(self) -> config.Settings:
         """The same, for reading back."""
-        prefix = "RISKSTREAM_"
-        return config.load(**{k.removeprefix(prefix).lower(): v for k, v in self.environment().items()})
+        environment = self.environment().items()
+        values: dict[str, Any] = {name.removeprefix("RISKSTREAM_").lower(): text for name, text in environment}
+        return config.load(None, **values)
 
     def reference(self) -> "Site":
         """The undisturbed run over the same input."""
@@ -135,17 +136,19 @@ class WorkerProcess:
     def __init__(self, site: Site, **more: str) -> None:
         self.port = free_port()
         self._environment = site.environment(RISKSTREAM_HTTP_PORT=str(self.port), **more)
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed on exit)
+        self._folder = tempfile.TemporaryDirectory(prefix="riskstream-test-")
+        self._log = Path(self._folder.name) / "worker.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start, or start again after an end."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "worker.cli", "run"],
-            env={**os.environ, **self._environment},
-            stderr=self._log,
-            stdout=subprocess.DEVNULL,
-        )
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "worker.cli", "run"],
+                env={**os.environ, **self._environment},
+                stderr=log,
+                stdout=subprocess.DEVNULL,
+            )
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
@@ -192,15 +195,17 @@ class WorkerProcess:
             text = await response.text()
         return {fate: int(float(count)) for fate, count in _FATES.findall(text)}
 
+    def log_text(self) -> str:
+        """Its log so far; all of it once the process has ended."""
+        return self._log.read_text(errors="replace")
+
     def tail(self) -> str:
         """The end of its log."""
-        self._log.seek(0)
-        return self._log.read().decode(errors="replace")[-20000:]
+        return self.log_text()[-20_000:]
 
     def log_lines(self) -> list[dict[str, Any]]:
         """Its log lines."""
-        self._log.seek(0)
-        return [json.loads(line) for line in self._log.read().splitlines() if line.startswith(b"{")]
+        return [json.loads(line) for line in self.log_text().splitlines() if line.startswith("{")]
 
     def __enter__(self) -> Self:
         self.start()
@@ -210,7 +215,7 @@ class WorkerProcess:
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
-        self._log.close()
+        self._folder.cleanup()
 
 
 async def create_topics(site: Site) -> None:

@@ -5,7 +5,10 @@ the consumer group, flow control and supervision; it publishes, commits and serv
 """
 
 import asyncio
+import os
 import signal
+import tempfile
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -60,7 +63,7 @@ class Worker:
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self._begin_to_stop)
         loop.add_signal_handler(signal.SIGUSR1, _log_tasks)
         runner, port = await serve(
             self.settings.http_host, self.settings.http_port, Health(self._live, self._ready)
@@ -79,21 +82,26 @@ class Worker:
     async def _work(self) -> None:
         engine, verify = await asyncio.to_thread(self._load_engine)
         cluster = await self._until_up("Kafka", self._describe)
-        if cluster is None:
-            return
         await self._until_up("Kafka producer", self._publisher.start)
+        if cluster is None or self._stop.is_set():
+            return
         self._batcher = Batcher(engine, verify, self.settings.infer_timeout_s)
         self._lanes = Lanes(cluster.id, self.settings.checkpoint_interval_s)
-        app = chunk_app(self.settings, self._lanes)
-        self._lanes.stages = self._stages(app, engine, self._batcher)
-        await app.start()
-        self._joined = True
+        with tempfile.TemporaryDirectory(prefix="riskstream-") as folder:
+            app = chunk_app(self.settings, self._lanes, folder)
+            self._lanes.stages = self._stages(app, engine, self._batcher)
+            await self._serve(app, self._lanes)
+
+    async def _serve(self, app: Any, lanes: Lanes) -> None:
+        """Run the Faust app until it is to stop; then let go of every partition, orderly."""
         try:
-            await self._until_stopped(app, self._lanes)
+            await app.start()
+            self._joined = True
+            await self._until_stopped(app, lanes)
         finally:
             self._joined = False
-            owned = {TP(lane.place.topic, lane.place.partition) for lane in self._lanes.owned}
-            await self._lanes.revoke(owned, self.settings.rebalance_timeout_s / 2)
+            owned = {TP(lane.place.topic, lane.place.partition) for lane in lanes.owned}
+            await lanes.revoke(owned, self.settings.rebalance_timeout_s / 2)
             try:
                 await asyncio.wait_for(app.stop(), STOP_S)
             except TimeoutError:
@@ -114,6 +122,13 @@ class Worker:
                 raise result
         if not self._stop.is_set():
             raise FatalError("the Faust app stopped by itself")
+
+    def _begin_to_stop(self) -> None:
+        """Stop; should anything hang while it does, end the process all the same: its state is safe."""
+        self._stop.set()
+        deadline = threading.Timer(self.settings.rebalance_timeout_s / 2 + STOP_S + 5, os._exit, [1])
+        deadline.daemon = True
+        deadline.start()
 
     def _load_engine(self) -> tuple[Engine, Callable[[], None]]:
         settings = self.settings

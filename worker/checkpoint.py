@@ -47,7 +47,7 @@ class Snapshot(NamedTuple):
 
 
 class Checkpointer:
-    """Takes snapshots and makes them durable. One call at a time for each partition."""
+    """Takes snapshots and makes them durable, one at a time for each partition."""
 
     def __init__(self, store: Store, committer: Committer, model_digest: str) -> None:
         self._store = store
@@ -61,8 +61,10 @@ class Checkpointer:
         Raises:
             OwnershipError: another worker owns the partition.
         """
-        if partition.replaying:
-            return False
+        async with partition.checkpointing:
+            return not partition.replaying and await self._checkpoint(partition)
+
+    async def _checkpoint(self, partition: Partition) -> bool:
         started = time.perf_counter()
         try:
             if partition.token is None:

@@ -6,6 +6,7 @@ throws the partition's memory away and starts over, anything else stops the proc
 """
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
@@ -31,6 +32,9 @@ EXPIRY_SLACK_MS = 3_600_000
 RETRY_S = 1.0
 """Wait before a lane tries again what its dependencies refused."""
 
+_readings = itertools.count(1)
+"""Numbers of readings: a partition's records from one seek to the next, over all lanes of the process."""
+
 log = structlog.get_logger("riskstream.lanes")
 
 
@@ -54,6 +58,7 @@ class Lane:
         self._stages = stages
         self._chunks: asyncio.Queue[Sequence[Record]] = asyncio.Queue()
         self._outstanding = 0
+        self.reading = next(_readings)
         self._accepting = False
         self._rebuilding = False
         self._task = asyncio.create_task(self._run(), name=f"lane-{place.partition}")
@@ -79,9 +84,9 @@ class Lane:
         end = self._stages.consumer.log_end(self.place)
         return None if end is None or self.partition is None else max(end - self.partition.position, 0)
 
-    def put(self, records: Sequence[Record]) -> None:
-        """Take a chunk that was fetched while there was room; drops what the lane no longer wants."""
-        if self._accepting:
+    def put(self, reading: int, records: Sequence[Record]) -> None:
+        """Take a chunk that was fetched in this reading; one from before a seek would leave a gap."""
+        if self._accepting and reading == self.reading:
             self._outstanding += 1
             self._chunks.put_nowait(records)
 
@@ -159,6 +164,7 @@ class Lane:
     async def _restore(self) -> Partition:
         self._chunks = asyncio.Queue()
         self._outstanding = 0
+        self.reading = next(_readings)
         stages = self._stages
         while True:
             try:
@@ -244,19 +250,19 @@ class Lanes:
         """Lanes of the partitions owned now."""
         return list(self._lanes.values())
 
-    def wanting(self) -> set[TP]:
-        """Partitions that have room for a chunk."""
-        return {tp for tp, lane in self._lanes.items() if lane.has_room}
+    def wanting(self) -> dict[TP, int]:
+        """Partitions that have room for a chunk, each with its reading."""
+        return {tp: lane.reading for tp, lane in self._lanes.items() if lane.has_room}
 
     def full(self) -> bool:
         """Whether a partition has no room."""
         return any(lane.full for lane in self._lanes.values())
 
-    def put(self, tp: TP, records: Sequence[Record]) -> None:
+    def put(self, tp: TP, reading: int, records: Sequence[Record]) -> None:
         """Hand a fetched chunk to its partition's lane, if it is still owned."""
         lane = self._lanes.get(tp)
         if lane is not None:
-            lane.put(records)
+            lane.put(reading, records)
 
     def assign(self, partitions: set[TP]) -> None:
         """Start lanes for newly owned partitions."""

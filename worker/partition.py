@@ -25,6 +25,7 @@ class Partition:
     gone: ids of patients forgotten since the last checkpoint.
     token: the fencing token in Redis; None while there is none.
     lock: held while a chunk is handled; a checkpoint takes its snapshot between chunks.
+    checkpointing: held during a checkpoint, so that an older snapshot never follows a newer one.
     """
 
     def __init__(self, place: Place, position: int, live_from: int) -> None:
@@ -39,6 +40,7 @@ class Partition:
         self.expired_early: set[str] = set()
         self.committed = -1
         self.lock = asyncio.Lock()
+        self.checkpointing = asyncio.Lock()
 
     @property
     def replaying(self) -> bool:

@@ -11,7 +11,6 @@ Names used of Faust 0.15 and aiokafka 0.14 beyond their documented API: `Consume
 
 import asyncio
 import inspect
-import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -22,6 +21,7 @@ from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssigno
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as FaustConsumer
+from faust.transport.drivers.aiokafka import Producer as FaustProducer
 from faust.transport.drivers.aiokafka import Transport as FaustTransport
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
@@ -44,16 +44,16 @@ BUSY_POLL_S = 0.02
 class Intake(Protocol):
     """Who takes the chunks."""
 
-    def wanting(self) -> set[TP]:
-        """Partitions that have room for a chunk."""
+    def wanting(self) -> dict[TP, int]:
+        """Partitions that have room for a chunk, each with its reading: a number that a seek changes."""
         ...
 
     def full(self) -> bool:
         """Whether a partition has no room."""
         ...
 
-    def put(self, tp: TP, records: Sequence[Any]) -> None:
-        """Take a chunk that was fetched while its partition had room."""
+    def put(self, tp: TP, reading: int, records: Sequence[Any]) -> None:
+        """Take a chunk that was fetched in some reading; drop it when another one has begun."""
         ...
 
     def assign(self, partitions: set[TP]) -> None:
@@ -117,14 +117,17 @@ class ChunkConsumer(FaustConsumer):  # type: ignore[misc]
             await asyncio.sleep(BUSY_POLL_S)
             return
         poll = BUSY_POLL_S if self.intake.full() else IDLE_POLL_S
-        fetched: Mapping[TP, Sequence[Any]] = await self._getmany(active_partitions=wanted, timeout=poll)
-        # A partition revoked or sought meanwhile is not wanting any more: what was fetched of it is stale,
-        # and it starts again from where it is sought to.
+        fetched: Mapping[TP, Sequence[Any]] = await self._getmany(active_partitions=set(wanted), timeout=poll)
         for tp, records in fetched.items():
-            if self.flow_active and tp in self.intake.wanting():
-                yield TP(*tp), self._chunk(TP(*tp), records)
+            # Faust would drop what lies before the last offset it saw, as everything does after a rewind.
+            self._read_offset[tp] = None
+            yield TP(*tp), self._chunk(TP(*tp), wanted[tp], records)
 
-    def _chunk(self, tp: TP, records: Sequence[Any]) -> ConsumerMessage:
+    def _chunk(self, tp: TP, reading: int, records: Sequence[Any]) -> ConsumerMessage:
+        """A message of the records and the reading in which they were asked for.
+
+        A chunk may be on its way while its partition is sought elsewhere; the intake tells by the reading.
+        """
         first = records[0]
         return ConsumerMessage(
             tp.topic,
@@ -134,7 +137,7 @@ class ChunkConsumer(FaustConsumer):  # type: ignore[misc]
             first.timestamp_type,
             headers=None,
             key=None,
-            value=records,
+            value=(reading, records),
             checksum=None,
             tp=tp,
             generation_id=self.app.consumer_generation_id,
@@ -152,9 +155,7 @@ class ChunkConsumer(FaustConsumer):  # type: ignore[misc]
 
     async def seek_offset(self, place: Place, offset: int) -> None:
         """Read on from `offset`."""
-        tp = TP(place.topic, place.partition)
-        await self._call(self._aiokafka.seek, aiokafka.TopicPartition(*tp), offset)
-        self._read_offset[tp] = offset or None
+        await self._call(self._aiokafka.seek, aiokafka.TopicPartition(place.topic, place.partition), offset)
 
     async def commit_offset(self, place: Place, offset: int, metadata: str) -> bool:
         """Commit; False when the group no longer lets this worker.
@@ -243,10 +244,24 @@ class ChunkConsumer(FaustConsumer):  # type: ignore[misc]
             raise RetryError(f"Kafka: {type(error).__name__}") from None
 
 
+class SilentProducer(FaustProducer):  # type: ignore[misc]
+    """Faust asks for a producer; publishing is `publish.py`'s, so this one never connects."""
+
+    async def on_start(self) -> None:
+        """Connect nothing."""
+
+    async def on_stop(self) -> None:
+        """Nothing to disconnect."""
+
+    async def flush(self) -> None:
+        """Nothing to flush."""
+
+
 class ChunkTransport(FaustTransport):  # type: ignore[misc]
     """A Faust transport that delivers chunks to `intake`."""
 
     Consumer = ChunkConsumer
+    Producer = SilentProducer
 
     def __init__(self, urls: Any, app: Any, settings: Settings, intake: Intake) -> None:
         super().__init__(urls, app)
@@ -254,15 +269,18 @@ class ChunkTransport(FaustTransport):  # type: ignore[misc]
         self.intake = intake
 
 
-def chunk_app(settings: Settings, intake: Intake) -> Any:
-    """A Faust app, not yet started, whose one agent hands the chunks of the vitals topic to `intake`."""
+def chunk_app(settings: Settings, intake: Intake, folder: str) -> Any:
+    """A Faust app, not yet started, whose one agent hands the chunks of the vitals topic to `intake`.
+
+    Faust wants a folder for tables, which there are none of; it is the caller's to remove.
+    """
     urls = [URL(f"kafka://{server}") for server in settings.bootstrap_servers]
     app = faust.App(
         settings.group,
         broker=urls,
         autodiscover=False,
         web_enabled=False,
-        datadir=tempfile.mkdtemp(prefix="riskstream-"),
+        datadir=folder,
         topic_allow_declare=False,
         topic_disable_leader=True,
         stream_wait_empty=False,
@@ -279,7 +297,8 @@ def chunk_app(settings: Settings, intake: Intake) -> Any:
 
     async def vitals(stream: Any) -> None:
         async for event in stream.noack().events():
-            intake.put(event.message.tp, event.message.value)
+            reading, records = event.message.value
+            intake.put(event.message.tp, reading, records)
 
     app.agent(topic, name="vitals")(vitals)
     app.on_partitions_assigned.connect(lambda _, assigned, **__: intake.assign(set(assigned)), weak=False)

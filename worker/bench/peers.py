@@ -82,13 +82,13 @@ class _Everything:
         self._meter = meter
         self._owned: set[TP] = set()
 
-    def wanting(self) -> set[TP]:
-        return self._owned
+    def wanting(self) -> dict[TP, int]:
+        return dict.fromkeys(self._owned, 0)
 
     def full(self) -> bool:
         return False
 
-    def put(self, tp: TP, records: Sequence[Any]) -> None:
+    def put(self, tp: TP, reading: int, records: Sequence[Any]) -> None:
         for record in records:
             _decode(record.value)
         self._meter.add(len(records))
@@ -109,7 +109,8 @@ async def riskstream(source: Input, meter: Meter) -> None:
         session_timeout_s=SESSION_S,
         rebalance_timeout_s=SESSION_S,
     )
-    await _run(chunk_app(settings, _Everything(meter)), meter)
+    with tempfile.TemporaryDirectory(prefix="riskstream-") as folder:
+        await _run(chunk_app(settings, _Everything(meter), folder), meter)
 
 
 async def aiokafka(source: Input, meter: Meter) -> None:
