@@ -1,0 +1,216 @@
+"""Crashes between any two steps, on a real redis-server: afterwards all is as if nothing had happened."""
+
+from collections.abc import Mapping
+
+import msgspec
+import pytest
+
+from engines.engine import Engine
+from schemas.messages import Alert
+from tests.worker.records import HOUR, PLACE, T0, LocalPath, Outbox, Record, observation, record, worsening
+from worker.alert_log import LastAlert, _enter
+from worker.checkpoint import Checkpointer
+from worker.codec import encode_bin, encode_hot
+from worker.errors import OwnershipError
+from worker.partition import Partition, Place
+from worker.restore import Restorer, adopt_episodes
+from worker.state import Patient
+from worker.store import Store
+from worker.transport import Committed
+
+HORIZON_MS = 120 * HOUR
+
+
+class ListLog:
+    """The consumer's side of a checkpoint and of restoring, over a list of records."""
+
+    def __init__(self, records: list[Record]) -> None:
+        self.records = records
+        self.committed: Committed | None = None
+        self.owned = True
+
+    async def commit_offset(self, place: Place, offset: int, metadata: str) -> bool:
+        if self.owned:
+            self.committed = Committed(offset, metadata)
+        return self.owned
+
+    async def committed_offset(self, place: Place) -> Committed | None:
+        return self.committed
+
+    async def log_range(self, place: Place, known: int) -> tuple[int, int]:
+        return self.records[0].offset, self.records[-1].offset + 1
+
+    async def offset_at(self, place: Place, timestamp_ms: int) -> int | None:
+        assert timestamp_ms >= 0, "Kafka refuses negative times"
+        return next((r.offset for r in self.records if r.timestamp >= timestamp_ms), None)
+
+
+class Life:
+    """One worker's time with the partition, until it is dropped without a goodbye."""
+
+    def __init__(self, engine: Engine, store: Store, log: ListLog, outbox: Outbox) -> None:
+        self.path = LocalPath(engine)
+        self.path.outbox.messages = outbox.messages
+        self.log = log
+        self.checkpointer = Checkpointer(store, log, engine.config.digest)
+        self.restorer = Restorer(store, log, self.path.model, self.path.run, HORIZON_MS)
+        self.rebuilt = False
+
+    @property
+    def partition(self) -> Partition:
+        return self.path.partition
+
+    async def begin(self) -> None:
+        self.path.partition, self.rebuilt = await self.restorer.restore(PLACE)
+
+    async def work(self, until: int, chunk: int = 7) -> None:
+        """Process up to an offset, as a lane does."""
+        while self.partition.position < until:
+            live = self.partition.live_from
+            end = min(until, self.partition.position + chunk)
+            if self.partition.replaying:
+                end = min(end, live)
+            await self.path.process(
+                [r for r in self.log.records if self.partition.position <= r.offset < end]
+            )
+            if self.rebuilt and not self.partition.replaying:
+                self.rebuilt = False
+                adopt_episodes(self.partition, self._last_alerts(live), self.path.model.config.policy)
+
+    def _last_alerts(self, before: int) -> Mapping[str, LastAlert]:
+        found: dict[str, LastAlert] = {}
+        for message in self.path.outbox.of("risk-alerts"):
+            alert = msgspec.json.decode(message.value, type=Alert)
+            _enter(found, alert, PLACE, self.path.model.config, before)
+        return found
+
+
+def log_of(hours: int = 60) -> ListLog:
+    """Two patients who decline, one who is well and then silent; bad records between."""
+    streams = [*worsening("ill", 0, hours), *worsening("worse", 0, hours - 20, T0 + 17 * HOUR)]
+    streams += [
+        record(0, "well", T0 + n * HOUR + 5, observation("heart_rate", 70), event_id=f"w{n}")
+        for n in range(9)
+    ]
+    streams += [Record(0, T0 + n * HOUR + 9, b"ill", b"{") for n in range(0, hours, 7)]
+    streams.sort(key=lambda one: one.timestamp)
+    return ListLog(
+        [
+            one._replace(
+                offset=n, value=(one.value or b"").replace(b'"event_id": "e', b'"event_id": "e%d-' % n)
+            )
+            for n, one in enumerate(streams)
+        ]
+    )
+
+
+def ids(outbox: Outbox) -> set[bytes]:
+    return {message.value for message in outbox.messages}
+
+
+def remains(partition: Partition) -> dict[str, object]:
+    """What a later record could depend on, as stored bytes."""
+    return {
+        key: (
+            encode_hot(_at(patient, 0), "m"),
+            {hour: encode_bin(patient, hour) for hour in patient.filled_bins()},
+        )
+        for key, patient in partition.patients.items()
+    }
+
+
+def _at(patient: Patient, applied: int) -> Patient:
+    patient.applied = applied
+    return patient
+
+
+async def undisturbed(engine: Engine, log: ListLog) -> LocalPath:
+    path = LocalPath(engine)
+    await path.process(log.records)
+    return path
+
+
+@pytest.mark.parametrize("crash", ["before the Redis write", "between write and commit", "after the commit"])
+@pytest.mark.parametrize("cut", [1, 40, 75])
+async def test_killed_between_any_two_steps(engine: Engine, store: Store, crash: str, cut: int) -> None:
+    log, outbox = log_of(), Outbox()
+    end = len(log.records)
+    first = Life(engine, store, log, outbox)
+    await first.begin()
+    await first.work(cut // 2)
+    assert await first.checkpointer.checkpoint(first.partition)
+    await first.work(cut)
+    if crash == "between write and commit":
+        log.owned = False
+        with pytest.raises(OwnershipError):
+            await first.checkpointer.checkpoint(first.partition)
+        log.owned = True
+    elif crash == "after the commit":
+        assert await first.checkpointer.checkpoint(first.partition)
+
+    second = Life(engine, store, log, outbox)
+    await second.begin()
+    assert second.partition.position == (cut // 2 if crash == "before the Redis write" else cut)
+    await second.work(end)
+
+    quiet = await undisturbed(engine, log)
+    assert ids(outbox) == ids(quiet.outbox)
+    assert remains(second.partition) == remains(quiet.partition)
+
+
+async def test_commit_ahead_of_redis_replays_the_gap_in_silence(engine: Engine, store: Store) -> None:
+    log, outbox = log_of(), Outbox()
+    first = Life(engine, store, log, outbox)
+    await first.begin()
+    await first.work(30)
+    await first.checkpointer.checkpoint(first.partition)
+    await first.work(60)
+    log.committed = Committed(60, str(first.partition.newest_ms))
+    published = len(outbox.messages)
+
+    second = Life(engine, store, log, outbox)
+    await second.begin()
+    assert (second.partition.position, second.partition.live_from) == (30, 60)
+    await second.work(60)
+    assert len(outbox.messages) == published
+    await second.work(len(log.records))
+
+    quiet = await undisturbed(engine, log)
+    assert ids(outbox) == ids(quiet.outbox)
+    assert len(outbox.messages) == len(quiet.outbox.messages)
+    assert remains(second.partition) == remains(quiet.partition)
+
+
+async def test_lost_marker_is_written_again_from_memory(engine: Engine, store: Store) -> None:
+    log, outbox = log_of(), Outbox()
+    life = Life(engine, store, log, outbox)
+    await life.begin()
+    await life.work(40)
+    await life.checkpointer.checkpoint(life.partition)
+    await store._redis.flushall()
+    await life.work(50)
+
+    assert not await life.checkpointer.checkpoint(life.partition)
+    assert await life.checkpointer.checkpoint(life.partition)
+
+    after = Life(engine, store, log, outbox)
+    await after.begin()
+    assert (after.partition.position, after.rebuilt) == (50, False)
+    assert remains(after.partition) == remains(life.partition)
+
+
+async def test_zombie_is_fenced(engine: Engine, store: Store) -> None:
+    log, outbox = log_of(), Outbox()
+    zombie, successor = Life(engine, store, log, outbox), Life(engine, store, log, outbox)
+    await zombie.begin()
+    await zombie.work(10)
+    await zombie.checkpointer.checkpoint(zombie.partition)
+    await successor.begin()
+    await zombie.work(20)
+
+    with pytest.raises(OwnershipError):
+        await zombie.checkpointer.checkpoint(zombie.partition)
+
+    assert log.committed == Committed(10, str(log.records[9].timestamp))
+    await successor.work(15)
+    assert await successor.checkpointer.checkpoint(successor.partition)
