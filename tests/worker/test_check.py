@@ -1,0 +1,62 @@
+"""`check` finds what is missing and says what to do."""
+
+from pathlib import Path
+
+import redis
+
+from worker import config, embedded
+from worker.check import check
+from worker.cluster import describe
+from worker.config import Settings
+
+
+async def findings(settings: Settings) -> dict[str, tuple[bool, str]]:
+    return {f.subject: (f.well, f.detail) for f in await check(settings, 10.0)}
+
+
+async def test_all_is_well(redis_server: embedded.Server) -> None:
+    with embedded.tansu() as broker:
+        settings = config.load(broker=broker.address, redis=f"redis://{redis_server.address}")
+        await describe(settings.model_copy(update={"partitions": 3}), create=True)
+        found = await findings(settings)
+
+    assert all(well for well, _ in found.values()), found
+    assert "golden data agree" in found["model"][1]
+    assert "partitions" in found["kafka"][1]
+
+
+async def test_what_is_away_is_named(tmp_path: Path) -> None:
+    nobody = f"127.0.0.1:{embedded.free_port()}"
+    settings = config.load(
+        broker=nobody, redis=f"redis://:hunter2@{nobody}", model_repository=tmp_path, redis_timeout_s=0.5
+    )
+
+    found = await findings(settings)
+
+    assert not any(well for well, _ in found.values())
+    assert "RISKSTREAM_BROKER" in found["kafka"][1]
+    assert "RISKSTREAM_REDIS" in found["redis"][1]
+    assert "no model 'vitals'" in found["model"][1]
+    assert "hunter2" not in str(found)
+
+
+async def test_redis_that_evicts_is_refused() -> None:
+    with embedded.redis() as server:
+        client = redis.Redis(port=server.port)
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        client.close()
+        found = await findings(
+            config.load(redis=f"redis://{server.address}", broker=f"127.0.0.1:{embedded.free_port()}")
+        )
+
+    assert found["redis"] == (False, "maxmemory-policy is allkeys-lru; set it to noeviction")
+
+
+async def test_horizon_too_short_for_the_policy(redis_server: embedded.Server) -> None:
+    nobody = f"127.0.0.1:{embedded.free_port()}"
+    settings = config.load(redis=f"redis://{redis_server.address}", broker=nobody, rebuild_horizon_h=100)
+
+    well, detail = (await findings(settings))["model"]
+
+    assert not well
+    assert "rebuild_horizon_h is 100; this model's policy needs 110" in detail
