@@ -30,6 +30,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from schemas.messages import Alert, DeadLetter, Score, VitalsRecord
 from worker import codec, config, recording
+from worker.cluster import describe
 from worker.embedded import free_port
 from worker.partition import Place
 from worker.store import Store
@@ -121,8 +122,9 @@ class Site:
 
     def settings(self) -> config.Settings:
         """The same, for reading back."""
-        environment = self.environment().items()
-        values: dict[str, Any] = {name.removeprefix("RISKSTREAM_").lower(): text for name, text in environment}
+        values: dict[str, Any] = {
+            name.removeprefix("RISKSTREAM_").lower(): text for name, text in self.environment().items()
+        }
         return config.load(None, **values)
 
     def reference(self) -> "Site":
@@ -344,11 +346,12 @@ async def _read_all(site: Site, topic: str) -> list[bytes]:
 async def _stored(site: Site) -> dict[str, Any]:
     """Every stored patient, in a form that can be compared: all but the stamp of the last checkpoint."""
     settings = site.settings()
-    store = Store(settings)
+    cluster = await describe(settings, create=False)
+    store = Store(settings, cluster.vitals_id)
     patients: dict[str, Any] = {}
     try:
-        for place in await _places(site):
-            for stored in await store.load(place):
+        for partition in range(PARTITIONS):
+            for stored in await store.load(Place(cluster.id, settings.topic_vitals, partition)):
                 patient, _ = codec.decode(stored.hot, stored.bins, "")
                 hours = sorted(patient.filled_bins())
                 patient.applied = 0
@@ -357,16 +360,6 @@ async def _stored(site: Site) -> dict[str, Any]:
     finally:
         await store.close()
     return patients
-
-
-async def _places(site: Site) -> list[Place]:
-    admin = AIOKafkaAdminClient(bootstrap_servers=site.broker)
-    await admin.start()
-    try:
-        cluster = (await admin.describe_cluster())["cluster_id"]
-    finally:
-        await admin.close()
-    return [Place(cluster, f"{site.run}-vitals", partition) for partition in range(PARTITIONS)]
 
 
 async def undisturbed(site: Site, ends: dict[int, int]) -> Outcome:

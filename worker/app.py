@@ -51,9 +51,10 @@ class Worker:
         self._lanes: Lanes | None = None
         self._batcher: Batcher | None = None
         self._checkpointer: Checkpointer | None = None
-        self._store = Store(settings)
+        self._store: Store | None = None
         self._publisher = Publisher(settings)
         self._joined = False
+        self._redis_up = False
 
     async def run(self) -> None:
         """Work until a signal comes or something fatal happens.
@@ -73,7 +74,8 @@ class Worker:
             await self._work()
         finally:
             await self._publisher.stop()
-            await self._store.close()
+            if self._store is not None:
+                await self._store.close()
             if self._batcher is not None:
                 await self._batcher.close()
             await runner.cleanup()
@@ -85,19 +87,20 @@ class Worker:
         await self._until_up("Kafka producer", self._publisher.start)
         if cluster is None or self._stop.is_set():
             return
+        self._store = store = Store(self.settings, cluster.vitals_id)
         self._batcher = Batcher(engine, verify, self.settings.infer_timeout_s)
         self._lanes = Lanes(cluster.id, self.settings.checkpoint_interval_s)
         with tempfile.TemporaryDirectory(prefix="riskstream-") as folder:
             app = chunk_app(self.settings, self._lanes, folder)
-            self._lanes.stages = self._stages(app, engine, self._batcher)
-            await self._serve(app, self._lanes)
+            self._lanes.stages = self._stages(app, engine, self._batcher, store)
+            await self._serve(app, self._lanes, store)
 
-    async def _serve(self, app: Any, lanes: Lanes) -> None:
+    async def _serve(self, app: Any, lanes: Lanes, store: Store) -> None:
         """Run the Faust app until it is to stop; then let go of every partition, orderly."""
         try:
             await app.start()
             self._joined = True
-            await self._until_stopped(app, lanes)
+            await self._until_stopped(app, lanes, store)
         finally:
             self._joined = False
             owned = {TP(lane.place.topic, lane.place.partition) for lane in lanes.owned}
@@ -107,11 +110,11 @@ class Worker:
             except TimeoutError:
                 log.warning("Faust did not stop in time")
 
-    async def _until_stopped(self, app: Any, lanes: Lanes) -> None:
+    async def _until_stopped(self, app: Any, lanes: Lanes, store: Store) -> None:
         stop = asyncio.create_task(self._stop.wait())
         crash = asyncio.create_task(app.wait_until_stopped())
         lanes_task = asyncio.create_task(lanes.run())
-        redis = asyncio.create_task(self._watch_redis())
+        redis = asyncio.create_task(self._watch_redis(store))
         tasks = (stop, crash, lanes_task, redis)
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
@@ -160,10 +163,10 @@ class Worker:
                     continue
         return None
 
-    async def _watch_redis(self) -> None:
+    async def _watch_redis(self, store: Store) -> None:
         while True:
             try:
-                await self._store.ping()
+                await store.ping()
                 metrics.redis_up.set(1)
                 self._redis_up = True
             except StoreError:
@@ -171,9 +174,7 @@ class Worker:
                 self._redis_up = False
             await asyncio.sleep(5.0)
 
-    _redis_up = False
-
-    def _stages(self, app: Any, engine: Engine, batcher: Batcher) -> Stages:
+    def _stages(self, app: Any, engine: Engine, batcher: Batcher, store: Store) -> Stages:
         settings, config = self.settings, engine.config
         model = StepModel(config)
         topics = (settings.topic_alerts, settings.topic_scores, settings.topic_dead_letters)
@@ -198,8 +199,8 @@ class Worker:
             publish_scores=settings.publish_scores,
         )
         horizon_ms = round(settings.rebuild_horizon_h * 3_600_000)
-        restorer = Restorer(self._store, app.consumer, model, batcher.infer, horizon_ms)
-        checkpointer = Checkpointer(self._store, app.consumer, config.digest)
+        restorer = Restorer(store, app.consumer, model, batcher.infer, horizon_ms)
+        checkpointer = Checkpointer(store, app.consumer, config.digest)
         return Stages(pipeline, restorer, checkpointer, app.consumer, alert_log)
 
     def _live(self) -> tuple[bool, str]:

@@ -7,13 +7,18 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from worker.config import Settings
 from worker.errors import FatalError, RetryError
+from worker.topic_ids import topic_id
 
 
 class Cluster(NamedTuple):
-    """Cluster id, and the number of partitions of each of our topics; 0 where a topic is missing."""
+    """Cluster id, and the number of partitions of each of our topics; 0 where a topic is missing.
+
+    vitals_id: the id of the vitals topic; its name from brokers that know no ids.
+    """
 
     id: str
     partitions: dict[str, int]
+    vitals_id: str
 
 
 def topic_names(settings: Settings) -> list[str]:
@@ -36,6 +41,7 @@ async def describe(settings: Settings, *, create: bool) -> Cluster:
             await _create(admin, settings)
         described: list[dict[str, Any]] = await admin.describe_topics(topic_names(settings))
         cluster = await admin.describe_cluster()
+        vitals_id = await topic_id(admin, settings.topic_vitals)
     except (KafkaError, OSError, TimeoutError) as error:
         raise RetryError(f"Kafka: {type(error).__name__}") from None
     finally:
@@ -43,7 +49,7 @@ async def describe(settings: Settings, *, create: bool) -> Cluster:
     partitions = {
         topic["topic"]: len(topic["partitions"]) if not topic["error_code"] else 0 for topic in described
     }
-    return Cluster(cluster["cluster_id"] or "unnamed", partitions)
+    return Cluster(cluster["cluster_id"] or "unnamed", partitions, vitals_id)
 
 
 def complaints(settings: Settings, cluster: Cluster) -> list[str]:

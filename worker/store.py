@@ -1,6 +1,6 @@
 """Redis: patients' state as a cache of the log. The only home of redis-py.
 
-One namespace per cluster, group, topic and partition, its keys in one hash slot:
+One namespace per cluster id, group, topic id and partition, its keys in one hash slot:
 
     {ns}:marker     hash: token (who may write), offset (complete up to), newest (stream time, ms)
     {ns}:patients   set of the digests of stored patients
@@ -86,8 +86,10 @@ class Store:
     Every method raises `StoreError` when Redis does not answer in time or refuses.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, topic_id: str = "") -> None:
+        """A store for one input topic; its id stands in every key, so that a topic made anew is another."""
         self._group = settings.group
+        self._topic_id = topic_id
         self._redis: Any = connect(settings)
         self._write = self._redis.register_script(_WRITE)
 
@@ -167,7 +169,8 @@ class Store:
         return sorted(member.decode() for member in members)
 
     def _namespace(self, place: Place) -> str:
-        return f"riskstream:{{{place.cluster}:{self._group}:{place.topic}:{place.partition}}}"
+        topic = self._topic_id or place.topic
+        return f"riskstream:{{{place.cluster}:{self._group}:{topic}:{place.partition}}}"
 
 
 def digest(patient_id: str) -> str:
