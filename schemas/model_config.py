@@ -1,5 +1,6 @@
 """A model folder's `config.json`, in Triton's words, with the alert policy that goes with the model."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -121,10 +122,10 @@ def policy_complaints(policy: Policy) -> list[str]:
     """What is wrong with a policy beyond its types; empty when nothing is."""
     complaints = []
     enters = [level.enter for level in policy.levels]
-    if any(b <= a for a, b in zip(enters, enters[1:], strict=False)):
+    if any(after <= before for before, after in pairwise(enters)):
         complaints.append(f"policy.levels: `enter` must rise strictly from level to level, came {enters}")
     if policy.exit >= enters[0]:
-        complaints.append(f"policy.exit must be below the first level's enter {enters[0]}, came {policy.exit}")
+        complaints.append(f"policy.exit must be below the first enter {enters[0]}, came {policy.exit}")
     if policy.refractory_s > policy.expiry_s:
         complaints.append(f"policy.refractory_s must not exceed expiry_s {policy.expiry_s}")
     if len({level.severity for level in policy.levels}) < len(policy.levels):
