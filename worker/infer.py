@@ -66,10 +66,10 @@ async def infer(plan: Plan, model: StepModel, run: Run) -> F32:
     n = len(plan.scored)
     if not n:
         return np.zeros(0, dtype=np.float32)
-    base_of = {chain.patient.id: int(base) for chain, base in zip(chains, first, strict=True)}
+    base_of = {chain.patient: int(base) for chain, base in zip(chains, first, strict=True)}
     before = np.zeros((n, model.width), dtype=np.float32)
     for i, scored in enumerate(plan.scored):
-        base = base_of.get(scored.patient.id)
+        base = base_of.get(scored.patient)
         if base is not None:
             before[i] = states[base + scored.state]
         elif scored.patient.hidden is not None:

@@ -6,7 +6,6 @@ throws the partition's memory away and starts over, anything else stops the proc
 """
 
 import asyncio
-import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
@@ -22,6 +21,7 @@ from worker.errors import OwnershipError, RetryError
 from worker.partition import Partition, Place
 from worker.pipeline import Pipeline
 from worker.restore import Log, Restorer, adopt_episodes
+from worker.transport import Chunk
 
 OUTSTANDING = 2
 """Chunks a lane holds: the one at work and the next one, so that the fetch overlaps the work."""
@@ -31,9 +31,6 @@ EXPIRY_SLACK_MS = 3_600_000
 
 RETRY_S = 1.0
 """Wait before a lane tries again what its dependencies refused."""
-
-_readings = itertools.count(1)
-"""Numbers of readings: a partition's records from one seek to the next, over all lanes of the process."""
 
 log = structlog.get_logger("riskstream.lanes")
 
@@ -56,11 +53,12 @@ class Lane:
         self.partition: Partition | None = None
         self.moved_at = time.perf_counter()
         self._stages = stages
-        self._chunks: asyncio.Queue[Sequence[Record]] = asyncio.Queue()
+        self._chunks: asyncio.Queue[Sequence[Record] | None] = asyncio.Queue()
         self._outstanding = 0
-        self.reading = next(_readings)
+        self._expected = 0
         self._accepting = False
         self._rebuilding = False
+        self._doubtful = False
         self._task = asyncio.create_task(self._run(), name=f"lane-{place.partition}")
         self._labels = (place.topic, str(place.partition))
 
@@ -84,11 +82,17 @@ class Lane:
         end = self._stages.consumer.log_end(self.place)
         return None if end is None or self.partition is None else max(end - self.partition.position, 0)
 
-    def put(self, reading: int, records: Sequence[Record]) -> None:
-        """Take a chunk that was fetched in this reading; one from before a seek would leave a gap."""
-        if self._accepting and reading == self.reading:
-            self._outstanding += 1
-            self._chunks.put_nowait(records)
+    def put(self, chunk: Chunk) -> None:
+        """Take a chunk that follows what came before; else seek again, once what is here is done."""
+        if not self._accepting:
+            return
+        if chunk.start != self._expected:
+            self._accepting = False
+            self._chunks.put_nowait(None)
+            return
+        self._expected = chunk.end
+        self._outstanding += 1
+        self._chunks.put_nowait(chunk.records)
 
     async def stop(self, seconds: float) -> None:
         """Finish the chunk at work and checkpoint, within a deadline; else throw the memory away."""
@@ -135,7 +139,9 @@ class Lane:
             self._restart()
 
     def _restart(self) -> None:
+        """Start over, once the group has said that the partition is still this worker's."""
         self._accepting = False
+        self._doubtful = True
         self.partition = None
         self._cancel()
         self._task = asyncio.create_task(self._run(), name=f"lane-{self.place.partition}")
@@ -147,6 +153,9 @@ class Lane:
         partition = await self._restore()
         while True:
             records = await self._chunks.get()
+            if records is None:
+                await self._seek(self._expected)
+                continue
             async with partition.lock:
                 before, after = _split(records, partition)
                 if before:
@@ -164,15 +173,17 @@ class Lane:
     async def _restore(self) -> Partition:
         self._chunks = asyncio.Queue()
         self._outstanding = 0
-        self.reading = next(_readings)
         stages = self._stages
         while True:
             try:
+                if self._doubtful and not await self._is_ours():
+                    await asyncio.sleep(RETRY_S)
+                    continue
+                self._doubtful = False
                 restored = await stages.restorer.restore(self.place)
                 partition, self._rebuilding = restored
                 if self._rebuilding and not partition.replaying:
                     await self._finish_rebuild(partition)
-                await stages.consumer.seek_offset(self.place, partition.position)
                 break
             except RetryError as error:
                 log.warning(
@@ -181,7 +192,7 @@ class Lane:
                 await asyncio.sleep(RETRY_S)
         self.partition = partition
         self.moved_at = time.perf_counter()
-        self._accepting = True
+        await self._seek(partition.position)
         metrics.partition_ready.labels(*self._labels).set(not partition.replaying)
         log.info(
             "partition restored",
@@ -191,6 +202,29 @@ class Lane:
             patients=len(partition.patients),
         )
         return partition
+
+    async def _is_ours(self) -> bool:
+        """Whether the group lets this worker commit what is committed already.
+
+        A worker that was away must not take the state from its successor; it waits to be revoked.
+        """
+        consumer = self._stages.consumer
+        committed = await consumer.committed_offset(self.place)
+        if committed is None:
+            return True
+        return await consumer.commit_offset(self.place, committed.offset, committed.metadata)
+
+    async def _seek(self, offset: int) -> None:
+        """Read on from an offset. A fetch may be on its way meanwhile; `put` tells what it brings."""
+        while True:
+            try:
+                await self._stages.consumer.seek_offset(self.place, offset)
+                break
+            except RetryError as error:
+                log.warning("cannot seek yet", partition=self.place.partition, reason=error.reason)
+                await asyncio.sleep(RETRY_S)
+        self._expected = offset
+        self._accepting = True
 
     async def _finish_rebuild(self, partition: Partition) -> None:
         while True:
@@ -250,19 +284,19 @@ class Lanes:
         """Lanes of the partitions owned now."""
         return list(self._lanes.values())
 
-    def wanting(self) -> dict[TP, int]:
-        """Partitions that have room for a chunk, each with its reading."""
-        return {tp: lane.reading for tp, lane in self._lanes.items() if lane.has_room}
+    def wanting(self) -> set[TP]:
+        """Partitions that have room for a chunk."""
+        return {tp for tp, lane in self._lanes.items() if lane.has_room}
 
     def full(self) -> bool:
         """Whether a partition has no room."""
         return any(lane.full for lane in self._lanes.values())
 
-    def put(self, tp: TP, reading: int, records: Sequence[Record]) -> None:
+    def put(self, tp: TP, chunk: Chunk) -> None:
         """Hand a fetched chunk to its partition's lane, if it is still owned."""
         lane = self._lanes.get(tp)
         if lane is not None:
-            lane.put(reading, records)
+            lane.put(chunk)
 
     def assign(self, partitions: set[TP]) -> None:
         """Start lanes for newly owned partitions."""

@@ -48,16 +48,19 @@ class Partition:
         return self.position < self.live_from
 
     def patient(self, patient_id: str, timestamp_ms: int) -> Patient:
-        """The patient, new if not known or silent for too long for anything to be left."""
-        patient = self.patients.get(patient_id)
-        if patient is None or (patient.touched_ms and timestamp_ms > patient.touched_ms + FORGET_MS):
-            latch = patient.latch if patient is not None else None
-            stored = patient.stored_bins if patient is not None else None
-            patient = self.patients[patient_id] = Patient(patient_id)
-            if latch is not None and stored is not None:
-                # Its open episode, if any, has expired; `decide` says so at the next score.
-                patient.latch, patient.stored_bins = latch, stored
-        return patient
+        """The patient as a record finds it: known, or new and not yet in `patients`.
+
+        One that was silent for too long for anything to be left starts anew, whether or not a checkpoint
+        has dropped it meanwhile.
+        """
+        known = self.patients.get(patient_id)
+        if known is None:
+            return Patient(patient_id)
+        if timestamp_ms <= known.touched_ms + FORGET_MS:
+            return known
+        anew = Patient(patient_id)
+        anew.stored_bins = known.stored_bins
+        return anew
 
     def forget_silent(self) -> None:
         """Drop patients silent for so long, in record time, that nothing of them matters any more.

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from schemas.messages import Rejection
 from schemas.window import NEVER
 from worker import metrics
-from worker.decide import decide, expire
+from worker.decide import Step, decide, expire
 from worker.decode import Event, Record, Refusal, decode
 from worker.errors import RetryError
 from worker.infer import Run, StepModel, infer
@@ -29,7 +29,7 @@ from worker.messages import Author, basis
 from worker.normalise import normalise
 from worker.partition import Partition
 from worker.publish import Outgoing
-from worker.state import Plan, apply, event_digest, plan_score, remember_event
+from worker.state import FORGET_MS, Patient, Plan, apply, event_digest, plan_score, remember_event
 
 Fate = Literal["scored", "stored", "duplicate", "dead_lettered", "skipped"]
 """`skipped` is a record that an earlier owner has already given its fate."""
@@ -54,6 +54,7 @@ class Change:
     """What a chunk did to the patients: a plan to compute, and every record's fate so far.
 
     alerting: positions in the plan of scores that caused a transition.
+    lapsed: (patient id, expiry) of patients that start anew.
     """
 
     def __init__(self, chunk: Sequence[Record]) -> None:
@@ -62,6 +63,7 @@ class Change:
         self.rejections: dict[int, list[Rejection]] = {}
         self.accepted: list[int] = [0] * len(chunk)
         self.alerting: list[int] = []
+        self.lapsed: list[tuple[str, Step]] = []
 
 
 class Pipeline:
@@ -159,6 +161,7 @@ class Pipeline:
         rejections.extend(applied.rejections)
         if not applied.accepted:
             return "dead_lettered"
+        self._enter(partition, patient, change)
         change.accepted[index] = applied.accepted
         remember_event(patient, digest)
         patient.touched_ms = max(patient.touched_ms, record.timestamp)
@@ -169,6 +172,15 @@ class Pipeline:
             return "stored"
         plan_score(patient, index, change.plan)
         return "scored"
+
+    def _enter(self, partition: Partition, patient: Patient, change: Change) -> None:
+        """Enter the patient; what is left of an earlier one under its id, an open episode, has expired."""
+        before = partition.patients.get(patient.id)
+        partition.patients[patient.id] = patient
+        if before is not None and before is not patient and before.latch.trace is not None:
+            _, step = expire(self.model.config.policy, before.latch, before.latch.trace.time + FORGET_MS + 1)
+            if step is not None:
+                change.lapsed.append((patient.id, step))
 
     async def _infer(self, plan: Plan) -> NDArray[np.float32]:
         delay = 0.1
@@ -185,6 +197,8 @@ class Pipeline:
     ) -> list[Outgoing]:
         messages: list[Outgoing] = []
         author, config, plan = self._author(partition), self.model.config, change.plan
+        for patient_id, lapse in change.lapsed:
+            messages.append(author.alert(lapse, patient_id, (), ()))
         for i, scored in enumerate(plan.scored):
             patient, risk, offset = scored.patient, round(float(risks[i]), 6), chunk[scored.at].offset
             if not 0.0 <= risk <= 1.0:

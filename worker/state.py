@@ -160,16 +160,16 @@ class Plan:
     """
 
     def __init__(self, records: int) -> None:
-        self.chains: dict[str, Chain] = {}
+        self.chains: dict[Patient, Chain] = {}
         self.rows = Rows(*(np.zeros((records, CHANNELS), dtype=np.float32) for _ in range(3)))
         self.times: NDArray[np.uint32] = np.zeros((records, CHANNELS), dtype=np.uint32)
         self.scored: list[Scored] = []
 
     def chain(self, patient: Patient) -> "Chain":
         """The patient's chain, made on first use."""
-        chain = self.chains.get(patient.id)
+        chain = self.chains.get(patient)
         if chain is None:
-            chain = self.chains[patient.id] = Chain(patient)
+            chain = self.chains[patient] = Chain(patient)
         return chain
 
 
@@ -257,8 +257,11 @@ def apply(
     accepted, scorable, restart = 0, False, False
     for m in measurements:
         if IS_STATIC[m.channel]:
+            before = patient.statics[_STATIC_INDEX[m.channel]]
             fault = _apply_static(patient, event_id, m)
-            restart = restart or fault is None
+            after = patient.statics[_STATIC_INDEX[m.channel]]
+            # Feeds restate age and sex with every message; only a change makes the window be encoded anew.
+            restart = restart or not (before == after or (np.isnan(before) and np.isnan(after)))
         elif patient.open >= 0 and bin_of(m.time_ms) <= patient.open - WINDOW_BINS:
             fault = "too-late"
         elif m.status in CORRECTED or m.status in WITHDRAWN:
@@ -286,7 +289,7 @@ def plan_score(patient: Patient, at: int, plan: Plan) -> None:
     i = len(plan.scored)
     open_row(patient.carried, patient.cells.values[slot], counts, patient.statics, plan.rows, i)
     plan.times[i] = patient.cells.times[slot]
-    chain = plan.chains.get(patient.id)
+    chain = plan.chains.get(patient)
     state = chain.length if chain else 0
     plan.scored.append(Scored(patient, at, state, patient.newest_ms, patient.open, patient.carried_times))
 

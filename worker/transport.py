@@ -44,16 +44,16 @@ BUSY_POLL_S = 0.02
 class Intake(Protocol):
     """Who takes the chunks."""
 
-    def wanting(self) -> dict[TP, int]:
-        """Partitions that have room for a chunk, each with its reading: a number that a seek changes."""
+    def wanting(self) -> set[TP]:
+        """Partitions that have room for a chunk."""
         ...
 
     def full(self) -> bool:
         """Whether a partition has no room."""
         ...
 
-    def put(self, tp: TP, reading: int, records: Sequence[Any]) -> None:
-        """Take a chunk that was fetched in some reading; drop it when another one has begun."""
+    def put(self, tp: TP, chunk: "Chunk") -> None:
+        """Take a chunk, or drop it and seek again when it does not follow what came before."""
         ...
 
     def assign(self, partitions: set[TP]) -> None:
@@ -65,6 +65,23 @@ class Intake(Protocol):
         ...
 
 
+class Chunk(NamedTuple):
+    """What one fetch brought of a partition.
+
+    start: the offset sought to, or the end of the fetch before. When it is not where the taker stands,
+        something in between was lost on the way: Faust drops what it holds when flow stops.
+    records: raw records, in order of offset.
+    """
+
+    start: int
+    records: Sequence[Any]
+
+    @property
+    def end(self) -> int:
+        """The offset after the last record."""
+        return int(self.records[-1].offset) + 1
+
+
 class Committed(NamedTuple):
     """A committed offset and the metadata that was committed with it."""
 
@@ -73,7 +90,27 @@ class Committed(NamedTuple):
 
 
 class ChunkThread(AIOKafkaConsumerThread):  # type: ignore[misc]
-    """Faust's consumer thread around an aiokafka consumer with our settings."""
+    """Faust's consumer thread around an aiokafka consumer with our settings.
+
+    It notes where each fetch begins, in the one thread in which partitions are sought and fetched.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._starts: dict[TP, int] = {}
+
+    def seek_to(self, tp: TP, offset: int) -> None:
+        """Seek, in this thread."""
+        self._ensure_consumer().seek(aiokafka.TopicPartition(*tp), offset)
+        self._starts[tp] = offset
+
+    async def _fetch_records(self, *arguments: Any, **options: Any) -> dict[TP, Chunk]:
+        chunks: dict[TP, Chunk] = {}
+        for found, records in (await super()._fetch_records(*arguments, **options)).items():
+            tp = TP(*found)
+            chunks[tp] = Chunk(self._starts.get(tp, -1), records)
+            self._starts[tp] = chunks[tp].end
+        return chunks
 
     def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
         settings: Settings = transport.settings
@@ -117,18 +154,14 @@ class ChunkConsumer(FaustConsumer):  # type: ignore[misc]
             await asyncio.sleep(BUSY_POLL_S)
             return
         poll = BUSY_POLL_S if self.intake.full() else IDLE_POLL_S
-        fetched: Mapping[TP, Sequence[Any]] = await self._getmany(active_partitions=set(wanted), timeout=poll)
-        for tp, records in fetched.items():
+        fetched: Mapping[TP, Chunk] = await self._getmany(active_partitions=wanted, timeout=poll)
+        for tp, chunk in fetched.items():
             # Faust would drop what lies before the last offset it saw, as everything does after a rewind.
             self._read_offset[tp] = None
-            yield TP(*tp), self._chunk(TP(*tp), wanted[tp], records)
+            yield tp, self._message(tp, chunk)
 
-    def _chunk(self, tp: TP, reading: int, records: Sequence[Any]) -> ConsumerMessage:
-        """A message of the records and the reading in which they were asked for.
-
-        A chunk may be on its way while its partition is sought elsewhere; the intake tells by the reading.
-        """
-        first = records[0]
+    def _message(self, tp: TP, chunk: Chunk) -> ConsumerMessage:
+        first = chunk.records[0]
         return ConsumerMessage(
             tp.topic,
             tp.partition,
@@ -137,7 +170,7 @@ class ChunkConsumer(FaustConsumer):  # type: ignore[misc]
             first.timestamp_type,
             headers=None,
             key=None,
-            value=(reading, records),
+            value=chunk,
             checksum=None,
             tp=tp,
             generation_id=self.app.consumer_generation_id,
@@ -155,7 +188,7 @@ class ChunkConsumer(FaustConsumer):  # type: ignore[misc]
 
     async def seek_offset(self, place: Place, offset: int) -> None:
         """Read on from `offset`."""
-        await self._call(self._aiokafka.seek, aiokafka.TopicPartition(place.topic, place.partition), offset)
+        await self._call(self._thread.seek_to, TP(place.topic, place.partition), offset)
 
     async def commit_offset(self, place: Place, offset: int, metadata: str) -> bool:
         """Commit; False when the group no longer lets this worker.
@@ -297,8 +330,7 @@ def chunk_app(settings: Settings, intake: Intake, folder: str) -> Any:
 
     async def vitals(stream: Any) -> None:
         async for event in stream.noack().events():
-            reading, records = event.message.value
-            intake.put(event.message.tp, reading, records)
+            intake.put(event.message.tp, event.message.value)
 
     app.agent(topic, name="vitals")(vitals)
     app.on_partitions_assigned.connect(lambda _, assigned, **__: intake.assign(set(assigned)), weak=False)

@@ -147,7 +147,8 @@ async def test_disturbed_is_equal_to_undisturbed(
     came_twice[disturb.__name__] = killing.repeated(disturbed)
     print(f"seed {seed}: {len(records)} records, {len(disturbed.alerts)} alerts, "
           f"{came_twice[disturb.__name__]} messages came twice")  # fmt: skip
-    assert killing.differences(disturbed, reference) == []
+    differences = killing.differences(disturbed, reference)
+    assert not differences, "\n".join(differences)
     assert killing.unaccounted(len(records), disturbed, reference) == []
     assert len(reference.alerts) >= 10
     assert disturbed.backends == {"onnxruntime-cpu"}

@@ -86,7 +86,7 @@ def test_planned_rows_are_those_of_a_dictionary(events: list[list[Measurement]])
         expected = reference.rows()
         for got, want in zip(plan.rows, expected, strict=True):
             np.testing.assert_array_equal(got[0], want[-1])
-        chain = plan.chains.get("p")
+        chain = plan.chains.get(patient)
         if chain is not None and chain.steps[0] is None:
             steps = [s for s in chain.steps if s is not None]
             got_steps = np.concatenate([s.values for s in steps]) if steps else expected.values[:0]
@@ -138,7 +138,7 @@ def test_late_value_enters_its_bin_and_restarts_the_chain() -> None:
     applied = apply(patient, "c", [m(99, T0 + HOUR)], SCORED, plan)
 
     assert applied.accepted == 1
-    chain = plan.chains["p"]
+    chain = plan.chains[patient]
     assert chain.steps[0] is None
     assert chain.length == 1 + 3
     assert shown(patient, T0 + HOUR) == 99

@@ -11,7 +11,7 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from faust.types import TP
 
 from schemas.messages import VitalsRecord
 from worker.config import Settings
-from worker.transport import chunk_app
+from worker.transport import Chunk, chunk_app
 
 WARM_UP = 0.1
 """Share of the events that is read before the clock starts: first fetches, caches, first calls."""
@@ -82,16 +82,16 @@ class _Everything:
         self._meter = meter
         self._owned: set[TP] = set()
 
-    def wanting(self) -> dict[TP, int]:
-        return dict.fromkeys(self._owned, 0)
+    def wanting(self) -> set[TP]:
+        return self._owned
 
     def full(self) -> bool:
         return False
 
-    def put(self, tp: TP, reading: int, records: Sequence[Any]) -> None:
-        for record in records:
+    def put(self, tp: TP, chunk: Chunk) -> None:
+        for record in chunk.records:
             _decode(record.value)
-        self._meter.add(len(records))
+        self._meter.add(len(chunk.records))
 
     def assign(self, partitions: set[TP]) -> None:
         self._owned = partitions
