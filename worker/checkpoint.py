@@ -70,6 +70,8 @@ class Checkpointer:
             if partition.token is None:
                 await self._take_over(partition)
             async with partition.lock:
+                if not partition.whole:
+                    raise OwnershipError("a chunk was given up halfway; the partition is thrown away")
                 partition.forget_silent()
                 if partition.position == partition.committed and not partition.dirty and not partition.gone:
                     return True

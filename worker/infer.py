@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from schemas.features import CHANNEL
 from schemas.model_config import ModelConfig
 from schemas.window import Rows
-from worker.state import Chain, Plan
+from worker.plan import Chain, Plan
 
 F32 = NDArray[np.float32]
 Run = Callable[[Mapping[str, F32]], Awaitable[dict[str, F32]]]

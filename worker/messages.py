@@ -25,8 +25,8 @@ from worker.decide import Step
 from worker.decode import Record
 from worker.infer import StepModel
 from worker.partition import Place
+from worker.plan import Plan, Scored
 from worker.publish import Outgoing, cloud_event
-from worker.state import Plan, Scored
 
 NAMESPACE = UUID("6f6e6f73-7269-5b73-8000-7374726561d0")
 """Namespace of this program's UUIDv5 identifiers. Changing it gives every alert another id."""

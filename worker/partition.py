@@ -24,6 +24,7 @@ class Partition:
     dirty: ids of patients changed since the last checkpoint.
     gone: ids of patients forgotten since the last checkpoint.
     token: the fencing token in Redis; None while there is none.
+    whole: false while a chunk is being applied; state that stayed so is never stored.
     lock: held while a chunk is handled; a checkpoint takes its snapshot between chunks.
     checkpointing: held during a checkpoint, so that an older snapshot never follows a newer one.
     """
@@ -39,6 +40,7 @@ class Partition:
         self.token: str | None = None
         self.expired_early: set[str] = set()
         self.committed = -1
+        self.whole = True
         self.lock = asyncio.Lock()
         self.checkpointing = asyncio.Lock()
 

@@ -28,8 +28,9 @@ from worker.infer import Run, StepModel, infer
 from worker.messages import Author, basis
 from worker.normalise import normalise
 from worker.partition import Partition
+from worker.plan import Plan
 from worker.publish import Outgoing
-from worker.state import FORGET_MS, Patient, Plan, apply, event_digest, plan_score, remember_event
+from worker.state import FORGET_MS, Patient, apply, event_digest, plan_score, remember_event
 
 Fate = Literal["scored", "stored", "duplicate", "dead_lettered", "skipped"]
 """`skipped` is a record that an earlier owner has already given its fate."""
@@ -100,6 +101,7 @@ class Pipeline:
 
         While the partition replays, state is rebuilt and nothing is published.
         """
+        partition.whole = False
         with _timed("apply"):
             change = self._apply(partition, chunk)
         with _timed("infer"):
@@ -114,6 +116,7 @@ class Pipeline:
         else:
             metrics.replayed.inc(len(chunk))
         partition.position = chunk[-1].offset + 1
+        partition.whole = True
         return change
 
     async def expire_silent(self, partition: Partition, now_ms: int) -> None:

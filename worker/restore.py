@@ -23,7 +23,8 @@ from worker.decide import Episode, fitted, remembered
 from worker.errors import StoreError
 from worker.infer import Run, StepModel, infer
 from worker.partition import Partition, Place
-from worker.state import Plan, plan_encoding
+from worker.plan import Plan
+from worker.state import plan_encoding
 from worker.store import Marker, Store
 from worker.transport import Committed
 

@@ -29,6 +29,7 @@ from schemas.window import (
 )
 from worker.decide import Latch
 from worker.normalise import CORRECTED, WITHDRAWN, Measurement
+from worker.plan import Plan, Scored
 
 RECENT_EVENTS = 64
 """Event ids a patient remembers; a record sent again after more than these counts as new."""
@@ -150,69 +151,6 @@ class Patient:
         within = self.cells.times[hours % WINDOW_BINS, np.arange(CHANNELS)]
         self.carried_times = hours * HOUR_MS + within
         return steps
-
-
-class Plan:
-    """What a chunk asks of the engine: chains of steps over closed bins, and rows to score.
-
-    rows: the rows to score, float32[records, channels] each, the first `len(scored)` in use.
-    times: ms from the open bin's start to each value in it, uint32[records, channels].
-    """
-
-    def __init__(self, records: int) -> None:
-        self.chains: dict[Patient, Chain] = {}
-        self.rows = Rows(*(np.zeros((records, CHANNELS), dtype=np.float32) for _ in range(3)))
-        self.times: NDArray[np.uint32] = np.zeros((records, CHANNELS), dtype=np.uint32)
-        self.scored: list[Scored] = []
-
-    def chain(self, patient: Patient) -> "Chain":
-        """The patient's chain, made on first use."""
-        chain = self.chains.get(patient)
-        if chain is None:
-            chain = self.chains[patient] = Chain(patient)
-        return chain
-
-
-class Chain:
-    """One patient's recurrent states in this chunk: number 0 is the one it had, each step makes the next.
-
-    A row of `None` stands for a step that sets the state to zeros.
-    """
-
-    __slots__ = ("initial", "length", "patient", "steps")
-
-    def __init__(self, patient: Patient) -> None:
-        self.patient = patient
-        self.initial = patient.hidden
-        self.steps: list[Rows | None] = []
-        self.length = 0
-
-    def reset(self) -> None:
-        """Go on from zeros."""
-        self.steps.append(None)
-        self.length += 1
-
-    def extend(self, steps: Rows) -> None:
-        """Step over closed bins."""
-        if len(steps.values):
-            self.steps.append(steps)
-            self.length += len(steps.values)
-
-
-class Scored(NamedTuple):
-    """A record to score, by the plan's row of the same position and state number `state` of its chain.
-
-    time_ms: the patient's newest event time after the record; the time of the decision.
-    at: position of the record in the chunk.
-    open, carried_times: the patient's at this record; with the plan's times they date every input.
-    """
-
-    patient: Patient
-    at: int
-    state: int
-    time_ms: int
-    open: int
-    carried_times: NDArray[np.int64]
 
 
 class Applied(NamedTuple):

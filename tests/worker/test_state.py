@@ -13,7 +13,8 @@ from schemas.features import CHANNEL, IS_STATIC, STATIC
 from schemas.window import CHANNELS, WINDOW_BINS, Rows, bin_of, rows
 from tests.worker.records import HOUR, MINUTE, T0, LocalPath, observation, record
 from worker.normalise import Measurement
-from worker.state import RECENT_EVENTS, RECENT_VALUES, Applied, Patient, Plan, apply, plan_score
+from worker.plan import Plan
+from worker.state import RECENT_EVENTS, RECENT_VALUES, Applied, Patient, apply, plan_score
 
 HR, AGE, LACTATE = CHANNEL["heart_rate"], CHANNEL["age"], CHANNEL["lactate"]
 SCORED = frozenset(range(CHANNELS))

@@ -35,9 +35,9 @@ from worker.messages import Author
 from worker.normalise import normalise
 from worker.partition import Partition, Place
 from worker.pipeline import Change, Limits, Pipeline
+from worker.plan import Plan
 from worker.publish import Outgoing
 from worker.recording import Recording
-from worker.state import Plan
 
 STAGES = ("decode", "normalise", "state", "infer", "decide", "encode", "publish", "checkpoint")
 

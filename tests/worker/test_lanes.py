@@ -1,0 +1,133 @@
+"""A lane takes every record once and in order, whatever is lost or late between it and the broker."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from engines.engine import Engine
+from tests.worker.records import PLACE, LocalPath
+from tests.worker.test_checkpoint import HORIZON_MS, ListLog, ids, log_of, undisturbed
+from worker.alert_log import LastAlert
+from worker.checkpoint import Checkpointer
+from worker.errors import OwnershipError
+from worker.lanes import Lane, Stages
+from worker.partition import Place
+from worker.publish import Outgoing
+from worker.restore import Restorer
+from worker.store import Store
+from worker.transport import Chunk
+
+
+class SoughtLog(ListLog):
+    """A consumer over a list: fetches go on from where it was last sought."""
+
+    def __init__(self, log: ListLog) -> None:
+        super().__init__(log.records)
+        self.position = -1
+
+    async def seek_offset(self, place: Place, offset: int) -> None:
+        self.position = offset
+
+    def log_end(self, place: Place) -> int | None:
+        return len(self.records)
+
+    def fetch(self, count: int) -> Chunk:
+        start, self.position = self.position, min(self.position + count, len(self.records))
+        return Chunk(start, self.records[start : self.position])
+
+
+class Station:
+    """One lane and all that it works with."""
+
+    def __init__(self, engine: Engine, store: Store, log: SoughtLog) -> None:
+        self.path = LocalPath(engine)
+        self.log = log
+        restorer = Restorer(store, log, self.path.model, self.path.run, HORIZON_MS)
+        checkpointer = Checkpointer(store, log, engine.config.digest)
+
+        async def no_alerts(place: Place, before: int) -> dict[str, LastAlert]:
+            return {}
+
+        self.lane = Lane(PLACE, Stages(self.path.pipeline, restorer, checkpointer, log, no_alerts))
+
+    async def until_room(self) -> None:
+        async with asyncio.timeout(20):
+            while not self.lane.has_room:  # noqa: ASYNC110 (a lane announces nothing)
+                await asyncio.sleep(0.005)
+
+    async def until_done(self) -> None:
+        """Fetch, as the transport does, until the end of the log is handled."""
+        end = len(self.log.records)
+        async with asyncio.timeout(30):
+            while self.lane.partition is None or self.lane.partition.position < end:
+                if self.lane.has_room and self.log.position < end:
+                    self.lane.put(self.log.fetch(9))
+                await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def station(engine: Engine, store: Store) -> AsyncIterator[Station]:
+    made = Station(engine, store, SoughtLog(log_of(30)))
+    await made.until_room()
+    yield made
+    await made.lane.stop(5.0)
+
+
+async def test_fetch_lost_on_the_way_is_read_again(station: Station, engine: Engine) -> None:
+    station.lane.put(station.log.fetch(5))
+    station.log.fetch(7)  # Faust has dropped it
+
+    station.lane.put(station.log.fetch(4))
+    assert not station.lane.has_room
+    await station.until_done()
+
+    assert ids(station.path.outbox) == ids((await undisturbed(engine, station.log)).outbox)
+    assert len(station.path.outbox.messages) == len(ids(station.path.outbox))
+
+
+async def test_fetch_from_before_a_seek_is_dropped(station: Station, engine: Engine) -> None:
+    stale = Chunk(40, station.log.records[40:50])
+
+    station.lane.put(stale)
+    await station.until_done()
+
+    assert ids(station.path.outbox) == ids((await undisturbed(engine, station.log)).outbox)
+
+
+async def test_lane_takes_two_chunks_and_no_more(station: Station) -> None:
+    for _ in range(2):
+        assert station.lane.has_room
+        station.lane.put(station.log.fetch(3))
+
+    assert station.lane.full
+    assert not station.lane.has_room
+    await station.until_done()
+
+
+async def test_stopped_lane_leaves_everything_stored_and_committed(station: Station) -> None:
+    await station.until_done()
+
+    await station.lane.stop(5.0)
+
+    assert station.log.committed is not None
+    assert station.log.committed.offset == len(station.log.records)
+
+
+async def test_chunk_given_up_halfway_is_never_stored(engine: Engine, store: Store) -> None:
+    path, log = LocalPath(engine), log_of(30)
+    never = asyncio.Event()
+
+    async def silent(messages: Sequence[Outgoing]) -> None:
+        await never.wait()
+
+    path.partition.token, _ = await store.acquire(PLACE)
+    path.pipeline._publish = silent
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(path.process(log.records), 2.0)
+
+    with pytest.raises(OwnershipError):
+        await Checkpointer(store, log, engine.config.digest).checkpoint(path.partition)
+
+    assert await store.load(PLACE) == []
+    assert log.committed is None
