@@ -6,6 +6,8 @@ Imported by `engines` and `worker`; imports neither.
     units.py         (value, UCUM unit) -> value in a feature's canonical unit
     window.py        hourly bins and the rows that models read from them
     messages.py      records on the topics: vitals, alert, score, dead letter
+    latch.py         what deciding remembers of a patient
+    stored.py        the window and the latch as they stand in Redis
     model_config.py  a model folder's config.json, alert policy included
     json_schema.py   writes the JSON Schema files in json/
 """

@@ -8,15 +8,15 @@ a living patient can show, in the canonical unit: a value outside is an artefact
 `fill` is a typical adult value (medians of ICU stays), used where a feature has never been observed.
 """
 
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 LOINC = "http://loinc.org"
 MDC = "urn:iso:std:iso:11073:10101"
 
 
-@dataclass(frozen=True, slots=True)
-class Feature:
+class Feature(Struct, frozen=True):
     """One clinical quantity.
 
     Attributes:

@@ -8,15 +8,15 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from schemas.features import FEATURES, LOINC, MDC
+from schemas.features import FEATURES, LOINC, MDC, Feature
 from schemas.messages import Alert, DeadLetter, Score, VitalsRecord
 from schemas.model_config import ModelConfig
+from schemas.stored import StoredBin, StoredPatient
 
 DIRECTORY = Path(__file__).parent / "json"
 
@@ -26,6 +26,9 @@ ROOTS: dict[str, type[msgspec.Struct]] = {
     "score": Score,
     "dead-letter": DeadLetter,
     "model-config": ModelConfig,
+    "feature": Feature,
+    "stored-patient": StoredPatient,
+    "stored-bin": StoredBin,
 }
 """File name without extension -> the type it describes."""
 
@@ -67,7 +70,10 @@ def _schema(root: type[msgspec.Struct]) -> dict[str, Any]:
 def _feature_table() -> dict[str, Any]:
     return {
         "systems": {"loinc": LOINC, "mdc": MDC},
-        "features": [{"channel": channel, **asdict(feature)} for channel, feature in enumerate(FEATURES)],
+        "features": [
+            {"channel": channel, **msgspec.structs.asdict(feature)}
+            for channel, feature in enumerate(FEATURES)
+        ],
     }
 
 

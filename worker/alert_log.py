@@ -10,11 +10,11 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from schemas.latch import Episode
 from schemas.messages import Alert
 from schemas.model_config import ModelConfig
 from worker import metrics
 from worker.config import Settings
-from worker.decide import Episode
 from worker.decode import milliseconds
 from worker.errors import RetryError
 from worker.partition import Place

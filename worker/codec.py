@@ -1,14 +1,7 @@
 """A patient's state <-> bytes for Redis.
 
-Two kinds of value, both MessagePack arrays whose first element is the layout's version:
-
-    hot     everything but the bins: clocks, statics, recurrent state, recent values and events, latch
-    bin     one hour: only the channels that were measured in it
-
-Arrays inside are packed little-endian: float32 values, uint32 milliseconds, uint64 event digests. A recent
-value is 8 bytes (float32 value, uint32 ms before the newest event), so a busy patient's hot part stays
-under 3 KiB. Four bytes of CRC-32 end each value: what is damaged or of another version reads as if nothing
-were stored, and the state is rebuilt.
+The layouts are in `schemas/stored.py`. Four bytes of CRC-32 end each value: what is damaged or of another
+layout reads as if nothing were stored, and the state is rebuilt.
 """
 
 import struct
@@ -19,12 +12,10 @@ import msgspec
 import numpy as np
 
 from schemas.features import STATIC
+from schemas.latch import Latch
+from schemas.stored import LAYOUT, StoredBin, StoredPatient
 from schemas.window import CHANNELS, HOUR_MS, WINDOW_BINS
-from worker.decide import Episode, Latch, Trace
 from worker.state import Patient, Recent
-
-LAYOUT = 1
-"""Raise it when the layout, the feature table's order or the meaning of a field changes."""
 
 _WINDOW_MS = WINDOW_BINS * HOUR_MS
 
@@ -34,36 +25,8 @@ _recent_pair = struct.Struct("<If").pack
 """Age in ms and value. Channels hold few values, so numpy's cost per array would be most of a checkpoint."""
 
 
-class _Hot(msgspec.Struct, array_like=True):
-    layout: int
-    id: str
-    applied: int
-    touched_ms: int
-    newest_ms: int
-    start: int
-    open: int
-    statics: bytes
-    static_order: list[tuple[int, str]]
-    hidden: bytes | None
-    recent: list[tuple[int, bytes]]
-    event_ids: bytes
-    trace: Trace | None
-    episode: Episode | None
-    model: str
-
-
-class _Bin(msgspec.Struct, array_like=True):
-    layout: int
-    channels: bytes
-    counts: bytes
-    values: bytes
-    times: bytes
-    ids: list[str]
-    id_of: bytes
-
-
-_hot = msgspec.msgpack.Decoder(_Hot)
-_bin = msgspec.msgpack.Decoder(_Bin)
+_hot = msgspec.msgpack.Decoder(StoredPatient)
+_bin = msgspec.msgpack.Decoder(StoredBin)
 
 
 class LayoutError(ValueError):
@@ -73,7 +36,7 @@ class LayoutError(ValueError):
 def encode_hot(patient: Patient, model: str) -> bytes:
     """The hot part; `model` is the digest of the model that the recurrent state belongs to."""
     return _sealed(
-        _Hot(
+        StoredPatient(
             LAYOUT,
             patient.id,
             patient.applied,
@@ -101,7 +64,7 @@ def encode_bin(patient: Patient, hour: int) -> bytes:
     ids = sorted({names[c] for c in channels})
     index = {name: i for i, name in enumerate(ids)}
     return _sealed(
-        _Bin(
+        StoredBin(
             LAYOUT,
             channels.astype("u1").tobytes(),
             cells.counts[slot, channels].tobytes(),
@@ -138,7 +101,7 @@ def decode(hot: bytes, bins: dict[int, bytes], model: str) -> tuple[Patient, boo
     return patient, stored.model == model
 
 
-def _sealed(value: _Hot | _Bin) -> bytes:
+def _sealed(value: StoredPatient | StoredBin) -> bytes:
     packed = _encode(value)
     return packed + zlib.crc32(packed).to_bytes(4, "little")
 
@@ -150,7 +113,7 @@ def _opened(value: bytes) -> bytes:
     return packed
 
 
-def _restore_hot(patient: Patient, stored: _Hot) -> None:
+def _restore_hot(patient: Patient, stored: StoredPatient) -> None:
     patient.applied = stored.applied
     patient.touched_ms = stored.touched_ms
     patient.newest_ms = stored.newest_ms
@@ -169,7 +132,7 @@ def _restore_hot(patient: Patient, stored: _Hot) -> None:
     patient.latch = Latch(stored.trace, stored.episode)
 
 
-def _restore_bin(patient: Patient, hour: int, stored: _Bin) -> None:
+def _restore_bin(patient: Patient, hour: int, stored: StoredBin) -> None:
     cells, slot = patient.cells, hour % WINDOW_BINS
     channels = np.frombuffer(stored.channels, dtype="u1")
     cells.counts[slot, channels] = np.frombuffer(stored.counts, dtype="u1")

@@ -15,11 +15,12 @@ the alert log.
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
+from schemas.latch import Episode
 from schemas.model_config import Policy
 from worker import metrics
 from worker.alert_log import LastAlert
 from worker.codec import LayoutError, decode
-from worker.decide import Episode, fitted, remembered
+from worker.decide import fitted, remembered
 from worker.errors import StoreError
 from worker.infer import Run, StepModel, infer
 from worker.partition import Partition, Place

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.features import IS_STATIC, STATIC
+from schemas.latch import Latch
 from schemas.messages import Rejection
 from schemas.window import (
     CHANNELS,
@@ -27,7 +28,6 @@ from schemas.window import (
     open_row,
     rows,
 )
-from worker.decide import Latch
 from worker.normalise import CORRECTED, WITHDRAWN, Measurement
 from worker.plan import Plan, Scored
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.latch import Latch
 from schemas.model_config import Level, Policy
-from worker.decide import TREND_MS, Latch, Step, decide, expire, fitted
+from worker.decide import TREND_MS, Step, decide, expire, fitted
 
 MINUTE = 60_000
 

@@ -1,0 +1,51 @@
+"""What deciding remembers of a patient; kept in Redis between records.
+
+A latch has two halves. The *trace* depends only on the recent risks, so it can be rebuilt from a bounded
+stretch of the log. The *episode* changes only with an alert, so it can be rebuilt from the alerts.
+"""
+
+from typing import NamedTuple
+
+
+class Trace(NamedTuple):
+    """What the recent risks left behind; times in ms since the epoch.
+
+    above: per level, since when the risk has been at or over its entry threshold, or None.
+    below: since when it has been under the exit threshold, or None.
+    time: of the last score. risk: the last score. offset: of the record that caused it.
+    trend: (hour number, last risk in that hour), oldest first, at most `TREND_MS` old.
+    """
+
+    above: tuple[int | None, ...]
+    below: int | None
+    time: int
+    risk: float
+    offset: int
+    trend: tuple[tuple[int, float], ...]
+
+
+class Episode(NamedTuple):
+    """The last episode of alerts, open or resolved.
+
+    opened: offset of the record that opened it.
+    level: highest level so far, index into the policy's levels.
+    sequence: of its last alert.
+    raised, alerted: times of its first and its last alert, ms since the epoch.
+    alerted_risk: risk in its last alert.
+    active: whether it is open.
+    """
+
+    opened: int
+    level: int
+    sequence: int
+    raised: int
+    alerted: int
+    alerted_risk: float
+    active: bool
+
+
+class Latch(NamedTuple):
+    """What a decision remembers of a patient."""
+
+    trace: Trace | None = None
+    episode: Episode | None = None

@@ -1,0 +1,59 @@
+"""The patient window as it stands in Redis: one value for each bin, and one, the hot part, for the rest.
+
+Both are MessagePack arrays whose first element is the layout's version. Arrays inside are packed,
+little-endian.
+"""
+
+from msgspec import Struct
+
+from schemas.latch import Episode, Trace
+
+LAYOUT = 1
+"""Raise it when a layout, the feature table's order or the meaning of a field changes."""
+
+
+class StoredBin(Struct, frozen=True, array_like=True):
+    """One hour of a window: only the n channels that were measured in it.
+
+    channels: uint8[n]. counts: uint8[n], measurements. values: float32[n], the last of each, canonical units.
+    times: uint32[n], ms from the bin's start to the last value.
+    ids: event ids of the last values, each once. id_of: uint16[n], position in `ids`.
+    """
+
+    layout: int
+    channels: bytes
+    counts: bytes
+    values: bytes
+    times: bytes
+    ids: list[str]
+    id_of: bytes
+
+
+class StoredPatient(Struct, frozen=True, array_like=True):
+    """Everything of a patient but the bins.
+
+    applied: offset after the last record that is in the state.
+    touched_ms, newest_ms: time of the last record; newest event time.
+    start, open: first non-empty bin of the window, bin in progress; hours since the epoch, -1 for none.
+    statics: float32[static features], NaN where unknown. static_order: (event time in ms, event id) of each.
+    hidden: float32[width], recurrent state before the open bin; null for zeros.
+    recent: channel and its recent values, 8 bytes each: uint32 ms before `newest_ms`, float32 value.
+    event_ids: uint64[m], digests of recent event ids, oldest first.
+    model: digest of the model that `hidden` belongs to.
+    """
+
+    layout: int
+    id: str
+    applied: int
+    touched_ms: int
+    newest_ms: int
+    start: int
+    open: int
+    statics: bytes
+    static_order: list[tuple[int, str]]
+    hidden: bytes | None
+    recent: list[tuple[int, bytes]]
+    event_ids: bytes
+    trace: Trace | None
+    episode: Episode | None
+    model: str
