@@ -59,6 +59,7 @@ class Lane:
         self._accepting = False
         self._rebuilding = False
         self._doubtful = False
+        self._stopped = False
         self._task = asyncio.create_task(self._run(), name=f"lane-{place.partition}")
         self._labels = (place.topic, str(place.partition))
 
@@ -97,13 +98,15 @@ class Lane:
     async def stop(self, seconds: float) -> None:
         """Finish the chunk at work and checkpoint, within a deadline; else throw the memory away."""
         self._accepting = False
+        self._stopped = True
+        partition = self.partition
         deadline = asyncio.get_running_loop().time() + seconds
         try:
             async with asyncio.timeout_at(deadline):
-                if self.partition is not None:
-                    async with self.partition.lock:
+                if partition is not None:
+                    async with partition.lock:
                         self._cancel()
-                    if await self._stages.checkpointer.checkpoint(self.partition):
+                    if await self._stages.checkpointer.checkpoint(partition):
                         return
             log.warning("partition given up without a checkpoint", partition=self.place.partition)
         except (TimeoutError, OwnershipError):
@@ -140,6 +143,8 @@ class Lane:
 
     def _restart(self) -> None:
         """Start over, once the group has said that the partition is still this worker's."""
+        if self._stopped:
+            return
         self._accepting = False
         self._doubtful = True
         self.partition = None

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordTooLargeError
 
@@ -16,6 +17,15 @@ from worker.config import Settings
 from worker.errors import FatalError, PublishError
 
 Headers = tuple[tuple[str, bytes], ...]
+
+
+STOP_S = 5.0
+"""How long a producer may take to flush and disconnect; what is not confirmed is published again anyway."""
+
+RENEW_AFTER = 4
+"""Rounds of failed sends after which a fresh producer is tried; a broker's restart takes fewer."""
+
+log = structlog.get_logger("riskstream.publish")
 
 
 class Outgoing(NamedTuple):
@@ -34,6 +44,7 @@ class Publisher:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._producer: Any = None
+        self._renewing = asyncio.Lock()
 
     async def start(self) -> None:
         """Connect.
@@ -41,7 +52,7 @@ class Publisher:
         Raises:
             PublishError: no broker answers.
         """
-        self._producer = AIOKafkaProducer(
+        producer = AIOKafkaProducer(
             **self._settings.kafka_client(),
             client_id=f"riskstream-{self._settings.instance}",
             acks="all",
@@ -50,14 +61,20 @@ class Publisher:
             max_request_size=4 << 20,
         )
         try:
-            await self._producer.start()
+            await producer.start()
         except (KafkaError, OSError) as error:
+            await producer.stop()
             raise PublishError(f"no Kafka producer: {type(error).__name__}") from error
+        self._producer = producer
 
     async def stop(self) -> None:
-        """Flush and disconnect."""
-        if self._producer is not None:
-            await self._producer.stop()
+        """Flush and disconnect, within a deadline."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            try:
+                await asyncio.wait_for(producer.stop(), STOP_S)
+            except (KafkaError, OSError, TimeoutError) as error:
+                log.warning("the producer did not stop cleanly", error=error)
 
     async def publish(self, messages: Sequence[Outgoing]) -> None:
         """Send and wait until the broker has confirmed every message; tries again until it has.
@@ -66,14 +83,28 @@ class Publisher:
             FatalError: the broker will never take a message as it is; the settings are at fault.
         """
         waiting = list(messages)
-        delay = 0.1
+        delay, rounds = 0.1, 0
         while waiting:
             waiting = await self._send(waiting)
             if waiting:
+                rounds += 1
                 for message in waiting:
                     metrics.publish_failures.labels(message.topic).inc()
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, 5.0)
+                if rounds % RENEW_AFTER == 0:
+                    await self._renew(self._producer)
+
+    async def _renew(self, failing: Any) -> None:
+        """Put a fresh producer in the place of one that fails: some errors of a producer are for good."""
+        async with self._renewing:
+            if self._producer is failing:
+                log.warning("publishing goes on failing; a fresh producer is tried")
+                await self.stop()
+                try:
+                    await self.start()
+                except PublishError:
+                    self._producer = failing
 
     async def _send(self, messages: Sequence[Outgoing]) -> list[Outgoing]:
         """Send once; returns what was not confirmed."""
@@ -87,10 +118,11 @@ class Publisher:
         return [message for message, send in zip(messages, sends, strict=True) if not _succeeded(send)]
 
     async def _confirmed(self, message: Outgoing) -> None:
+        producer = self._producer
+        if producer is None:
+            raise PublishError("the producer is being renewed")
         topic, key, value, headers, partition = message
-        await (
-            await self._producer.send(topic, value=value, key=key, partition=partition, headers=list(headers))
-        )
+        await (await producer.send(topic, value=value, key=key, partition=partition, headers=list(headers)))
 
 
 def _succeeded(send: "asyncio.Task[None]") -> bool:
@@ -99,7 +131,7 @@ def _succeeded(send: "asyncio.Task[None]") -> bool:
     error = send.exception()
     if isinstance(error, MessageSizeTooLargeError | RecordTooLargeError):
         raise FatalError("a record exceeds max.message.bytes of its topic; raise that to 2 MiB") from None
-    if error is not None and not isinstance(error, KafkaError | OSError | TimeoutError):
+    if error is not None and not isinstance(error, KafkaError | PublishError | OSError | TimeoutError):
         raise error
     return error is None
 
