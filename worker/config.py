@@ -3,17 +3,24 @@
 The only place that reads the environment. Secrets are `SecretStr`: they never print.
 """
 
+import os
 import socket
 import ssl
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, FilePath, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from schemas.window import WINDOW_BINS
+
+_PREFIX = "RISKSTREAM_"
+
+_OTHER_VARIABLES = frozenset({"RISKSTREAM_TEST_DATA"})
+"""Variables with our prefix that are no settings: where the tests find a data set."""
 
 DEFAULT_MODELS = Path(__file__).resolve().parent.parent / "engines" / "models"
 
@@ -25,7 +32,7 @@ class ConfigError(ValueError):
 class Settings(BaseSettings):
     """The worker's settings. Times are in seconds unless the name says otherwise."""
 
-    model_config = SettingsConfigDict(env_prefix="RISKSTREAM_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
 
     # Kafka
     broker: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port, comma-separated")
@@ -172,21 +179,44 @@ def _is_redis_url(url: str) -> bool:
 def load(file: Path | None = None, **overrides: Any) -> Settings:
     """Settings from the environment over `file` (TOML, the setting names as keys) over defaults.
 
+    They are merged first and judged together, so that settings which need each other may lie apart.
+
     Raises:
         ConfigError: a setting has a wrong name, type or value.
     """
-    values: dict[str, Any] = {}
-    if file is not None:
-        try:
-            values = tomllib.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot read settings file {file}: {error}") from None
+    unknown = _unknown_variables(os.environ)
+    if unknown:
+        raise ConfigError(f"no such setting: {', '.join(unknown)}; worker/config.py lists the settings")
+    from_file = {} if file is None else _read(file)
     try:
-        from_environment = Settings().model_dump(exclude_unset=True) if values else {}
-        return Settings(**{**values, **from_environment, **overrides})
+        return Settings(**{**from_file, **EnvSettingsSource(Settings)(), **overrides})
     except ValidationError as error:
         lines = [
             f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}"
             for e in error.errors(include_input=False, include_url=False)
         ]
         raise ConfigError("; ".join(lines)) from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read settings file {file}: {error}") from None
+    unknown = sorted(values.keys() - Settings.model_fields)
+    if unknown:
+        raise ConfigError(f"settings file {file}: no such setting: {', '.join(unknown)}")
+    return values
+
+
+def _unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Variables with our prefix that set nothing: misspelt ones.
+
+    Kubernetes describes a service `riskstream-NAME` by variables with our prefix; they are none of ours.
+    """
+    names = {name.upper() for name in environment if name.upper().startswith(_PREFIX)}
+    end = "_SERVICE_HOST"
+    services = [name.removesuffix(end) for name in names if name.endswith(end)]
+    described = tuple(f"{service}_{what}" for service in services for what in ("SERVICE_", "PORT"))
+    known = {f"{_PREFIX}{name.upper()}" for name in Settings.model_fields} | _OTHER_VARIABLES
+    return sorted(name for name in names - known if not name.startswith(described))

@@ -49,6 +49,46 @@ def test_environment_over_file_over_defaults(tmp_path: Path, monkeypatch: pytest
     assert settings.chunk_records == 512
 
 
+def test_file_and_environment_are_judged_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(f'kafka_username = "u"\nkafka_password = "{SECRET}"\n')
+    monkeypatch.setenv("RISKSTREAM_KAFKA_SECURITY_PROTOCOL", "SASL_PLAINTEXT")
+
+    settings = config.load(file)
+
+    assert (settings.kafka_security_protocol, settings.kafka_username) == ("SASL_PLAINTEXT", "u")
+    assert settings.kafka_password.get_secret_value() == SECRET
+
+
+def test_unknown_keys_of_the_file_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(f'redis_pasword = "{SECRET}"\n[kafka]\nusername = "u"\n')
+    with pytest.raises(ConfigError, match=r"settings\.toml: no such setting: kafka, redis_pasword") as caught:
+        config.load(file)
+    assert SECRET not in str(caught.value)
+
+
+def test_misspelt_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RISKSTREAM_REDIS_PASWORD", SECRET)
+    monkeypatch.setenv("riskstream_http_prot", "80")
+    with pytest.raises(
+        ConfigError, match="no such setting: RISKSTREAM_HTTP_PROT, RISKSTREAM_REDIS_PASWORD"
+    ) as caught:
+        config.load()
+    assert SECRET not in str(caught.value)
+
+
+def test_variables_that_are_no_settings_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RISKSTREAM_TEST_DATA", "/data")
+    # What Kubernetes sets for a service named riskstream-metrics.
+    monkeypatch.setenv("RISKSTREAM_METRICS_SERVICE_HOST", "10.0.0.7")
+    monkeypatch.setenv("RISKSTREAM_METRICS_SERVICE_PORT_HTTP", "8080")
+    monkeypatch.setenv("RISKSTREAM_METRICS_PORT", "tcp://10.0.0.7:8080")
+    monkeypatch.setenv("RISKSTREAM_METRICS_PORT_8080_TCP_ADDR", "10.0.0.7")
+
+    assert config.load().http_port == 8080
+
+
 @pytest.mark.parametrize("text", ["group = ", f'redis_password = "{SECRET}', "\udcff"])
 def test_broken_file(text: str, tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
