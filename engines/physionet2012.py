@@ -9,6 +9,7 @@ plausible is decided by `schemas.units.accept`, as in the worker. `-1` marks a d
 recorded. The data's own description gives magnesium in mmol/L; its values (median 2.0) are mg/dL.
 """
 
+import codecs
 import csv
 import hashlib
 import io
@@ -17,7 +18,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +29,13 @@ from schemas.features import CHANNEL, FEATURES, IS_STATIC, STATIC
 from schemas.units import accept
 from schemas.window import CHANNELS, F32
 
+T = TypeVar("T")
+
 PREFIX = "physionet2012:"
 """How this data set is named in commands: `physionet2012:DIR`."""
 
 HEADER = "Time,Parameter,Value"
+_BEGINNINGS = (HEADER.encode(), codecs.BOM_UTF8 + HEADER.encode())
 DESCRIPTORS = frozenset({"Age", "Gender", "Height", "ICUType", "Weight"})
 
 PARAMETERS: dict[str, tuple[str, str, str]] = {
@@ -163,16 +167,26 @@ def read(path: Path) -> list[Stay]:
         DatasetError: nothing in the Challenge's format is there, or a file of it is damaged.
     """
     outcomes: dict[str, int] = {}
-    stays: list[Stay] = []
-    for name, text in sorted(_files(path)):
+    stays: dict[str, Stay] = {}
+    for name, data in sorted(_files(path)):
         if name.startswith("Outcomes"):
-            outcomes |= _outcomes(text)
-        elif text.startswith(HEADER):
-            stays.append(_stay(name.removesuffix(".txt"), text))
+            _add(outcomes, _outcomes(_text(name, data)))
+        elif data.startswith(_BEGINNINGS):
+            stay = _stay(name.removesuffix(".txt"), _text(name, data))
+            _add(stays, {stay.record: stay})
     if not stays:
         raise DatasetError(f"{path} holds no stay: no .txt file, in a .tar.gz or not, starts with {HEADER!r}")
-    named = (Stay(s.record, s.samples, outcomes.get(s.record), s.skipped) for s in stays)
+    named = (Stay(s.record, s.samples, outcomes.get(s.record), s.skipped) for s in stays.values())
     return sorted(named, key=lambda stay: stay.record)
+
+
+def _add(known: dict[str, T], found: dict[str, T]) -> None:
+    """Take what is found, by record; an archive beside its files gives the same twice, which is no fault."""
+    if any(known.get(record, content) != content for record, content in found.items()):
+        raise DatasetError(
+            "two files give the same RecordID different content; leave one copy of the data set in the folder"
+        )
+    known |= found
 
 
 def clean(stay: Stay) -> Accepted:
@@ -255,35 +269,38 @@ def _by_minute(sample: Sample) -> int:
     return sample.minute
 
 
-def _files(path: Path) -> Iterator[tuple[str, str]]:
-    """(file name, text) of every .txt file in an archive, or in a folder and its archives."""
+def _files(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(file name, content) of every .txt file in an archive, or in a folder and its archives; none hidden."""
     if path.is_file():
         yield from _archived(path)
         return
-    for file in sorted(path.rglob("*")):
+    for file in sorted(path.rglob("[!.]*")):
         if file.name.endswith((".tar.gz", ".tgz")):
             yield from _archived(file)
         elif file.suffix == ".txt" and file.is_file():
-            yield file.name, _text(file.read_bytes(), file)
+            yield file.name, file.read_bytes()
 
 
-def _archived(path: Path) -> Iterator[tuple[str, str]]:
+def _archived(path: Path) -> Iterator[tuple[str, bytes]]:
     # Outcomes files lie beside the archive rather than in it.
     try:
         with tarfile.open(path) as archive:
             for member in archive:
-                extracted = archive.extractfile(member) if member.name.endswith(".txt") else None
+                name = Path(member.name).name
+                wanted = name.endswith(".txt") and not name.startswith(".")
+                extracted = archive.extractfile(member) if wanted else None
                 if extracted is not None:
-                    yield Path(member.name).name, _text(extracted.read(), path)
+                    yield name, extracted.read()
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DatasetError(f"{path} is not a readable .tar.gz archive: {error}") from error
 
 
-def _text(data: bytes, source: Path) -> str:
+def _text(name: str, data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DatasetError(f"a .txt file of {source} is not text") from error
+        kind = "an Outcomes file" if name.startswith("Outcomes") else "a stay's file"
+        raise DatasetError(f"{kind} is not text in UTF-8") from error
 
 
 def _outcomes(text: str) -> dict[str, int]:

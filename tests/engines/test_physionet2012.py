@@ -64,6 +64,47 @@ def test_every_layout_gives_the_same_stays(tmp_path: Path, layout: str) -> None:
     ]
 
 
+def test_an_archive_beside_its_files_counts_each_stay_once(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "data" / "set-a")
+    alone = physionet2012.read(folder)
+    archive_of(folder, tmp_path / "data" / "set-a.tar.gz")
+    assert physionet2012.read(tmp_path / "data") == alone
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("1.txt", HEAD.format(record="1") + "00:07,HR,99\n"),
+        ("Outcomes-b.txt", "RecordID,In-hospital_death\n1,1\n"),
+    ],
+)
+def test_two_files_that_disagree_on_a_stay_are_refused(tmp_path: Path, name: str, text: str) -> None:
+    folder = write_set(tmp_path / "s")
+    (folder / "other").mkdir()
+    (folder / "other" / name).write_text(text)
+    with pytest.raises(DatasetError, match="the same RecordID different content"):
+        physionet2012.read(folder)
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_files_of_no_concern_are_left_alone(tmp_path: Path, archived: bool) -> None:
+    folder = write_set(tmp_path / "data" / "s")
+    alone = physionet2012.read(folder)
+    (folder / "README.txt").write_bytes("Übersicht".encode("latin-1"))
+    (folder / "._1.txt").write_bytes(b"\x00\x05\x16\x07Mac OS X")
+    (folder / "._Outcomes-a.txt").write_bytes(b"\x00\x05\x16\x07Mac OS X")
+    (folder / "._set-a.tar.gz").write_bytes(b"\x00\x05\x16\x07Mac OS X")
+    source = archive_of(folder, tmp_path / "set-a.tar.gz") if archived else folder
+    assert physionet2012.read(source) == alone
+
+
+def test_a_byte_order_mark_is_no_hindrance(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "s")
+    alone = physionet2012.read(folder)
+    (folder / "1.txt").write_text((folder / "1.txt").read_text(), encoding="utf-8-sig")
+    assert physionet2012.read(folder) == alone
+
+
 def test_outcomes_may_be_absent(tmp_path: Path) -> None:
     assert [stay.outcome for stay in physionet2012.read(write_set(tmp_path / "s", None))] == [None, None]
 
@@ -203,7 +244,7 @@ def test_outcomes_that_are_not_0_or_1(tmp_path: Path, died: str) -> None:
 
 def test_bytes_that_are_not_text(tmp_path: Path) -> None:
     folder = write_set(tmp_path / "s")
-    (folder / "3.txt").write_bytes(b"\xff\xfe\x00")
+    (folder / "3.txt").write_bytes(b"Time,Parameter,Value\n00:00,RecordID,3\n\xff\xfe\x00")
     with pytest.raises(DatasetError, match="not text"):
         physionet2012.read(folder)
 
