@@ -4,6 +4,7 @@ Alerts are published to the partition with the input partition's number, so one 
 its first record: an open episode may be as old as the topic.
 """
 
+from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import msgspec
@@ -18,6 +19,9 @@ from worker.config import Settings
 from worker.decode import milliseconds
 from worker.errors import RetryError
 from worker.partition import Place
+
+SILENT_S = 30
+"""Seconds without an answer after which reading is given up, to be tried again."""
 
 
 class LastAlert(NamedTuple):
@@ -45,19 +49,29 @@ async def last_alerts(
         await consumer.start()
         consumer.assign([tp])
         await consumer.seek_to_beginning(tp)
-        # The high-water mark comes with every fetch; Tansu's answer to "latest offset" lags behind it.
-        while (end := consumer.highwater(tp)) is None or await consumer.position(tp) < end:
-            for records in (await consumer.getmany(tp, timeout_ms=1000)).values():
-                for record in records:
-                    try:
-                        _enter(found, decoder.decode(record.value or b""), place, config, before)
-                    except msgspec.MsgspecError:
-                        metrics.rejections.labels("alert-log", "invalid-message").inc()
+        async for value in _values(consumer, tp):
+            try:
+                _enter(found, decoder.decode(value), place, config, before)
+            except msgspec.MsgspecError:
+                metrics.rejections.labels("alert-log", "invalid-message").inc()
     except (KafkaError, OSError, TimeoutError) as error:
         raise RetryError(f"alert log: {type(error).__name__}") from None
     finally:
         await consumer.stop()
     return found
+
+
+async def _values(consumer: AIOKafkaConsumer, tp: TopicPartition) -> AsyncIterator[bytes]:
+    """The partition's values up to its end, as of now; raises TimeoutError when nothing comes for long."""
+    silent = 0
+    # The high-water mark comes with every fetch; Tansu's answer to "latest offset" lags behind it.
+    while (end := consumer.highwater(tp)) is None or await consumer.position(tp) < end:
+        records = (await consumer.getmany(tp, timeout_ms=1000)).get(tp, [])
+        silent = 0 if records else silent + 1
+        if silent > SILENT_S:
+            raise TimeoutError
+        for record in records:
+            yield record.value or b""
 
 
 def _enter(found: dict[str, LastAlert], alert: Alert, place: Place, config: ModelConfig, before: int) -> None:

@@ -89,7 +89,7 @@ class Worker:
             return
         self._store = store = Store(self.settings, cluster.vitals_id)
         self._batcher = Batcher(engine, verify, self.settings.infer_timeout_s)
-        self._lanes = Lanes(cluster.id, self.settings.checkpoint_interval_s)
+        self._lanes = Lanes(cluster.id)
         with tempfile.TemporaryDirectory(prefix="riskstream-") as folder:
             app = chunk_app(self.settings, self._lanes, folder)
             self._lanes.stages = self._stages(app, engine, self._batcher, store)
@@ -201,12 +201,15 @@ class Worker:
         horizon_ms = round(settings.rebuild_horizon_h * 3_600_000)
         restorer = Restorer(store, app.consumer, model, batcher.infer, horizon_ms)
         checkpointer = Checkpointer(store, app.consumer, config.digest)
-        return Stages(pipeline, restorer, checkpointer, app.consumer, alert_log)
+        self._checkpointer = checkpointer
+        return Stages(
+            pipeline, restorer, checkpointer, app.consumer, alert_log, settings.checkpoint_interval_s
+        )
 
     def _live(self) -> tuple[bool, str]:
         for lane in self._lanes.owned if self._lanes else ():
-            stalled = time.perf_counter() - lane.moved_at
-            if lane.lag() and stalled > self.settings.stall_after_s:
+            stalled = time.perf_counter() - lane.stuck_since if lane.stuck_since is not None else 0.0
+            if stalled > self.settings.stall_after_s:
                 return (
                     False,
                     f"partition {lane.place.partition} has lag and has not moved for {stalled:.0f} s",
@@ -221,13 +224,16 @@ class Worker:
         state = {
             "joined": self._joined and self._lanes is not None and self._lanes.joined,
             "redis": self._redis_up,
+            "checkpoints": self._checkpointer is None or not self._checkpointer.failing,
             "partitions": len(lanes),
             "partitions_ready": sum(lane.ready for lane in lanes),
             "backend": batcher.engine.backend if batcher else None,
             "model": batcher.engine.config.name if batcher else None,
             "version": batcher.engine.config.version if batcher else None,
         }
-        ready = state["joined"] and state["redis"] and all(lane.ready for lane in lanes)
+        ready = (
+            state["joined"] and state["redis"] and state["checkpoints"] and all(lane.ready for lane in lanes)
+        )
         return bool(ready and batcher and not batcher.hung), state
 
 

@@ -47,13 +47,17 @@ class Snapshot(NamedTuple):
 
 
 class Checkpointer:
-    """Takes snapshots and makes them durable, one at a time for each partition."""
+    """Takes snapshots and makes them durable, one at a time for each partition.
+
+    failing: whether the last attempt of any partition was not completed.
+    """
 
     def __init__(self, store: Store, committer: Committer, model_digest: str) -> None:
         self._store = store
         self._committer = committer
         self._model = model_digest
         self.redis_up = False
+        self.failing = False
 
     async def checkpoint(self, partition: Partition) -> bool:
         """Make the partition durable up to its position; False when Redis or Kafka is away: try again.
@@ -67,7 +71,7 @@ class Checkpointer:
     async def _checkpoint(self, partition: Partition) -> bool:
         started = time.perf_counter()
         try:
-            if partition.token is None:
+            if partition.lease is None:
                 await self._take_over(partition)
             async with partition.lock:
                 if not partition.whole:
@@ -79,7 +83,9 @@ class Checkpointer:
             await self._store_snapshot(partition, snapshot)
             self._redis(True, "")
             await self._commit(partition, snapshot)
+            self.failing = False
         except RetryError as error:
+            self.failing = True
             if isinstance(error, StoreError):
                 self._redis(False, str(error))
             metrics.checkpoint_failures.labels(error.reason).inc()
@@ -96,12 +102,14 @@ class Checkpointer:
         The commit proves that this worker still owns the partition: a worker that was away must not take
         the state from its successor.
         """
-        if not await self._committer.commit_offset(partition.place, max(partition.committed, 0), ""):
+        place = partition.place
+        if not await self._committer.commit_offset(place, max(partition.committed, 0), partition.metadata):
             raise OwnershipError("the group no longer lets this worker commit")
-        token, _ = await self._store.acquire(partition.place)
-        await self._store.discard(partition.place)
+        lease, _ = await self._store.acquire(place)
+        if await self._store.discard(place, lease) != "ok":
+            raise OwnershipError("another worker has taken the partition's state over")
         async with partition.lock:
-            partition.token = token
+            partition.lease = lease
             partition.gone.clear()
             for key, patient in partition.patients.items():
                 partition.dirty.add(key)
@@ -109,28 +117,29 @@ class Checkpointer:
                 patient.dirty_bins = patient.filled_bins()
 
     async def _store_snapshot(self, partition: Partition, snapshot: Snapshot) -> None:
-        assert partition.token is not None
+        assert partition.lease is not None
         try:
             verdict = await self._store.save(
-                partition.place, partition.token, snapshot.writes, snapshot.position, snapshot.newest_ms
+                partition.place, partition.lease, snapshot.writes, snapshot.position, snapshot.newest_ms
             )
-        except StoreError:
+        except BaseException:
             _undo(partition, snapshot)
             raise
         if verdict == "fenced":
-            raise OwnershipError("another worker has taken the partition's state over")
+            raise OwnershipError("Redis has another token: another worker's, or an older copy's")
         if verdict == "missing":
             _undo(partition, snapshot)
-            partition.token = None
+            partition.lease = None
             metrics.restores.labels("rewritten").inc()
             raise StoreError("Redis has lost the partition's marker; everything is written again")
 
     async def _commit(self, partition: Partition, snapshot: Snapshot) -> None:
         place = partition.place
-        if not await self._committer.commit_offset(place, snapshot.position, str(snapshot.newest_ms)):
+        metadata = str(snapshot.newest_ms) if snapshot.newest_ms else ""
+        if not await self._committer.commit_offset(place, snapshot.position, metadata):
             metrics.checkpoint_failures.labels("commit").inc()
             raise OwnershipError("the group no longer lets this worker commit")
-        partition.committed = snapshot.position
+        partition.committed, partition.metadata = snapshot.position, metadata
 
     def _snapshot(self, partition: Partition) -> Snapshot:
         ids = sorted(partition.dirty)
@@ -139,7 +148,7 @@ class Checkpointer:
         writes += [Write(digest(key), b"", {}, ()) for key in gone]
         partition.dirty = set()
         partition.gone = set()
-        return Snapshot(partition.position, partition.newest_ms, writes, ids, gone)
+        return Snapshot(partition.position, partition.stream_ms(), writes, ids, gone)
 
     def _write(self, patient: Patient, position: int) -> Write:
         patient.applied = position

@@ -3,11 +3,26 @@
 from typing import Any, NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    InvalidTopicError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
 
 from worker.config import Settings
-from worker.errors import FatalError, RetryError
+from worker.errors import FatalError, RetryError, WorkerError
 from worker.topic_ids import topic_id
+
+_REFUSALS: dict[type[KafkaError], str] = {
+    ClusterAuthorizationFailedError: "this user may not administer the cluster",
+    InvalidTopicError: "the broker does not allow this name",
+    TopicAuthorizationFailedError: "this user may not describe or create it; add an ACL",
+}
+"""What no waiting mends, and what it means."""
 
 
 class Cluster(NamedTuple):
@@ -31,8 +46,8 @@ async def describe(settings: Settings, *, create: bool) -> Cluster:
     """Ask the brokers; with `create`, make the topics that are missing.
 
     Raises:
-        RetryError: no broker answered.
-        FatalError: the topics are not as the worker needs them.
+        RetryError: no broker answered, or none that knows the topics well enough now.
+        FatalError: the brokers refuse.
     """
     admin = AIOKafkaAdminClient(**settings.kafka_client(), client_id=f"riskstream-{settings.instance}")
     try:
@@ -46,10 +61,23 @@ async def describe(settings: Settings, *, create: bool) -> Cluster:
         raise RetryError(f"Kafka: {type(error).__name__}") from None
     finally:
         await admin.close()
-    partitions = {
-        topic["topic"]: len(topic["partitions"]) if not topic["error_code"] else 0 for topic in described
-    }
-    return Cluster(cluster["cluster_id"] or "unnamed", partitions, vitals_id)
+    return Cluster(cluster["cluster_id"] or "unnamed", partition_counts(described), vitals_id)
+
+
+def partition_counts(described: list[dict[str, Any]]) -> dict[str, int]:
+    """Partitions of each topic in an answer to `describe_topics`; 0 where the broker says there is none.
+
+    Raises:
+        RetryError: the broker cannot tell yet, for example while a leader is elected.
+        FatalError: the broker refuses to tell.
+    """
+    counts: dict[str, int] = {}
+    for topic in described:
+        error = for_code(topic["error_code"])
+        if topic["error_code"] and error is not UnknownTopicOrPartitionError:
+            raise _refused(topic["topic"], error) or RetryError(f"topic {topic['topic']}: {error.__name__}")
+        counts[topic["topic"]] = 0 if topic["error_code"] else len(topic["partitions"])
+    return counts
 
 
 def complaints(settings: Settings, cluster: Cluster) -> list[str]:
@@ -75,4 +103,14 @@ async def _create(admin: AIOKafkaAdminClient, settings: Settings) -> None:
     for topic, code, *_ in response.topic_errors:
         error = for_code(code)
         if code and error is not TopicAlreadyExistsError:
-            raise FatalError(f"topic {topic} cannot be created: {error.__name__}")
+            raise _refused(topic, error) or _not_created(topic, error)
+
+
+def _not_created(topic: str, error: type[KafkaError]) -> WorkerError:
+    kind = RetryError if error.retriable else FatalError
+    return kind(f"topic {topic} cannot be created: {error.__name__}")
+
+
+def _refused(topic: str, error: type[KafkaError]) -> FatalError | None:
+    reason = _REFUSALS.get(error)
+    return FatalError(f"topic {topic}: {error.__name__}: {reason}") if reason else None

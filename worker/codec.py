@@ -51,7 +51,8 @@ def encode_hot(patient: Patient, model: str) -> bytes:
             np.array(list(patient.event_ids), dtype="<u8").tobytes(),
             patient.latch.trace,
             patient.latch.episode,
-            model,
+            # A state that the engine failed on belongs to no model: it is computed anew when it is loaded.
+            "" if patient.failed else model,
         )
     )
 

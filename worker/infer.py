@@ -10,6 +10,7 @@ from schemas.features import CHANNEL
 from schemas.model_config import ModelConfig
 from schemas.window import Rows
 from worker.plan import Chain, Plan
+from worker.state import Patient
 
 F32 = NDArray[np.float32]
 Run = Callable[[Mapping[str, F32]], Awaitable[dict[str, F32]]]
@@ -62,7 +63,7 @@ async def infer(plan: Plan, model: StepModel, run: Run) -> F32:
     chains = list(plan.chains.values())
     states, first = await _step(chains, model, run)
     for chain, base in zip(chains, first, strict=True):
-        chain.patient.hidden = states[base + chain.length].copy()
+        _keep(chain.patient, states[base + chain.length])
     n = len(plan.scored)
     if not n:
         return np.zeros(0, dtype=np.float32)
@@ -76,6 +77,14 @@ async def infer(plan: Plan, model: StepModel, run: Run) -> F32:
             before[i] = scored.patient.hidden
     rows = Rows(*(np.ascontiguousarray(array[:n, model.columns]) for array in plan.rows))
     return (await run(model.inputs(rows, before)))["risk"]
+
+
+def _keep(patient: Patient, hidden: F32) -> None:
+    """Leave a patient its newest state; one that the engine failed on is computed anew at the next record."""
+    if np.isfinite(hidden).all():
+        patient.hidden = hidden.copy()
+    else:
+        patient.hidden, patient.failed = None, True
 
 
 async def _step(chains: list[Chain], model: StepModel, run: Run) -> tuple[F32, NDArray[np.intp]]:

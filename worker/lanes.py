@@ -29,6 +29,12 @@ OUTSTANDING = 2
 EXPIRY_SLACK_MS = 3_600_000
 """How far stream time must be past an expiry before a timer publishes it: late records come first."""
 
+WATCH_S = 0.5
+"""Between two looks at every lane."""
+
+LOOK_S = 15.0
+"""Between two questions to the broker where the log ends; fetches say it too, while they come."""
+
 RETRY_S = 1.0
 """Wait before a lane tries again what its dependencies refused."""
 
@@ -61,7 +67,11 @@ class Lane:
         self._doubtful = False
         self._stopped = False
         self._task = asyncio.create_task(self._run(), name=f"lane-{place.partition}")
+        self._ticks = asyncio.create_task(self._tick(), name=f"ticks-{place.partition}")
         self._labels = (place.topic, str(place.partition))
+        self.stuck_since: float | None = None
+        self._watched = -1
+        self._end = 0
 
     @property
     def ready(self) -> bool:
@@ -80,8 +90,8 @@ class Lane:
 
     def lag(self) -> int | None:
         """Records in the log not yet handled; None when not known yet."""
-        end = self._stages.consumer.log_end(self.place)
-        return None if end is None or self.partition is None else max(end - self.partition.position, 0)
+        end = max(self._stages.consumer.log_end(self.place) or 0, self._end)
+        return None if not end or self.partition is None else max(end - self.partition.position, 0)
 
     def put(self, chunk: Chunk) -> None:
         """Take a chunk that follows what came before; else seek again, once what is here is done."""
@@ -112,16 +122,44 @@ class Lane:
         except (TimeoutError, OwnershipError):
             log.warning("partition given up without a checkpoint", partition=self.place.partition)
         finally:
+            self._ticks.cancel()
             self._cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await asyncio.gather(self._task, self._ticks, return_exceptions=True)
             self.partition = None
             metrics.partition_ready.labels(*self._labels).set(0)
 
     def failure(self) -> BaseException | None:
         """What ended the lane, if anything did."""
-        if self._task.done() and not self._task.cancelled():
-            return self._task.exception()
+        for task in (self._task, self._ticks):
+            if task.done() and not task.cancelled():
+                return task.exception()
         return None
+
+    def watch(self) -> None:
+        """Note since when there has been something to do and nothing has moved; never waits."""
+        lag, position = self.lag(), self.partition.position if self.partition is not None else -1
+        if not lag or position != self._watched:
+            self.stuck_since = None
+        elif self.stuck_since is None:
+            self.stuck_since = time.perf_counter()
+        self._watched = position
+        if lag is not None:
+            metrics.lag.labels(*self._labels).set(lag)
+        if self.partition is not None:
+            metrics.patients.labels(*self._labels).set(len(self.partition.patients))
+
+    async def _tick(self) -> None:
+        """Checkpoint for ever; ask now and then where the log ends, should fetching have stalled in silence."""
+        looked = time.perf_counter()
+        while not self._stopped:
+            await asyncio.sleep(self._stages.interval_s)
+            if time.perf_counter() - looked > LOOK_S:
+                looked = time.perf_counter()
+                try:
+                    _, self._end = await self._stages.consumer.log_range(self.place, 0)
+                except RetryError:
+                    continue
+            await self.checkpoint(caught_up=self.lag() == 0)
 
     async def checkpoint(self, *, caught_up: bool) -> None:
         """Publish what has expired in silence, then checkpoint.
@@ -134,7 +172,7 @@ class Lane:
         try:
             idle_ms = round((time.perf_counter() - self.moved_at) * 1000) if caught_up else 0
             async with partition.lock:
-                now_ms = partition.newest_ms + idle_ms - EXPIRY_SLACK_MS
+                now_ms = partition.stream_ms() + idle_ms - EXPIRY_SLACK_MS
                 await self._stages.pipeline.expire_silent(partition, now_ms)
             await self._stages.checkpointer.checkpoint(partition)
         except OwnershipError:
@@ -190,7 +228,8 @@ class Lane:
                 if self._rebuilding and not partition.replaying:
                     await self._finish_rebuild(partition)
                 break
-            except RetryError as error:
+            except (RetryError, OwnershipError) as error:
+                self._doubtful = isinstance(error, OwnershipError)
                 log.warning(
                     "partition cannot be restored yet", partition=self.place.partition, reason=error.reason
                 )
@@ -259,7 +298,10 @@ class Stages:
         checkpointer: Checkpointer,
         consumer: Consumer,
         alert_log: AlertLog,
+        interval_s: float = 1.0,
     ) -> None:
+        """`interval_s` is the time between two checkpoints of a lane."""
+        self.interval_s = interval_s
         self.pipeline = pipeline
         self.restorer = restorer
         self.checkpointer = checkpointer
@@ -274,14 +316,12 @@ class Lanes:
 
     Args:
         cluster: Kafka cluster id.
-        interval_s: between checkpoints.
     """
 
-    def __init__(self, cluster: str, interval_s: float) -> None:
+    def __init__(self, cluster: str) -> None:
         self.stages: Stages | None = None
         self.joined = False
         self._cluster = cluster
-        self._interval_s = interval_s
         self._lanes: dict[TP, Lane] = {}
 
     @property
@@ -317,23 +357,14 @@ class Lanes:
         await asyncio.gather(*(lane.stop(seconds) for lane in lanes))
 
     async def run(self) -> None:
-        """Checkpoint every lane in turn, for ever; raises what ended a lane."""
+        """Watch every lane, for ever; raises what ended one."""
         while True:
-            await asyncio.sleep(self._interval_s)
+            await asyncio.sleep(WATCH_S)
             for lane in self.owned:
+                lane.watch()
                 error = lane.failure()
                 if error is not None:
                     raise error
-            await asyncio.gather(*(self._checkpoint(lane) for lane in self.owned))
-
-    async def _checkpoint(self, lane: Lane) -> None:
-        lag = lane.lag()
-        labels = (lane.place.topic, str(lane.place.partition))
-        if lag is not None:
-            metrics.lag.labels(*labels).set(lag)
-        if lane.partition is not None:
-            metrics.patients.labels(*labels).set(len(lane.partition.patients))
-        await lane.checkpoint(caught_up=lag == 0)
 
 
 def _split(records: Sequence[Record], partition: Partition) -> tuple[Sequence[Record], Sequence[Record]]:

@@ -1,9 +1,18 @@
 """One input partition while this worker owns it."""
 
 import asyncio
-from typing import NamedTuple
+import heapq
+import time
+from typing import TYPE_CHECKING, NamedTuple
 
 from worker.state import FORGET_MS, Patient
+
+if TYPE_CHECKING:
+    from worker.store import Lease
+
+
+QUIET_S = 3600.0
+"""A patient of whom this process took a record within this time is not silent, whatever timestamps say."""
 
 
 class Place(NamedTuple):
@@ -20,10 +29,10 @@ class Partition:
     patients: by patient id.
     position: offset after the last record whose publishes are confirmed.
     live_from: records before it only rebuild state and publish nothing.
-    newest_ms: newest record timestamp seen; the partition's stream time.
+    seen_s: when this process last took a record of a patient, `perf_counter` seconds; housekeeping only.
     dirty: ids of patients changed since the last checkpoint.
     gone: ids of patients forgotten since the last checkpoint.
-    token: the fencing token in Redis; None while there is none.
+    lease: the right to write the state in Redis; None while there is none.
     whole: false while a chunk is being applied; state that stayed so is never stored.
     lock: held while a chunk is handled; a checkpoint takes its snapshot between chunks.
     checkpointing: held during a checkpoint, so that an older snapshot never follows a newer one.
@@ -34,12 +43,14 @@ class Partition:
         self.patients: dict[str, Patient] = {}
         self.position = position
         self.live_from = live_from
-        self.newest_ms = 0
         self.dirty: set[str] = set()
         self.gone: set[str] = set()
-        self.token: str | None = None
+        self.lease: Lease | None = None
+        self.began_s = time.perf_counter()
+        self.seen_s: dict[str, float] = {}
         self.expired_early: set[str] = set()
         self.committed = -1
+        self.metadata = ""
         self.whole = True
         self.lock = asyncio.Lock()
         self.checkpointing = asyncio.Lock()
@@ -64,16 +75,34 @@ class Partition:
         anew.stored_bins = known.stored_bins
         return anew
 
+    def stream_ms(self) -> int:
+        """Stream time: the second newest patient's last record, ms; the only patient's where there is one.
+
+        Two must agree, so that one device whose clock is days ahead ends nobody else's episode.
+        """
+        newest = heapq.nlargest(2, (patient.touched_ms for patient in self.patients.values()))
+        return newest[-1] if newest else 0
+
+    def quiet(self) -> list[Patient]:
+        """Patients of whom this process has seen nothing for a while.
+
+        A recording that is sent beside a live feed is old by stream time, but not silent.
+        """
+        limit = time.perf_counter() - QUIET_S
+        return [p for key, p in self.patients.items() if self.seen_s.get(key, self.began_s) < limit]
+
     def forget_silent(self) -> None:
         """Drop patients silent for so long, in record time, that nothing of them matters any more.
 
         One with an open episode stays until its expiry has been published.
         """
-        limit = self.newest_ms - FORGET_MS
-        for key in [key for key, patient in self.patients.items() if patient.touched_ms < limit]:
-            episode = self.patients[key].latch.episode
-            if episode is None or not episode.active or key in self.expired_early:
+        limit = self.stream_ms() - FORGET_MS
+        for patient in self.quiet():
+            key, episode = patient.id, patient.latch.episode
+            ended = episode is None or not episode.active or key in self.expired_early
+            if ended and patient.touched_ms < limit:
                 del self.patients[key]
+                self.seen_s.pop(key, None)
                 self.dirty.discard(key)
                 self.expired_early.discard(key)
                 self.gone.add(key)

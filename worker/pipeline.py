@@ -124,15 +124,16 @@ class Pipeline:
 
         The latch stays: the patient's next record, if it comes, publishes the same alert with the same id.
         """
-        messages = []
-        for key, patient in partition.patients.items():
-            if key not in partition.expired_early:
+        lapsed = []
+        for patient in partition.quiet():
+            if patient.id not in partition.expired_early:
                 _, step = expire(self.model.config.policy, patient.latch, now_ms)
                 if step is not None:
-                    partition.expired_early.add(key)
-                    messages.append(self._author(partition).alert(step, key, (), ()))
-        if messages:
-            await self._publish(messages)
+                    lapsed.append((patient.id, step))
+        if lapsed:
+            author = self._author(partition)
+            await self._publish([author.alert(step, key, (), ()) for key, step in lapsed])
+            partition.expired_early |= {key for key, _ in lapsed}
 
     def _apply(self, partition: Partition, chunk: Sequence[Record]) -> Change:
         change = Change(chunk)
@@ -168,7 +169,7 @@ class Pipeline:
         change.accepted[index] = applied.accepted
         remember_event(patient, digest)
         patient.touched_ms = max(patient.touched_ms, record.timestamp)
-        partition.newest_ms = max(partition.newest_ms, record.timestamp)
+        partition.seen_s[patient.id] = time.perf_counter()
         partition.dirty.add(patient.id)
         partition.expired_early.discard(patient.id)
         if not applied.scorable:

@@ -45,6 +45,7 @@ class Publisher:
         self._settings = settings
         self._producer: Any = None
         self._renewing = asyncio.Lock()
+        self._why = ""
 
     async def start(self) -> None:
         """Connect.
@@ -88,6 +89,8 @@ class Publisher:
             waiting = await self._send(waiting)
             if waiting:
                 rounds += 1
+                if rounds == 1:
+                    log.warning("not confirmed, sent again until it is", messages=len(waiting), why=self._why)
                 for message in waiting:
                     metrics.publish_failures.labels(message.topic).inc()
                 await asyncio.sleep(delay)
@@ -114,7 +117,10 @@ class Publisher:
         finally:
             for send in sends:
                 send.cancel()
-        await asyncio.gather(*sends, return_exceptions=True)
+        results = await asyncio.gather(*sends, return_exceptions=True)
+        self._why = next(
+            (type(result).__name__ for result in results if isinstance(result, BaseException)), ""
+        )
         return [message for message, send in zip(messages, sends, strict=True) if not _succeeded(send)]
 
     async def _confirmed(self, message: Outgoing) -> None:

@@ -21,12 +21,12 @@ from worker import metrics
 from worker.alert_log import LastAlert
 from worker.codec import LayoutError, decode
 from worker.decide import fitted, remembered
-from worker.errors import StoreError
+from worker.errors import OwnershipError, StoreError
 from worker.infer import Run, StepModel, infer
 from worker.partition import Partition, Place
 from worker.plan import Plan
 from worker.state import plan_encoding
-from worker.store import Marker, Store
+from worker.store import Lease, Marker, Store
 from worker.transport import Committed
 
 
@@ -60,9 +60,10 @@ class Restorer:
 
         Raises:
             RetryError: Kafka did not answer.
+            OwnershipError: another worker took the partition's state meanwhile.
         """
         committed = await self._log.committed_offset(place)
-        token, marker = await self._acquire(place)
+        lease, marker = await self._acquire(place)
         known = max(committed.offset if committed else 0, marker.offset or 0)
         first, end = await self._log.log_range(place, known)
         if committed is None or committed.offset > end:
@@ -72,13 +73,14 @@ class Restorer:
         else:
             restored = await self._load(place, committed, marker, first)
         partition = restored.partition
-        partition.token = token
+        partition.lease = lease
         partition.committed = committed.offset if committed is not None else -1
-        if partition.token is not None and not partition.patients:
-            await self._discard(partition)
+        partition.metadata = committed.metadata if committed is not None else ""
+        if lease is not None and not partition.patients:
+            await self._discard(partition, lease)
         return restored
 
-    async def _acquire(self, place: Place) -> tuple[str | None, Marker]:
+    async def _acquire(self, place: Place) -> tuple[Lease | None, Marker]:
         try:
             return await self._store.acquire(place)
         except StoreError as error:
@@ -87,11 +89,12 @@ class Restorer:
             metrics.checkpoint_failures.labels(error.reason).inc()
             return None, Marker(None, 0)
 
-    async def _discard(self, partition: Partition) -> None:
+    async def _discard(self, partition: Partition, lease: Lease) -> None:
         try:
-            await self._store.discard(partition.place)
+            if await self._store.discard(partition.place, lease) != "ok":
+                raise OwnershipError("another worker has taken the partition's state over")
         except StoreError:
-            partition.token = None
+            partition.lease = None
 
     def _fresh(self, place: Place, first: int) -> Restored:
         metrics.restores.labels("fresh").inc()
@@ -111,7 +114,6 @@ class Restorer:
     async def _load(self, place: Place, committed: Committed, marker: Marker, first: int) -> Restored:
         assert marker.offset is not None
         partition = Partition(place, marker.offset, max(committed.offset, marker.offset))
-        partition.newest_ms = marker.newest_ms
         plan = Plan(0)
         try:
             for stored in await self._store.load(place):

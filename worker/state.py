@@ -88,6 +88,7 @@ class Patient:
     newest_ms: newest event time of a series value; the patient's clock.
     start, open: first non-empty bin of the window, and the bin in progress; -1 before any.
     hidden: recurrent state before the open bin, float32[...]; None for zeros.
+    failed: the engine failed on the state, so it must be computed anew.
     carried: what the closed bins hand to the open one.
     carried_times: event time in ms of each carried value, int64[channels]; never changed in place.
     dirty_bins, stored_bins: bins changed since they were last stored; bins that the store holds.
@@ -100,6 +101,7 @@ class Patient:
         "cells",
         "dirty_bins",
         "event_ids",
+        "failed",
         "hidden",
         "id",
         "latch",
@@ -124,6 +126,7 @@ class Patient:
         self.statics: F32 = np.full(len(STATIC), np.nan, dtype=np.float32)
         self.static_order: list[tuple[int, str]] = [(0, "")] * len(STATIC)
         self.hidden: F32 | None = None
+        self.failed = False
         self.carried: Carried = carry(Rows(*(np.zeros((0, CHANNELS), dtype=np.float32),) * 3))
         self.carried_times: NDArray[np.int64] = np.zeros(CHANNELS, dtype=np.int64)
         self.recent: dict[int, list[Recent]] = {}
@@ -216,6 +219,7 @@ def apply(
             oldest_changed = min(oldest_changed, bin_of(m.time_ms)) if before_open >= 0 else before_open
     if accepted and patient.open >= 0:
         late = before_open >= 0 and oldest_changed < before_open
+        restart, patient.failed = restart or patient.failed, False
         _plan_steps(patient, before_open, before_start, plan, restart=late or (restart and before_open >= 0))
     return Applied(accepted, rejections, scorable and patient.open >= 0)
 

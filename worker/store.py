@@ -7,7 +7,8 @@ One namespace per cluster id, group, topic id and partition, its keys in one has
     {ns}:p:DIGEST   hash: hot, and b<hour> for each bin
 
 Every write goes through a script that compares the token first, so that a worker that was away cannot
-overwrite its successor's state.
+overwrite its successor's state. The token changes with every checkpoint, so that neither can a save that
+timed out and arrives late, and so that a Redis restored from an older copy is noticed.
 """
 
 import secrets
@@ -28,7 +29,7 @@ _WRITE = """
 local token = redis.call('HGET', KEYS[1], 'token')
 if not token then return 'missing' end
 if token ~= ARGV[1] then return 'fenced' end
-local at = 3
+local at = 4
 local function take(count)
   local taken = {}
   for i = 1, count do taken[i] = ARGV[at + i] end
@@ -47,14 +48,28 @@ for i = 3, #KEYS do
     redis.call('SADD', KEYS[2], digest)
   end
 end
-if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'offset', ARGV[2], 'newest', ARGV[3]) end
+if ARGV[2] == '-' then
+  redis.call('HDEL', KEYS[1], 'offset', 'newest')
+elseif ARGV[2] ~= '' then
+  redis.call('HSET', KEYS[1], 'offset', ARGV[2], 'newest', ARGV[3], 'token', ARGV[4])
+end
 return 'ok'
 """
-"""KEYS: marker, patients, one per write. ARGV: token, offset or '', newest, then for each write:
+"""KEYS: marker, patients, one per write. ARGV: token, offset (or '' to leave it, '-' to delete it), newest,
+the next token, which comes with the offset, then for each write:
 digest, hot or '' to delete, number of fields and values, number of fields to drop, these, those."""
 
 _BATCH = 128
 """Patients in one script call: bounds how long Redis serves nobody else, to a few milliseconds."""
+
+
+class Lease:
+    """The right to write a partition's state: a token that changes with every checkpoint."""
+
+    __slots__ = ("token",)
+
+    def __init__(self) -> None:
+        self.token = secrets.token_hex(8)
 
 
 class Marker(NamedTuple):
@@ -101,23 +116,26 @@ class Store:
         """Ask whether Redis answers."""
         await _answer(self._redis.ping())
 
-    async def acquire(self, place: Place) -> tuple[str, Marker]:
-        """Take the partition's state over: from now on only the returned token may write it."""
-        token = secrets.token_hex(8)
+    async def acquire(self, place: Place) -> tuple[Lease, Marker]:
+        """Take the partition's state over: from now on only the returned lease may write it."""
+        lease = Lease()
         marker = self._namespace(place) + ":marker"
-        await _answer(self._redis.hset(marker, "token", token))
+        await _answer(self._redis.hset(marker, "token", lease.token))
         offset, newest = await _answer(self._redis.hmget(marker, "offset", "newest"))
-        return token, Marker(None if offset is None else int(offset), int(newest or 0))
+        return lease, Marker(None if offset is None else int(offset), int(newest or 0))
 
-    async def discard(self, place: Place) -> None:
-        """Delete the partition's stored state but for the token."""
-        namespace = self._namespace(place)
-        digests = await self._digests(place)
-        for at in range(0, len(digests), _BATCH):
-            keys = [f"{namespace}:p:{digest}" for digest in digests[at : at + _BATCH]]
-            await _answer(self._redis.unlink(*keys))
-        await _answer(self._redis.unlink(f"{namespace}:patients"))
-        await _answer(self._redis.hdel(f"{namespace}:marker", "offset", "newest"))
+    async def discard(self, place: Place, lease: Lease) -> str:
+        """Delete the partition's stored state but for the token, the offset first.
+
+        Returns:
+            As `save`.
+        """
+        writes = [Write(found, b"", {}, ()) for found in await self._digests(place)]
+        verdict = await self._run(place, lease, [], "-", 0)
+        for at in range(0, len(writes), _BATCH):
+            if verdict == "ok":
+                verdict = await self._run(place, lease, writes[at : at + _BATCH], "", 0)
+        return verdict
 
     async def load(self, place: Place) -> list[Stored]:
         """Every stored patient of the partition."""
@@ -135,29 +153,47 @@ class Store:
         return loaded
 
     async def save(
-        self, place: Place, token: str, writes: Sequence[Write], offset: int, newest_ms: int
+        self, place: Place, lease: Lease, writes: Sequence[Write], offset: int, newest_ms: int
     ) -> str:
-        """Store a checkpoint: every write, then the marker. Safe to repeat.
+        """Store a checkpoint: what is written, then the marker, then what is deleted.
+
+        Deletions carry no stamp, so they follow the marker; one that is lost leaves a patient behind whom the
+        next owner forgets again. With the marker the token changes: a Redis that came back with older
+        state, or a save that arrives late, no longer fits.
 
         Returns:
-            "ok"; "missing" when Redis has lost the marker; "fenced" when another worker owns it.
+            "ok"; "missing" when Redis has lost the marker; "fenced" when the lease is not the newest.
         """
+        kept = [write for write in writes if write.hot]
+        gone = [write for write in writes if not write.hot]
+        verdict = "ok"
+        for at in range(0, max(len(kept), 1), _BATCH):
+            mark = str(offset) if at + _BATCH >= len(kept) else ""
+            verdict = await self._run(place, lease, kept[at : at + _BATCH], mark, newest_ms)
+            if verdict != "ok":
+                return verdict
+        for at in range(0, len(gone), _BATCH):
+            verdict = await self._run(place, lease, gone[at : at + _BATCH], "", newest_ms)
+        return verdict
+
+    async def _run(
+        self, place: Place, lease: Lease, writes: Sequence[Write], mark: str, newest_ms: int
+    ) -> str:
+        """One script call; a new mark brings the lease its next token."""
         namespace = self._namespace(place)
-        for at in range(0, max(len(writes), 1), _BATCH):
-            part = writes[at : at + _BATCH]
-            last = at + _BATCH >= len(writes)
-            keys = [
-                f"{namespace}:marker",
-                f"{namespace}:patients",
-                *(f"{namespace}:p:{w.digest}" for w in part),
-            ]
-            arguments: list[str | bytes | int] = [token, offset if last else "", newest_ms]
-            for write in part:
-                arguments += _arguments(write)
-            verdict = await _answer(self._write(keys=keys, args=arguments))
-            if verdict != b"ok":
-                return str(verdict.decode())
-        return "ok"
+        following = secrets.token_hex(8)
+        keys = [
+            f"{namespace}:marker",
+            f"{namespace}:patients",
+            *(f"{namespace}:p:{w.digest}" for w in writes),
+        ]
+        arguments: list[str | bytes | int] = [lease.token, mark, newest_ms, following]
+        for write in writes:
+            arguments += _arguments(write)
+        verdict = str((await _answer(self._write(keys=keys, args=arguments))).decode())
+        if verdict == "ok" and mark not in {"", "-"}:
+            lease.token = following
+        return verdict
 
     async def policy(self) -> str:
         """Redis's maxmemory-policy; only `noeviction` is acceptable."""

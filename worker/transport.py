@@ -235,7 +235,10 @@ class ChunkConsumer(FaustConsumer):  # type: ignore[misc]
             consumer.assign([tp])
             consumer.seek(tp, first)
             await consumer.getmany(tp, timeout_ms=2000, max_records=1)
-            return int(consumer.highwater(tp) or 0)
+            highwater = consumer.highwater(tp)
+            if highwater is None:
+                raise RetryError("Kafka: a fetch was not answered")
+            return int(highwater)
         except (KafkaError, OSError, TimeoutError) as error:
             raise RetryError(f"Kafka: {type(error).__name__}") from None
         finally:

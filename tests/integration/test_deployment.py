@@ -64,7 +64,7 @@ async def test_the_worker_may_do_all_it_does(settings: Settings) -> None:
         write = Write(digest="d", hot=b"hot", bins={1: b"bin"}, drop=())
         assert await store.save(PLACE, token, [write], offset=7, newest_ms=1) == "ok"
         assert [patient.hot for patient in await store.load(PLACE)] == [b"hot"]
-        await store.discard(PLACE)
+        await store.discard(PLACE, token)
         assert await store.load(PLACE) == []
     finally:
         await store.close()

@@ -165,7 +165,7 @@ async def test_commit_ahead_of_redis_replays_the_gap_in_silence(engine: Engine, 
     await first.work(30)
     await first.checkpointer.checkpoint(first.partition)
     await first.work(60)
-    log.committed = Committed(60, str(first.partition.newest_ms))
+    log.committed = Committed(60, str(first.partition.stream_ms()))
     published = len(outbox.messages)
 
     second = Life(engine, store, log, outbox)
@@ -211,6 +211,69 @@ async def test_zombie_is_fenced(engine: Engine, store: Store) -> None:
     with pytest.raises(OwnershipError):
         await zombie.checkpointer.checkpoint(zombie.partition)
 
-    assert log.committed == Committed(10, str(log.records[9].timestamp))
+    assert log.committed is not None
+    assert log.committed.offset == 10
     await successor.work(15)
     assert await successor.checkpointer.checkpoint(successor.partition)
+
+
+async def test_state_from_an_older_copy_of_redis_is_noticed_and_brought_up(
+    engine: Engine, store: Store
+) -> None:
+    """As after a restart from a snapshot, or a failover: what was saved since is gone, the token is old."""
+    log, outbox = log_of(), Outbox()
+    life = Life(engine, store, log, outbox)
+    await life.begin()
+    await life.work(30)
+    await life.checkpointer.checkpoint(life.partition)
+    keys = await store._redis.keys("*")
+    copy = {key: await store._redis.dump(key) for key in keys}
+    await life.work(60)
+    await life.checkpointer.checkpoint(life.partition)
+    await store._redis.flushall()
+    for key, value in copy.items():
+        await store._redis.restore(key, 0, value)
+
+    await life.work(80)
+    with pytest.raises(OwnershipError):
+        await life.checkpointer.checkpoint(life.partition)
+    await life.begin()
+    assert life.partition.position == 30
+    assert life.partition.live_from == 60
+    await life.work(len(log.records))
+
+    path = await undisturbed(engine, log)
+    assert ids(life.path.outbox) == ids(path.outbox)
+    assert remains(life.partition) == remains(path.partition)
+
+
+async def test_zombie_cannot_discard_its_successors_state(engine: Engine, store: Store) -> None:
+    log, outbox = log_of(), Outbox()
+    zombie, successor = Life(engine, store, log, outbox), Life(engine, store, log, outbox)
+    lease, _ = await store.acquire(PLACE)
+    await successor.begin()
+    await successor.work(40)
+    await successor.checkpointer.checkpoint(successor.partition)
+    stored = len(await store.load(PLACE))
+
+    assert await store.discard(PLACE, lease) == "fenced"
+
+    assert len(await store.load(PLACE)) == stored > 0
+    assert zombie.partition.patients == {}
+
+
+async def test_one_wrong_clock_ends_nobody_elses_episode(engine: Engine, store: Store) -> None:
+    path = LocalPath(engine)
+    ahead = record(50, "other", T0 + 2400 * HOUR, observation("heart_rate", 70))
+    records = worsening("ill", 0, 20)
+    await path.process(records[:12])
+    await path.process([ahead])
+    path.partition.seen_s.clear()
+    path.partition.began_s -= 1e6  # as if this process had seen none of them for long
+
+    await path.pipeline.expire_silent(path.partition, path.partition.stream_ms() - HOUR)
+    path.partition.forget_silent()
+    await path.process(records[12:])
+
+    assert "ill" in path.partition.patients
+    assert not [alert for alert in path.outbox.alerts if alert.transition == "expired"]

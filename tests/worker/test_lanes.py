@@ -121,7 +121,7 @@ async def test_chunk_given_up_halfway_is_never_stored(engine: Engine, store: Sto
     async def silent(messages: Sequence[Outgoing]) -> None:
         await never.wait()
 
-    path.partition.token, _ = await store.acquire(PLACE)
+    path.partition.lease, _ = await store.acquire(PLACE)
     path.pipeline._publish = silent
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(path.process(log.records), 2.0)

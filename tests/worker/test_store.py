@@ -41,7 +41,7 @@ async def test_many_patients_take_several_calls(store: Store) -> None:
 
     assert await store.save(PLACE, token, writes, 300, 1) == "ok"
     assert len(await store.load(PLACE)) == 300
-    await store.discard(PLACE)
+    await store.discard(PLACE, token)
     assert await store.load(PLACE) == []
 
 
@@ -70,7 +70,7 @@ async def test_discard_keeps_the_token(store: Store) -> None:
     token, _ = await store.acquire(PLACE)
     await store.save(PLACE, token, [Write(A, b"x", {}, ())], 6, 7)
 
-    await store.discard(PLACE)
+    await store.discard(PLACE, token)
 
     assert await store.save(PLACE, token, [], 0, 0) == "ok"
     assert await store.load(PLACE) == []
@@ -105,7 +105,7 @@ async def test_stopped_redis_is_a_quick_store_error() -> None:
             store.ping(),
             store.acquire(PLACE),
             store.load(PLACE),
-            store.discard(PLACE),
+            store.discard(PLACE, token),
             store.save(PLACE, token, [], 1, 0),
             store.policy(),
         ):
