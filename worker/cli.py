@@ -3,10 +3,11 @@
 import asyncio
 import faulthandler
 import json
+import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -49,7 +50,20 @@ def run(settings_file: SettingsFile = None) -> None:
 
 
 async def _run(worker: type, settings: config.Settings) -> None:
-    await worker(settings).run()
+    from worker.errors import FatalError
+
+    try:
+        await worker(settings).run()
+    except FatalError as error:
+        _end(error)
+
+
+def _end(error: Exception) -> NoReturn:
+    """End the process at once: leaving the ordinary way would wait for a thread that hangs in the engine."""
+    sys.stderr.write(f"riskstream: {error}\n")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 @app.command()

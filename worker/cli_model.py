@@ -15,6 +15,7 @@ from rich.table import Table
 from engines import evaluate as evaluation
 from engines import physionet2012, repository
 from engines.errors import EngineError, ExtraError
+from worker.cli_files import check_writable
 
 app = typer.Typer(help="Train, evaluate and list models.", no_args_is_help=True)
 
@@ -60,6 +61,7 @@ def evaluate(
 ) -> None:
     """Judge a model, as it is served, at 6, 12, 24 and 48 hours after admission."""
     with _told(), _bar() as progress:
+        check_writable(report, predictions)
         engine = repository.load(model_repository, name)
         path = physionet2012.parse_source(data)
         show = _shown(progress)

@@ -68,8 +68,8 @@ def demo(
     """
     from rich.console import Console
 
+    from worker import cli_files, demo_setup
     from worker import demo as running
-    from worker import demo_setup
     from worker.config import ConfigError
     from worker.demo_view import summary, view_for
     from worker.embedded import EmbeddedError
@@ -82,16 +82,24 @@ def demo(
         seconds, source, _choice(patients, seed, hours, pathways), speed, workers, broker, redis
     )
     try:
+        cli_files.check_writable(report)
+    except OSError as error:
+        raise SystemExit(f"riskstream demo: --report: {cli_files.complaint(error)}") from None
+    try:
         result = running.demo(options, view_for(console))
     except (demo_setup.DemoError, EmbeddedError, SourceError, SendError, ConfigError) as error:
         raise SystemExit(f"riskstream demo: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     console.print(summary(result), markup=False, highlight=False, soft_wrap=True)
-    if report is not None:
-        report.write_bytes(result.json())
     if as_json:
         sys.stdout.buffer.write(result.json())
+        sys.stdout.flush()
+    if report is not None:
+        try:
+            report.write_bytes(result.json())
+        except OSError as error:
+            raise SystemExit(f"riskstream demo: --report: {cli_files.complaint(error)}") from None
     raise typer.Exit(1 if result.complaints else 0)
 
 
@@ -129,7 +137,7 @@ def send(
     """
     import asyncio
 
-    from worker import config
+    from worker import cli_files, config
     from worker.recording import SourceError, read
     from worker.send import SendError
 
@@ -138,11 +146,14 @@ def send(
     _quiet_kafka()
     try:
         settings = config.load(settings_file)
+        cli_files.check_writable(record)
         recording = read(source, _choice(patients, seed, hours, pathways))
         pace = recording.speed_to_fit(seconds) if seconds is not None else speed
         asyncio.run(_send(settings, recording, pace, record))
     except (config.ConfigError, SourceError, SendError) as error:
         raise SystemExit(f"riskstream send: {error}") from None
+    except OSError as error:
+        raise SystemExit(f"riskstream send: --record: {cli_files.complaint(error)}") from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 

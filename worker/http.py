@@ -4,11 +4,14 @@ Live fails only when there is something to do and nothing moves. Ready says whet
 there: a worker that is not ready may still be alerting from memory.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from worker.errors import FatalError
 
 
 class Health:
@@ -29,6 +32,9 @@ async def serve(host: str, port: int, health: Health) -> tuple[web.AppRunner, in
 
     Returns:
         The runner, to be cleaned up, and the port that it listens on.
+
+    Raises:
+        FatalError: the address cannot be had.
     """
 
     async def metrics(_: web.Request) -> web.Response:
@@ -49,5 +55,12 @@ async def serve(host: str, port: int, health: Health) -> tuple[web.AppRunner, in
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, host, port)
-    await site.start()
+    try:
+        await site.start()
+    except OSError as error:
+        await runner.cleanup()
+        why = os.strerror(error.errno) if error.errno else type(error).__name__
+        raise FatalError(
+            f"cannot listen on {host}:{port}: {why}; set RISKSTREAM_HTTP_PORT or RISKSTREAM_HTTP_HOST"
+        ) from None
     return runner, runner.addresses[0][1]

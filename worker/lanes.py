@@ -149,7 +149,7 @@ class Lane:
             metrics.patients.labels(*self._labels).set(len(self.partition.patients))
 
     async def _tick(self) -> None:
-        """Checkpoint for ever; ask now and then where the log ends, should fetching have stalled in silence."""
+        """Checkpoint for ever; ask now and then where the log ends, in case fetching has stalled."""
         looked = time.perf_counter()
         while not self._stopped:
             await asyncio.sleep(self._stages.interval_s)

@@ -49,8 +49,8 @@ def test_what_the_broker_refuses_ends_the_process(error: type[BrokerResponseErro
 
 async def test_a_broker_without_the_topics() -> None:
     with embedded.tansu() as broker:
-        settings = config.load(broker=broker.address, kafka_idempotence=False)
+        settings = config.load(broker=broker.address, topic_vitals="none-yet", topic_alerts="none-either")
         cluster = await describe(settings, create=False)
 
-    assert set(cluster.partitions.values()) == {0}
-    assert all("does not exist" in complaint for complaint in complaints(settings, cluster))
+    assert (cluster.partitions["none-yet"], cluster.partitions["none-either"]) == (0, 0)
+    assert complaints(settings, cluster)[0].startswith("topic none-yet does not exist")
