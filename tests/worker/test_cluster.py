@@ -12,8 +12,8 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
-from worker import config, embedded
-from worker.cluster import complaints, describe, partition_counts
+from worker import config
+from worker.cluster import Cluster, complaints, partition_counts
 from worker.errors import FatalError, RetryError
 
 
@@ -29,7 +29,12 @@ def answer(topic: str, error_code: int = 0, partitions: int = 0) -> dict[str, An
 def test_only_an_unknown_topic_is_missing() -> None:
     told = [answer("vitals", partitions=3), answer("risk-alerts", UnknownTopicOrPartitionError.errno)]
 
-    assert partition_counts(told) == {"vitals": 3, "risk-alerts": 0}
+    counts = partition_counts(told)
+
+    assert counts == {"vitals": 3, "risk-alerts": 0}
+    assert complaints(config.load(), Cluster("c", counts, "id")) == [
+        "topic risk-alerts does not exist; create it, or set RISKSTREAM_CREATE_TOPICS=true"
+    ]
 
 
 @pytest.mark.parametrize("error", [LeaderNotAvailableError, KafkaStorageError])
@@ -45,12 +50,3 @@ def test_what_the_broker_cannot_tell_yet_is_asked_again(error: type[BrokerRespon
 def test_what_the_broker_refuses_ends_the_process(error: type[BrokerResponseError], remedy: str) -> None:
     with pytest.raises(FatalError, match=f"topic vitals: {error.__name__}: .*{remedy}"):
         partition_counts([answer("vitals", error.errno)])
-
-
-async def test_a_broker_without_the_topics() -> None:
-    with embedded.tansu() as broker:
-        settings = config.load(broker=broker.address, topic_vitals="none-yet", topic_alerts="none-either")
-        cluster = await describe(settings, create=False)
-
-    assert (cluster.partitions["none-yet"], cluster.partitions["none-either"]) == (0, 0)
-    assert complaints(settings, cluster)[0].startswith("topic none-yet does not exist")
