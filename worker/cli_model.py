@@ -61,6 +61,9 @@ def evaluate(
 ) -> None:
     """Judge a model, as it is served, at 6, 12, 24 and 48 hours after admission."""
     with _told(), _bar() as progress:
+        for file in (report, predictions):
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
         check_writable(report, predictions)
         engine = repository.load(model_repository, name)
         path = physionet2012.parse_source(data)

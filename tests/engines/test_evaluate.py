@@ -112,6 +112,8 @@ def test_without_outcomes_predictions_are_written(stays_path: Path, tmp_path: Pa
         (("evaluate", "vitals", "--data", "somewhere"), "physionet2012:DIR"),
         (("evaluate", "vitals", "--data", "physionet2012:/no/such/folder"), "no such folder"),
         (("evaluate", "cardiac", "--data", "physionet2012:/"), "no model 'cardiac'"),
+        (("evaluate", "cardiac", "--data", "x", "--report", "/dev/null/r.json"), "/dev/null/r.json"),
+        (("evaluate", "cardiac", "--data", "x", "--predictions", "/dev/null/p.csv"), "/dev/null/p.csv"),
         (("train", "cardiac", "--data", "physionet2012:/"), "no training for 'cardiac'; there is for vitals"),
         (("train", "vitals", "--data", "physionet2012:/no/such/folder"), "no such folder"),
         (("list", "--repository", "/no/such/folder"), "no model repository"),

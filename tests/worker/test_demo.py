@@ -152,6 +152,15 @@ def test_no_broker_is_a_clear_error() -> None:
         demo(options, PlainView(Console(file=io.StringIO())))
 
 
+@pytest.mark.parametrize("name", ["none/r.json", "."])
+def test_a_report_that_cannot_be_written_is_told_before_anything_starts(tmp_path: Path, name: str) -> None:
+    with running_demo("--report", str(tmp_path / name)) as process:
+        shown, told = process.communicate(timeout=60)
+    assert (process.returncode, shown) == (1, "")
+    assert told.startswith("riskstream demo: --report: cannot write")
+    assert told.count("\n") == 1
+
+
 def test_the_command_shows_alerts_accounts_for_every_record_and_writes_its_report(tmp_path: Path) -> None:
     chosen = ("--seconds", "6", "--hours", "30", "--pathways", "sepsis=1")
     with running_demo(*chosen, "--json", "--report", str(tmp_path / "r.json")) as process:

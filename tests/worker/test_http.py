@@ -6,6 +6,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from worker import metrics
+from worker.errors import FatalError
 from worker.http import Health, serve
 
 
@@ -37,6 +39,7 @@ async def test_health(served: tuple[State, str]) -> None:
 
 
 async def test_metrics(served: tuple[State, str]) -> None:
+    metrics.redis_up.set(1)
     async with aiohttp.ClientSession() as session, session.get(f"{served[1]}/metrics") as answer:
         assert answer.status == 200
         assert answer.headers["Content-Type"].startswith("text/plain")
@@ -46,3 +49,16 @@ async def test_metrics(served: tuple[State, str]) -> None:
 async def test_nothing_else_is_served(served: tuple[State, str]) -> None:
     async with aiohttp.ClientSession() as session, session.get(f"{served[1]}/") as answer:
         assert answer.status == 404
+
+
+async def test_a_port_that_is_taken_is_fatal_and_named(served: tuple[State, str]) -> None:
+    port = int(served[1].rpartition(":")[2])
+    with pytest.raises(
+        FatalError, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*; set RISKSTREAM_HTTP_PORT"
+    ):
+        await serve("127.0.0.1", port, Health(lambda: (True, ""), lambda: (True, {})))
+
+
+async def test_a_host_that_does_not_exist_is_fatal_and_named() -> None:
+    with pytest.raises(FatalError, match=r"cannot listen on nowhere\.invalid:0: "):
+        await serve("nowhere.invalid", 0, Health(lambda: (True, ""), lambda: (True, {})))

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import os
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -145,6 +146,28 @@ async def test_the_command_sends_a_source_and_what_it_recorded_of_it(
     for records in log.values():
         values = [record.value for record in records]
         assert values[: len(values) // 2] == values[len(values) // 2 :]
+
+
+def test_a_recording_that_cannot_be_written_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+    sent = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "worker.cli",
+            "send",
+            "simulate",
+            "--record",
+            str(tmp_path / "none" / "r.jsonl"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert sent.returncode == 1
+    assert sent.stderr.startswith("riskstream send: --record: cannot write")
+    assert sent.stderr.count("\n") == 1
 
 
 async def test_no_broker_is_an_error() -> None:
