@@ -44,6 +44,9 @@ def configure(level: str, instance: str) -> None:
     """Send every log line to standard error as JSON, the last one of a crash too."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_TemplateFormatter(instance))
+    # A library that configured logging may have switched off the loggers there were.
+    for name in logging.root.manager.loggerDict:
+        logging.getLogger(name).disabled = False
     root = logging.getLogger()
     root.handlers[:] = [handler]
     # Below WARNING the libraries log protocol details; faust.topics logs keys and values at DEBUG.

@@ -39,6 +39,7 @@ async def test_health(served: tuple[State, str]) -> None:
 
 
 async def test_metrics(served: tuple[State, str]) -> None:
+    metrics.records.labels("vitals", "scored").inc(0)
     metrics.redis_up.set(1)
     async with aiohttp.ClientSession() as session, session.get(f"{served[1]}/metrics") as answer:
         assert answer.status == 200
