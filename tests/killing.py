@@ -33,6 +33,7 @@ from worker import codec, config, recording
 from worker.cluster import describe
 from worker.embedded import free_port
 from worker.partition import Place
+from worker.state import FORGET_MS, Patient
 from worker.store import Store
 
 DATA = Path(os.environ.get("RISKSTREAM_TEST_DATA", Path(__file__).parents[2] / "shared/data/physionet2012"))
@@ -344,22 +345,31 @@ async def _read_all(site: Site, topic: str) -> list[bytes]:
 
 
 async def _stored(site: Site) -> dict[str, Any]:
-    """Every stored patient, in a form that can be compared: all but the stamp of the last checkpoint."""
+    """Every stored patient of whom something still matters, in a form that can be compared."""
     settings = site.settings()
     cluster = await describe(settings, create=False)
     store = Store(settings, cluster.vitals_id)
     patients: dict[str, Any] = {}
     try:
         for partition in range(PARTITIONS):
-            for stored in await store.load(Place(cluster.id, settings.topic_vitals, partition)):
-                patient, _ = codec.decode(stored.hot, stored.bins, "")
-                hours = sorted(patient.filled_bins())
-                patient.applied = 0
-                bins = [codec.encode_bin(patient, hour) for hour in hours]
-                patients[patient.id] = (hours, bins, codec.encode_hot(patient, ""), patient.latch)
+            found = await store.load(Place(cluster.id, settings.topic_vitals, partition))
+            here = [codec.decode(stored.hot, stored.bins, "")[0] for stored in found]
+            newest = max((patient.touched_ms for patient in here), default=0)
+            for patient in here:
+                # One silent for longer starts anew with its next record; when it is dropped is housekeeping.
+                if patient.touched_ms >= newest - FORGET_MS:
+                    patients[patient.id] = _comparable(patient)
     finally:
         await store.close()
     return patients
+
+
+def _comparable(patient: Patient) -> Any:
+    """All of a patient but the stamp of the last checkpoint."""
+    patient.applied = 0
+    hours = sorted(patient.filled_bins())
+    bins = [codec.encode_bin(patient, hour) for hour in hours]
+    return hours, bins, codec.encode_hot(patient, ""), patient.latch
 
 
 async def undisturbed(site: Site, ends: dict[int, int]) -> Outcome:
