@@ -156,7 +156,7 @@ class Worker:
             try:
                 return await connect()
             except RetryError as error:
-                log.warning("waiting for a dependency", dependency=what, reason=error.reason)
+                log.warning("waiting for a dependency", dependency=what, why=str(error))
                 try:
                     await asyncio.wait_for(self._stop.wait(), 2.0)
                 except TimeoutError:

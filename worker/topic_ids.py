@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import IncompatibleBrokerVersion
+from aiokafka.errors import IncompatibleBrokerVersion, UnknownTopicOrPartitionError, for_code
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import (
     AbstractType,
@@ -113,13 +113,17 @@ async def topic_id(admin: AIOKafkaAdminClient, topic: str) -> str:
     """A topic's id, in hex; its name from brokers that know no ids (before Kafka 3.1).
 
     Raises:
-        KafkaError: no broker answered.
+        KafkaError: no broker answered, or not about this topic yet.
     """
     try:
         response: Any = await admin._client.send(admin._client.get_random_node(), _MetadataRequest(topic))
     except (NotImplementedError, IncompatibleBrokerVersion):
         return topic
-    for _, name, found, *_ in response.topics:
-        if name == topic and found.int:
+    for code, name, found, *_ in response.topics:
+        if name != topic:
+            continue
+        if code and for_code(code) is not UnknownTopicOrPartitionError:
+            raise for_code(code)
+        if found.int:
             return str(found.hex)
     return topic
