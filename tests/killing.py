@@ -33,7 +33,7 @@ from worker import codec, config, recording
 from worker.cluster import describe
 from worker.embedded import free_port
 from worker.partition import Place
-from worker.state import FORGET_MS, Patient
+from worker.patient import FORGET_MS, Patient
 from worker.store import Store
 
 DATA = Path(os.environ.get("RISKSTREAM_TEST_DATA", Path(__file__).parents[2] / "shared/data/physionet2012"))

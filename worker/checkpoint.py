@@ -22,7 +22,7 @@ from worker import metrics
 from worker.codec import encode_bin, encode_hot
 from worker.errors import OwnershipError, RetryError, StoreError
 from worker.partition import Partition, Place
-from worker.state import Patient
+from worker.patient import Patient
 from worker.store import Store, Write, digest
 
 log = structlog.get_logger("riskstream.checkpoint")

@@ -15,7 +15,7 @@ from schemas.features import STATIC
 from schemas.latch import Latch
 from schemas.stored import LAYOUT, StoredBin, StoredPatient
 from schemas.window import CHANNELS, HOUR_MS, WINDOW_BINS
-from worker.state import Patient, Recent
+from worker.patient import Patient, Recent
 
 _WINDOW_MS = WINDOW_BINS * HOUR_MS
 

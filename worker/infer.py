@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from schemas.features import CHANNEL
 from schemas.model_config import ModelConfig
 from schemas.window import Rows
+from worker.patient import Patient
 from worker.plan import Chain, Plan
-from worker.state import Patient
 
 F32 = NDArray[np.float32]
 Run = Callable[[Mapping[str, F32]], Awaitable[dict[str, F32]]]

@@ -2,14 +2,11 @@
 
 import asyncio
 import heapq
+import secrets
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from worker.state import FORGET_MS, Patient
-
-if TYPE_CHECKING:
-    from worker.store import Lease
-
+from worker.patient import FORGET_MS, Patient
 
 QUIET_S = 3600.0
 """A patient of whom this process took a record within this time is not silent, whatever timestamps say."""
@@ -21,6 +18,15 @@ class Place(NamedTuple):
     cluster: str
     topic: str
     partition: int
+
+
+class Lease:
+    """The right to write a partition's state: a token that changes with every checkpoint."""
+
+    __slots__ = ("token",)
+
+    def __init__(self) -> None:
+        self.token = secrets.token_hex(8)
 
 
 class Partition:

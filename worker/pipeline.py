@@ -28,9 +28,10 @@ from worker.infer import Run, StepModel, infer
 from worker.messages import Author, basis
 from worker.normalise import normalise
 from worker.partition import Partition
+from worker.patient import FORGET_MS, Patient
 from worker.plan import Plan
 from worker.publish import Outgoing
-from worker.state import FORGET_MS, Patient, apply, event_digest, plan_score, remember_event
+from worker.state import apply, event_digest, plan_score, remember_event
 
 Fate = Literal["scored", "stored", "duplicate", "dead_lettered", "skipped"]
 """`skipped` is a record that an earlier owner has already given its fate."""

@@ -1,14 +1,12 @@
 """What a chunk asks of the engine: closed bins to step over, rows to score."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.window import CHANNELS, Rows
-
-if TYPE_CHECKING:
-    from worker.state import Patient
+from worker.patient import Patient
 
 
 class Plan:
@@ -24,7 +22,7 @@ class Plan:
         self.times: NDArray[np.uint32] = np.zeros((records, CHANNELS), dtype=np.uint32)
         self.scored: list[Scored] = []
 
-    def chain(self, patient: "Patient") -> "Chain":
+    def chain(self, patient: Patient) -> "Chain":
         """The patient's chain, made on first use."""
         chain = self.chains.get(patient)
         if chain is None:
@@ -40,7 +38,7 @@ class Chain:
 
     __slots__ = ("initial", "length", "patient", "steps")
 
-    def __init__(self, patient: "Patient") -> None:
+    def __init__(self, patient: Patient) -> None:
         self.patient = patient
         self.initial = patient.hidden
         self.steps: list[Rows | None] = []
@@ -66,7 +64,7 @@ class Scored(NamedTuple):
     open, carried_times: the patient's at this record; with the plan's times they date every input.
     """
 
-    patient: "Patient"
+    patient: Patient
     at: int
     state: int
     time_ms: int

@@ -23,10 +23,10 @@ from worker.codec import LayoutError, decode
 from worker.decide import fitted, remembered
 from worker.errors import OwnershipError, StoreError
 from worker.infer import Run, StepModel, infer
-from worker.partition import Partition, Place
+from worker.partition import Lease, Partition, Place
 from worker.plan import Plan
 from worker.state import plan_encoding
-from worker.store import Lease, Marker, Store
+from worker.store import Marker, Store
 from worker.transport import Committed
 
 

@@ -23,7 +23,7 @@ from redis.retry import Retry
 
 from worker.config import Settings
 from worker.errors import StoreError
-from worker.partition import Place
+from worker.partition import Lease, Place
 
 _WRITE = """
 local token = redis.call('HGET', KEYS[1], 'token')
@@ -61,15 +61,6 @@ digest, hot or '' to delete, number of fields and values, number of fields to dr
 
 _BATCH = 128
 """Patients in one script call: bounds how long Redis serves nobody else, to a few milliseconds."""
-
-
-class Lease:
-    """The right to write a partition's state: a token that changes with every checkpoint."""
-
-    __slots__ = ("token",)
-
-    def __init__(self) -> None:
-        self.token = secrets.token_hex(8)
 
 
 class Marker(NamedTuple):

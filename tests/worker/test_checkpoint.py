@@ -13,8 +13,8 @@ from worker.checkpoint import Checkpointer
 from worker.codec import encode_bin, encode_hot
 from worker.errors import OwnershipError
 from worker.partition import Partition, Place
+from worker.patient import Patient
 from worker.restore import Restorer, adopt_episodes
-from worker.state import Patient
 from worker.store import Store
 from worker.transport import Committed
 

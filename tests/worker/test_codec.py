@@ -13,7 +13,7 @@ from engines.engine import Engine
 from schemas.features import FEATURES, IS_STATIC
 from tests.worker.records import HOUR, T0, LocalPath, Record, observation, record
 from worker.codec import LayoutError, decode, encode_bin, encode_hot
-from worker.state import Patient
+from worker.patient import Patient
 
 MODEL = "m" * 64
 

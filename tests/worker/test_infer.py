@@ -11,7 +11,7 @@ from engines.engine import F32, Engine
 from schemas.window import Rows, rows
 from tests.worker.records import HOUR, MINUTE, T0, LocalPath, Record, observation, record, worsening
 from worker.infer import StepModel
-from worker.state import Patient
+from worker.patient import Patient
 
 
 def stepwise(engine: Engine, patient: Patient) -> float:

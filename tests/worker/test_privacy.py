@@ -17,7 +17,7 @@ from tests.worker.bad_input import CANARY, CASES, EVENT, MARK
 from tests.worker.records import LocalPath, Record, worsening
 from worker import logs
 from worker.codec import LayoutError, decode, encode_hot
-from worker.state import Patient
+from worker.patient import Patient
 from worker.store import digest
 
 

@@ -13,8 +13,9 @@ from schemas.features import CHANNEL, IS_STATIC, STATIC
 from schemas.window import CHANNELS, WINDOW_BINS, Rows, bin_of, rows
 from tests.worker.records import HOUR, MINUTE, T0, LocalPath, observation, record
 from worker.normalise import Measurement
+from worker.patient import RECENT_EVENTS, RECENT_VALUES, Patient
 from worker.plan import Plan
-from worker.state import RECENT_EVENTS, RECENT_VALUES, Applied, Patient, apply, plan_score
+from worker.state import Applied, apply, plan_score
 
 HR, AGE, LACTATE = CHANNEL["heart_rate"], CHANNEL["age"], CHANNEL["lactate"]
 SCORED = frozenset(range(CHANNELS))
