@@ -58,8 +58,13 @@ class Sent(NamedTuple):
 
 
 def stays(count: int) -> tuple[str, list[list[VitalsRecord]]]:
-    """What they are, and the records of each stay, in order of time."""
+    """What they are, and the records of each stay, in order of time.
+
+    A simulated patient has two and a half times the records of a recorded one, so there are fewer of them.
+    """
     source = f"physionet2012:{DATA}" if DATA.exists() else recording.SIMULATE
+    if source == recording.SIMULATE:
+        count = max(count // 3, 8)
     found: dict[str, list[VitalsRecord]] = {}
     for record in recording.read(source, recording.Choice(patients=count)).open():
         found.setdefault(record.patient, []).append(record)
