@@ -6,7 +6,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.features import CHANNEL
+from engines.steps import columns
 from schemas.model_config import ModelConfig
 from schemas.window import Rows
 from worker.patient import Patient
@@ -25,7 +25,7 @@ class StepModel:
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
-        self.columns = np.array([CHANNEL[name] for name in config.features], dtype=np.intp)
+        self.columns = columns(config)
         self.channels = frozenset(int(channel) for channel in self.columns)
         self._pairs: list[tuple[str, str, tuple[int, ...], slice]] = []
         at = 0

@@ -115,7 +115,7 @@ class Lane:
             async with asyncio.timeout_at(deadline):
                 if partition is not None:
                     async with partition.lock:
-                        self._cancel()
+                        self._task.cancel()
                     if await self._stages.checkpointer.checkpoint(partition):
                         return
             log.warning("partition given up without a checkpoint", partition=self.place.partition)
@@ -123,7 +123,7 @@ class Lane:
             log.warning("partition given up without a checkpoint", partition=self.place.partition)
         finally:
             self._ticks.cancel()
-            self._cancel()
+            self._task.cancel()
             await asyncio.gather(self._task, self._ticks, return_exceptions=True)
             self.partition = None
             metrics.partition_ready.labels(*self._labels).set(0)
@@ -164,7 +164,7 @@ class Lane:
     async def checkpoint(self, *, caught_up: bool) -> None:
         """Publish what has expired in silence, then checkpoint.
 
-        Stream time is the newest record's; once the lane is caught up it runs on with the wall.
+        Stream time is the partition's; once the lane is caught up it runs on with the wall.
         """
         partition = self.partition
         if partition is None or partition.replaying:
@@ -186,11 +186,8 @@ class Lane:
         self._accepting = False
         self._doubtful = True
         self.partition = None
-        self._cancel()
-        self._task = asyncio.create_task(self._run(), name=f"lane-{self.place.partition}")
-
-    def _cancel(self) -> None:
         self._task.cancel()
+        self._task = asyncio.create_task(self._run(), name=f"lane-{self.place.partition}")
 
     async def _run(self) -> None:
         partition = await self._restore()
@@ -229,7 +226,7 @@ class Lane:
                     await self._finish_rebuild(partition)
                 break
             except (RetryError, OwnershipError) as error:
-                self._doubtful = isinstance(error, OwnershipError)
+                self._doubtful = self._doubtful or isinstance(error, OwnershipError)
                 log.warning(
                     "partition cannot be restored yet", partition=self.place.partition, reason=error.reason
                 )
