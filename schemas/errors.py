@@ -1,7 +1,6 @@
 """Errors of this package, all about one value that came from outside.
 
     SchemaError
-    ├── MessageError      a record's bytes are not a message
     ├── UnitError         a unit is not UCUM, or does not measure this feature
     └── ModelConfigError  a model folder's config.json cannot be used
 
@@ -20,12 +19,6 @@ class SchemaError(ValueError):
         if reason is not None:
             self.reason = reason
         self.path = path
-
-
-class MessageError(SchemaError):
-    """The record cannot be decoded; dead-letter it with `reason` and `path`."""
-
-    reason = "invalid-message"
 
 
 class UnitError(SchemaError):

@@ -10,13 +10,13 @@ from tests.worker.records import PLACE, LocalPath
 from tests.worker.test_checkpoint import HORIZON_MS, ListLog, ids, log_of, undisturbed
 from worker.alert_log import LastAlert
 from worker.checkpoint import Checkpointer
-from worker.errors import OwnershipError
+from worker.errors import OwnershipError, RetryError
 from worker.lanes import Lane, Stages
 from worker.partition import Place
 from worker.publish import Outgoing
 from worker.restore import Restorer
 from worker.store import Store
-from worker.transport import Chunk
+from worker.transport import Chunk, Committed
 
 
 class SoughtLog(ListLog):
@@ -25,6 +25,15 @@ class SoughtLog(ListLog):
     def __init__(self, log: ListLog) -> None:
         super().__init__(log.records)
         self.position = -1
+        self.asked = 0
+        self.silent_for = 0
+
+    async def committed_offset(self, place: Place) -> Committed | None:
+        self.asked += 1
+        if self.silent_for:
+            self.silent_for -= 1
+            raise RetryError("Kafka: no answer")
+        return await super().committed_offset(place)
 
     async def seek_offset(self, place: Place, offset: int) -> None:
         self.position = offset
@@ -112,6 +121,26 @@ async def test_stopped_lane_leaves_everything_stored_and_committed(station: Stat
 
     assert station.log.committed is not None
     assert station.log.committed.offset == len(station.log.records)
+
+
+async def test_fenced_lane_takes_nothing_while_the_group_does_not_answer(
+    station: Station, store: Store
+) -> None:
+    await station.until_done()
+    await station.lane.checkpoint(caught_up=True)
+    successor, _ = await store.acquire(PLACE)
+    station.log.owned = False
+    station.log.silent_for, asked = 1, station.log.asked
+
+    assert station.lane.partition is not None
+    station.lane.partition.dirty.add("ill")
+    await station.lane.checkpoint(caught_up=True)
+    async with asyncio.timeout(10):
+        while station.log.asked < asked + 3:  # noqa: ASYNC110 (a lane announces nothing)
+            await asyncio.sleep(0.01)
+
+    assert await store.save(PLACE, successor, [], 1, 0) == "ok"
+    assert station.lane.partition is None
 
 
 async def test_chunk_given_up_halfway_is_never_stored(engine: Engine, store: Store) -> None:
