@@ -76,27 +76,75 @@ class Batching(Struct, frozen=True, forbid_unknown_fields=True):
     max_batch_size: Annotated[int, Meta(ge=1, le=4096)] = 512
 
 
+class Forecast(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the output `forecast` holds: each feature's next value, in its canonical unit.
+
+    features: names from the feature table, in the order of the output's last axis.
+    horizon_s: how far ahead the value is meant, seconds.
+    """
+
+    features: Annotated[tuple[str, ...], Meta(min_length=1)]
+    horizon_s: Annotated[float, Meta(gt=0.0)] = 3600.0
+
+
+class ImageInput(Struct, frozen=True, forbid_unknown_fields=True):
+    """How a picture becomes the input `image`, float32[batch, channels, height, width], 0 black to 1 white.
+
+    channels: 1 for grey, 3 for red, green, blue.
+    height, width: pixels.
+    fit: `stretch` to the size, `pad` with black to its shape first, or `crop` the middle to its shape first.
+    modality, body_part, view: DICOM values that are accepted; empty for any.
+    """
+
+    height: Annotated[int, Meta(ge=8, le=1024)]
+    width: Annotated[int, Meta(ge=8, le=1024)]
+    channels: Literal[1, 3] = 1
+    fit: Literal["stretch", "pad", "crop"] = "pad"
+    modality: tuple[str, ...] = ()
+    body_part: tuple[str, ...] = ()
+    view: tuple[str, ...] = ()
+
+    @property
+    def dims(self) -> tuple[int, int, int]:
+        """Dims of the input `image`, without the batch axis."""
+        return self.channels, self.height, self.width
+
+
 class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """One model of the repository.
 
-    kind: `windowed-series` reads the patient window. With `state`, the graph is one recurrent step over
-        inputs `values`, `elapsed`, `counts` (float32[batch, len(features)]) and the state.
+    kind: what the model reads.
+        `windowed-series`: the patient window. With `state`, the graph is one recurrent step over `values`,
+        `elapsed` and `counts`, float32[batch, len(features)], and the state; without, it reads the whole
+        window, float32[batch, 48, len(features)].
+        `features`: the newest row of the window alone, float32[batch, len(features)].
+        `image`: one picture, made into the input `image` as `image` says.
+        A series model takes `values` and may leave out `elapsed` and `counts`.
     features: names from the feature table, in the order of the tensors' last axis.
     outcome: what the risk is the probability of, in words.
-    output: `risk`, float32[batch], a calibrated probability, and the state outputs.
+    output: of a series model `risk`, float32[batch], a calibrated probability; the state outputs; and if it
+        has them `spread`, float32[batch], the standard deviation of its members' risks, and `forecast`.
+        Of an image model `probability`, float32[batch, len(classes)], calibrated, and if it has one
+        `activation`, float32[batch, len(classes), height, width]: where each class was seen.
+    classes: of an image model, one of which holds.
+    findings: the classes that are the outcome: the risk is the sum of their probabilities.
     digest: SHA-256 of the served version's model.onnx, in hex.
     """
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-    kind: Literal["windowed-series"]
+    kind: Literal["windowed-series", "features", "image"]
     version: Annotated[int, Meta(ge=1)]
     outcome: str
-    features: Annotated[tuple[str, ...], Meta(min_length=1)]
     input: tuple[Tensor, ...]
     output: tuple[Tensor, ...]
     digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
     policy: Policy
+    features: tuple[str, ...] = ()
     state: tuple[StatePair, ...] = ()
+    forecast: Forecast | None = None
+    image: ImageInput | None = None
+    classes: tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...] = ()
+    findings: tuple[str, ...] = ()
     dynamic_batching: Batching = Batching()
     golden_tolerance: Annotated[float, Meta(gt=0.0, le=0.01)] = 1e-4
 
@@ -134,24 +182,69 @@ def policy_complaints(policy: Policy) -> list[str]:
 
 
 def _complaints(config: ModelConfig) -> list[str]:
-    complaints = policy_complaints(config.policy)
-    unknown = [name for name in config.features if name not in CHANNEL]
+    return policy_complaints(config.policy) + (
+        _image_complaints(config) if config.kind == "image" else _series_complaints(config)
+    )
+
+
+def _image_complaints(config: ModelConfig) -> list[str]:
+    complaints = []
+    if config.features or config.state or config.forecast:
+        complaints.append("an image model has no features, state or forecast")
+    if config.image is None:
+        return [*complaints, "an image model needs `image`, which says how pictures are prepared"]
+    classes = len(config.classes)
+    if classes < 2 or len(set(config.classes)) < classes:
+        complaints.append(f"classes must be two or more different names, came {list(config.classes)}")
+    if not config.findings or not set(config.findings) < set(config.classes):
+        complaints.append(f"findings must be some of the classes {list(config.classes)}, not all")
+    complaints += _tensor_complaints("input", config.input, {"image": config.image.dims}, {})
+    found = {tensor.name: tensor.dims for tensor in config.output}
+    map_dims = found.get("activation", ())
+    if "activation" in found and (len(map_dims) != 3 or map_dims[0] != classes or min(map_dims) < 1):
+        complaints.append(f"output activation must have dims [{classes}, height, width]")
+    optional = {"activation": map_dims}
+    return complaints + _tensor_complaints("output", config.output, {"probability": (classes,)}, optional)
+
+
+def _series_complaints(config: ModelConfig) -> list[str]:
+    complaints = []
+    if config.image or config.classes or config.findings:
+        complaints.append("only an image model has image, classes or findings")
+    named = [*config.features, *(config.forecast.features if config.forecast else ())]
+    unknown = sorted({name for name in named if name not in CHANNEL})
     if unknown:
         complaints.append(f"features not in the feature table: {unknown}; it has {sorted(CHANNEL)}")
-    if len(set(config.features)) < len(config.features):
-        complaints.append("a feature is named twice")
-    if not config.state:
-        complaints.append("state is empty; a windowed-series model is one recurrent step and carries a state")
-    names = [tensor.name for tensor in config.input]
-    wanted = ["values", "elapsed", "counts", *(pair.input for pair in config.state)]
-    if sorted(names) != sorted(wanted):
-        complaints.append(f"input tensors must be {wanted}, came {names}")
-    outputs = [tensor.name for tensor in config.output]
-    wanted = ["risk", *(pair.output for pair in config.state)]
-    if sorted(outputs) != sorted(wanted):
-        complaints.append(f"output tensors must be {wanted}, came {outputs}")
-    width = len(config.features)
-    for tensor in config.input:
-        if tensor.name in {"values", "elapsed", "counts"} and tensor.dims != (width,):
-            complaints.append(f"input {tensor.name} must have dims [{width}], came {list(tensor.dims)}")
-    return complaints
+    if not config.features or len(set(config.features)) < len(config.features):
+        complaints.append("features must be one or more names, each once")
+    if config.kind == "features" and config.state:
+        complaints.append("a model of kind features carries no state")
+    row = (len(config.features),)
+    whole = config.kind == "windowed-series" and not config.state
+    dims = (WINDOW_BINS, *row) if whole else row
+    states_in = {pair.input: pair.dims for pair in config.state}
+    states_out = {pair.output: pair.dims for pair in config.state}
+    forecast = {"forecast": (len(config.forecast.features),)} if config.forecast else {}
+    complaints += _tensor_complaints(
+        "input", config.input, {"values": dims} | states_in, {"elapsed": dims, "counts": dims}
+    )
+    return complaints + _tensor_complaints(
+        "output", config.output, {"risk": ()} | states_out | forecast, {"spread": ()}
+    )
+
+
+Dims = dict[str, tuple[int, ...]]
+
+
+def _tensor_complaints(side: str, tensors: tuple[Tensor, ...], needed: Dims, optional: Dims) -> list[str]:
+    """What is wrong with the names and dims of one side's tensors."""
+    names = [tensor.name for tensor in tensors]
+    known = needed | optional
+    if len(set(names)) < len(names) or not needed.keys() <= set(names) <= known.keys():
+        also = f", and may have {sorted(optional)}" if optional else ""
+        return [f"{side} tensors must be {list(needed)}{also}, came {names}"]
+    return [
+        f"{side} {tensor.name} must have dims {list(known[tensor.name])}, came {list(tensor.dims)}"
+        for tensor in tensors
+        if tensor.dims != known[tensor.name]
+    ]

@@ -84,12 +84,17 @@ def test_a_config_is_read(tmp_path: Path) -> None:
         (drop("policy"), ["missing required field `policy`"]),
         (put("polcy", value={}), ["unknown field `polcy`"]),
         (put("name", value="Vitals!"), ["$.name", "matching regex"]),
-        (put("kind", value="image"), ["$.kind", "'image'"]),
+        (put("kind", value="images"), ["$.kind", "'images'"]),
+        (put("kind", value="image"), ["no features, state or forecast"]),
+        (put("kind", value="features"), ["kind features carries no state"]),
         (put("version", value=0), ["$.version", ">= 1"]),
         (put("digest", value="abc"), ["$.digest", "matching regex"]),
-        (put("features", value=[]), ["$.features", "length >= 1"]),
+        (put("features", value=[]), ["features must be one or more names"]),
+        (put("classes", value=["a", "b"]), ["only an image model has"]),
+        (put("forecast", value={"features": ["heart_rate"]}), ["output tensors must be", "'forecast'"]),
+        (put("forecast", value={"features": ["pulse"]}), ["feature table", "'pulse'"]),
         (put("features", value=["heart_rate", "pulse"]), ["feature table", "'pulse'", "'heart_rate'"]),
-        (put("features", value=["age", "age"]), ["named twice"]),
+        (put("features", value=["age", "age"]), ["names, each once"]),
         (put("input", 0, "name", value="vals"), ["input tensors must be", "'values'", "'vals'"]),
         (put("input", 0, "dims", value=[3]), ["values", "dims [2]", "[3]"]),
         (put("input", 0, "data_type", value="TYPE_FP64"), ["$.input[0].data_type"]),
@@ -122,6 +127,71 @@ def test_a_bad_config_is_refused_with_the_place_and_the_mend(
     assert raised.value.reason == "invalid-model-config"
     for part in (str(path), *parts):
         assert part in str(raised.value)
+
+
+def image_config() -> Config:
+    document = config()
+    for key in ("features", "state"):
+        del document[key]
+    return document | {
+        "kind": "image",
+        "input": [{"name": "image", "dims": [1, 28, 32]}],
+        "output": [{"name": "probability", "dims": [2]}, {"name": "activation", "dims": [2, 7, 8]}],
+        "image": {"height": 28, "width": 32},
+        "classes": ["normal", "pneumonia"],
+        "findings": ["pneumonia"],
+    }
+
+
+def test_an_image_config_is_read(tmp_path: Path) -> None:
+    loaded = load(written(tmp_path, image_config()))
+    assert loaded.image is not None
+    assert loaded.image.dims == (1, 28, 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (drop("image"), "needs `image`"),
+        (put("classes", value=["normal"]), "two or more different names"),
+        (put("findings", value=["tumour"]), "some of the classes"),
+        (put("findings", value=["normal", "pneumonia"]), "some of the classes"),
+        (put("image", "height", value=64), "input image must have dims [1, 64, 32], came [1, 28, 32]"),
+        (put("image", "fit", value="squeeze"), "$.image.fit"),
+        (put("output", 0, "dims", value=[3]), "output probability must have dims [2]"),
+        (put("output", 1, "dims", value=[3, 7, 8]), "activation must have dims [2, height, width]"),
+        (put("output", 1, "name", value="map"), "may have ['activation']"),
+    ],
+)
+def test_a_bad_image_config_is_refused(tmp_path: Path, change: Callable[[Config], None], part: str) -> None:
+    document = image_config()
+    change(document)
+    with pytest.raises(ModelConfigError) as raised:
+        load(written(tmp_path, document))
+    assert part in str(raised.value)
+
+
+def whole_window(document: Config) -> None:
+    del document["state"]
+    document["input"] = [{"name": "values", "dims": [48, 2]}]
+    document["output"] = document["output"][:1]
+
+
+def newest_row(document: Config) -> None:
+    whole_window(document)
+    document |= {"kind": "features", "input": [{"name": "values", "dims": [2]}]}
+
+
+def told_more(document: Config) -> None:
+    document["forecast"] = {"features": ["heart_rate"]}
+    document["output"] += [{"name": "spread", "dims": []}, {"name": "forecast", "dims": [1]}]
+
+
+@pytest.mark.parametrize("change", [whole_window, newest_row, told_more])
+def test_other_forms_of_series_model_are_read(tmp_path: Path, change: Callable[[Config], None]) -> None:
+    document = config()
+    change(document)
+    load(written(tmp_path, document))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""What the `riskstream model` commands share: failures told in one line, progress on long work."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from engines.errors import EngineError
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Turn an expected failure into one line and exit code 1."""
+    try:
+        yield
+    except (EngineError, OSError) as error:
+        Console(stderr=True).print(
+            f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
+        raise typer.Exit(1) from None
+
+
+def bar() -> Progress:
+    """A progress bar on standard error; nothing where that is not a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def shown(progress: Progress) -> Callable[[str, int, int], None]:
+    """A function (what, done, of) that moves the bar; one line for each `what`."""
+    tasks: dict[str, Any] = {}
+
+    def show(what: str, done: int, of: int) -> None:
+        if what not in tasks:
+            tasks[what] = progress.add_task(what)
+        progress.update(tasks[what], completed=done, total=of or None)
+
+    return show
