@@ -5,9 +5,11 @@
     ├── DigestError       model.onnx is not the file that config.json names
     ├── GraphError        the graph cannot be loaded, or its tensors are not those of config.json
     ├── GoldenError       the engine does not reproduce golden.npz
+    ├── KindError         the model is of another kind than this command or role takes
     ├── InputError        what was handed to `Engine.run` does not fit the model: the caller's mistake
     ├── BackendError      the runtime is absent, took another device, or failed while it ran
     ├── DatasetError      a data set is absent or not in its format
+    ├── ImageError        a file is not a picture that can be decoded, or not of the kind that is asked for
     └── ExtraError        an optional dependency is not installed
 
 A model refused at load stays refused until its folder is mended; the others are worth a retry only
@@ -45,6 +47,12 @@ class GoldenError(EngineError):
     reason = "golden-mismatch"
 
 
+class KindError(EngineError):
+    """Name a model of the kind that the message asks for; `riskstream model list` shows the kinds."""
+
+    reason = "wrong-kind"
+
+
 class InputError(EngineError):
     """Names, types, shapes or batch size differ from config.json."""
 
@@ -61,6 +69,12 @@ class DatasetError(EngineError):
     """Check the path and the files; the message says what was looked for."""
 
     reason = "invalid-dataset"
+
+
+class ImageError(EngineError):
+    """Send one PNG, JPEG or DICOM picture, whole and of the accepted kind; the message says what came."""
+
+    reason = "invalid-image"
 
 
 class ExtraError(EngineError):

@@ -1,0 +1,197 @@
+"""From a picture's bytes to the input of an image model: the same code for training and for serving.
+
+    bytes --decode--> float32[height, width, 1 | 3] --prepare--> float32[channels, height, width]
+
+Both ends are in [0, 1], 0 black and 1 white. What a model does beyond that (mean, spread, calibration)
+is inside its graph. Decoding looks at the header first and refuses what is too large to be decoded.
+"""
+
+import io
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from engines.engine import F32
+from engines.errors import ImageError
+from schemas.model_config import ImageInput
+
+MAX_BYTES = 128 << 20
+"""Of one file. A full-field radiograph is some 20 MB uncompressed; more is not a single picture."""
+
+MAX_PIXELS = 64_000_000
+"""Of one picture; a chest radiograph has some 9 million. Decoded it takes up to 12 bytes a pixel."""
+
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+"""Shares of red, green and blue in grey (ITU-R BT.601), as Pillow's `L` and DICOM's YBR have them."""
+
+FILTER = Image.Resampling.BILINEAR
+"""Pillow's triangle filter, as wide as the reduction: no moire, no overshoot, the same on every machine."""
+
+
+RED = np.array([1.0, 0.1, 0.0], dtype=np.float32)
+"""Of an overlay's evidence."""
+
+
+def load(content: bytes, wanted: ImageInput) -> F32:
+    """Decode and prepare one file.
+
+    Raises:
+        ImageError: as `decode`.
+        ExtraError: as `decode`.
+    """
+    return prepare(decode(content, wanted), wanted)
+
+
+def decode(content: bytes, accepted: ImageInput | None = None) -> F32:
+    """The picture in a PNG, JPEG or DICOM file.
+
+    Args:
+        content: the whole file.
+        accepted: names the DICOM modalities, body parts and views that may come; None for any.
+
+    Returns:
+        float32[height, width, 1] for grey, float32[height, width, 3] for red, green, blue.
+
+    Raises:
+        ImageError: the file is none of these, is damaged, too large, holds several pictures, or is of
+            another modality, body part or view than accepted.
+        ExtraError: it is DICOM and pydicom is not installed.
+    """
+    if len(content) > MAX_BYTES:
+        raise ImageError(f"a picture of {len(content):,} bytes; {MAX_BYTES:,} are taken: reduce it first")
+    if content[128:132] == b"DICM":
+        from engines.dicom import decode_dicom
+
+        return decode_dicom(content, accepted)
+    if content[:4] == b"\x89PNG" or content[:2] == b"\xff\xd8":
+        return _decode_plain(content)
+    raise ImageError(f"{len(content):,} bytes that are neither PNG, JPEG nor DICOM (part 10)")
+
+
+def check_size(height: int, width: int) -> None:
+    """Refuse a picture before it is decoded.
+
+    Raises:
+        ImageError: it has no pixels or too many.
+    """
+    if height < 1 or width < 1:
+        raise ImageError(f"a picture of {width} x {height} pixels")
+    if height * width > MAX_PIXELS:
+        raise ImageError(f"a picture of {width} x {height} pixels; {MAX_PIXELS:,} are taken: reduce it first")
+
+
+def prepare(picture: F32, wanted: ImageInput) -> F32:
+    """A decoded picture as a model's input.
+
+    Args:
+        picture: float32[height, width, 1 | 3] in [0, 1].
+        wanted: channels, size, and what happens where the shape differs.
+
+    Returns:
+        float32[channels, height, width] in [0, 1]; a copy where nothing had to change.
+    """
+    if wanted.channels == 1 and picture.shape[2] == 3:
+        picture = (picture @ LUMA)[:, :, None]
+    planes = [_fitted(picture[:, :, plane], wanted) for plane in range(picture.shape[2])]
+    return np.stack(planes * (wanted.channels // len(planes)))
+
+
+def overlay(picture: F32, evidence: F32, side: int = 224) -> bytes:
+    """A small PNG that shows where a class was seen: grey, with the positive evidence in red.
+
+    Args:
+        picture: float32[channels, height, width], as prepared.
+        evidence: float32[map height, map width]; its maximum becomes full red, 0 and less nothing.
+        side: pixels of the longer side.
+    """
+    grey = picture.mean(axis=0)
+    scale = side / max(grey.shape)
+    size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
+    ground = _resized(grey, size)[:, :, None]
+    peak = float(evidence.max())
+    share = np.clip(evidence / peak, 0, 1) if peak > 0 else np.zeros_like(evidence)
+    ink = 0.6 * _resized(share.astype(np.float32), size, Image.Resampling.BICUBIC)[:, :, None].clip(0, 1)
+    mixed = ground * (1 - ink) + ink * RED
+    file = io.BytesIO()
+    Image.fromarray((mixed.clip(0, 1) * 255).round().astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def from_bytes(array: NDArray[np.uint8]) -> F32:
+    """Pixels of 8 bits, [height, width] or [height, width, 3], as a decoded picture."""
+    picture = array.astype(np.float32) / np.float32(255)
+    return picture[:, :, None] if picture.ndim == 2 else picture
+
+
+def _fitted(plane: F32, wanted: ImageInput) -> F32:
+    height, width = plane.shape
+    full = (wanted.width, wanted.height)
+    across, down = wanted.width / width, wanted.height / height
+    if wanted.fit == "crop":
+        inside = max(across, down)
+        margin = ((width - wanted.width / inside) / 2, (height - wanted.height / inside) / 2)
+        box = (margin[0], margin[1], width - margin[0], height - margin[1])
+        return _resized(plane, full, box=box)
+    if wanted.fit == "stretch" or across == down:
+        return _resized(plane, full)
+    inside = min(across, down)
+    inner = _resized(plane, (max(1, round(width * inside)), max(1, round(height * inside))))
+    canvas = np.zeros((wanted.height, wanted.width), dtype=np.float32)
+    top, left = (wanted.height - inner.shape[0]) // 2, (wanted.width - inner.shape[1]) // 2
+    canvas[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
+    return canvas
+
+
+def _resized(
+    plane: F32,
+    size: tuple[int, int],
+    way: Image.Resampling = FILTER,
+    box: tuple[float, float, float, float] | None = None,
+) -> F32:
+    """float32[height, width] of the size (width, height)."""
+    image = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
+    return np.clip(np.asarray(image.resize(size, way, box=box), dtype=np.float32), 0, 1)
+
+
+def _decode_plain(content: bytes) -> F32:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own limit is above `MAX_PIXELS`
+            with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+                check_size(image.height, image.width)
+                if getattr(image, "n_frames", 1) > 1:
+                    raise ImageError("a file of several pictures; one is taken: choose one and save it alone")
+                return _levels(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"a picture of more than {MAX_PIXELS:,} pixels: reduce it first") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ImageError(f"a damaged PNG or JPEG file ({type(error).__name__}): export it again") from error
+
+
+def _levels(image: Image.Image) -> F32:
+    """Pixels in [0, 1]: 16-bit grey keeps its depth, what is transparent becomes black."""
+    if image.mode == "1":
+        return from_bytes(np.asarray(image.convert("L")))
+    if image.mode == "L" and "transparency" not in image.info:
+        return from_bytes(np.asarray(image))
+    if image.mode.startswith("I"):
+        deep = np.clip(np.asarray(image, dtype=np.float32) / 65535, 0, 1)
+        return np.asarray(deep[:, :, None], dtype=np.float32)
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        layers = from_bytes(np.asarray(image.convert("RGBA")))
+        return _thin(layers[:, :, :3] * layers[:, :, 3:])
+    return _thin(from_bytes(np.asarray(image.convert("RGB"))))
+
+
+def _thin(colours: F32) -> F32:
+    """One plane where all three are alike."""
+    alike = bool((colours[:, :, :1] == colours).all())
+    return np.ascontiguousarray(colours[:, :, :1] if alike else colours)
+
+
+def stacked(tensors: Sequence[F32], wanted: ImageInput) -> F32:
+    """float32[images, channels, height, width], also of no images at all."""
+    return np.stack(tensors) if tensors else np.zeros((0, *wanted.dims), dtype=np.float32)
