@@ -16,7 +16,7 @@ import io
 import re
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -104,12 +104,23 @@ class Stay:
         samples: in file order; of two for one minute and channel the later one stands.
         outcome: 1 died in hospital, 0 survived, None where no outcomes file names the stay.
         skipped: lines that are not `HH:MM,known parameter,number`.
+        saps1, sofa: severity scores, where the outcomes file gives them.
     """
 
     record: str
     samples: tuple[Sample, ...]
     outcome: int | None
     skipped: int = 0
+    saps1: int | None = None
+    sofa: int | None = None
+
+
+class Outcome(NamedTuple):
+    """What an outcomes file says of a stay."""
+
+    died: int
+    saps1: int | None
+    sofa: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +177,7 @@ def read(path: Path) -> list[Stay]:
     Raises:
         DatasetError: nothing in the Challenge's format is there, or a file of it is damaged.
     """
-    outcomes: dict[str, int] = {}
+    outcomes: dict[str, Outcome] = {}
     stays: dict[str, Stay] = {}
     for name, data in sorted(_files(path)):
         if name.startswith("Outcomes"):
@@ -176,8 +187,13 @@ def read(path: Path) -> list[Stay]:
             _add(stays, {stay.record: stay})
     if not stays:
         raise DatasetError(f"{path} holds no stay: no .txt file, in a .tar.gz or not, starts with {HEADER!r}")
-    named = (Stay(s.record, s.samples, outcomes.get(s.record), s.skipped) for s in stays.values())
-    return sorted(named, key=lambda stay: stay.record)
+    return [_with_outcome(stay, outcomes.get(record)) for record, stay in sorted(stays.items())]
+
+
+def _with_outcome(stay: Stay, outcome: Outcome | None) -> Stay:
+    if outcome is None:
+        return stay
+    return replace(stay, outcome=outcome.died, saps1=outcome.saps1, sofa=outcome.sofa)
 
 
 def _add(known: dict[str, T], found: dict[str, T]) -> None:
@@ -303,13 +319,18 @@ def _text(name: str, data: bytes) -> str:
         raise DatasetError(f"{kind} is not text in UTF-8") from error
 
 
-def _outcomes(text: str) -> dict[str, int]:
+def _outcomes(text: str) -> dict[str, Outcome]:
     reader = csv.DictReader(io.StringIO(text))
     column = "In-hospital_death"
     if not {"RecordID", column} <= set(reader.fieldnames or ()):
         raise DatasetError(f"an Outcomes file must have the columns RecordID and {column}")
     try:
-        return {row["RecordID"].strip(): _died(row[column]) for row in reader}
+        return {
+            row["RecordID"].strip(): Outcome(
+                _died(row[column]), _severity(row.get("SAPS-I")), _severity(row.get("SOFA"))
+            )
+            for row in reader
+        }
     except (ValueError, AttributeError) as error:
         raise DatasetError(f"an Outcomes file holds an {column} that is neither 0 nor 1") from error
 
@@ -319,6 +340,15 @@ def _died(text: str) -> int:
     if died not in (0, 1):
         raise ValueError
     return died
+
+
+def _severity(text: str | None) -> int | None:
+    """A severity score; None for -1, which marks one that could not be computed, and for anything else."""
+    try:
+        score = int(text or "")
+    except ValueError:
+        return None
+    return score if score >= 0 else None
 
 
 def _stay(name: str, text: str) -> Stay:

