@@ -35,8 +35,8 @@ FIGURES = {
     "brier": "mean squared difference of risk and outcome",
     "ece": f"mean |mean risk - share of positives| over {metrics.BINS} groups of equal size, ordered by risk",
     "calibration_in_the_large": "mean risk less the share of positives; above 0 the risks are too high",
-    "intervals": "95% percentile intervals over bootstrap resamples, drawn within each outcome but for brier, "
-    "ece and calibration_in_the_large; that of ece is shifted down by what resampling alone adds to it",
+    "intervals": "95% percentile intervals over bootstrap resamples, drawn within each outcome except for "
+    "brier, ece and calibration_in_the_large; that of ece is moved down by what resampling alone adds",
 }
 """What the figures of `judged` mean."""
 

@@ -1,0 +1,106 @@
+"""What the figures say in words: where the model is better, where a simpler one is, where neither is."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+FIGURES = {"auroc": "AUROC", "auprc": "AUPRC", "event1": "event 1"}
+"""The figures that sentences compare, higher being better."""
+
+
+class Comparison(NamedTuple):
+    """One figure at one hour; low and high bound `ours - theirs`."""
+
+    hour: str
+    figure: str
+    ours: float
+    theirs: float
+    low: float
+    high: float
+
+    @property
+    def words(self) -> str:
+        """The numbers."""
+        return (
+            f"{FIGURES[self.figure]} at {self.hour} h {self.theirs:.3f} against {self.ours:.3f} "
+            f"(difference {self.theirs - self.ours:+.3f}, {-self.high:+.3f} to {-self.low:+.3f})"
+        )
+
+
+def verdict(hours: Mapping[str, Any], baselines: Mapping[str, Any]) -> list[str]:
+    """Sentences from the numbers of `evaluate.assess`.
+
+    Args:
+        hours: judged figures of the model by hour.
+        baselines: those of the baselines, each with "title" and "hours".
+    """
+    compared = {name: _comparisons(baseline) for name, baseline in baselines.items()}
+    titles = {name: str(baseline["title"]) for name, baseline in baselines.items()}
+    sentences = [_headline(*list(hours.items())[-1])]
+    beaten: list[str] = []
+    for name, found in compared.items():
+        better = [one for one in found if one.high < 0]
+        ahead = [one for one in found if one.ours < one.theirs and one.high >= 0]
+        level = [one for one in found if one.ours >= one.theirs and one.low <= 0]
+        title = titles[name]
+        if better:
+            sentences.append(f"{_capital(title)}: better than the model in {_listed(better)}.")
+        if ahead:
+            sentences.append(f"{_capital(title)}: ahead, but within the uncertainty, in {_listed(ahead)}.")
+        if level:
+            sentences.append(
+                f"{_capital(title)}: not told apart from the model, which is ahead, in {_listed(level)}."
+            )
+        if found and not (better or ahead or level):
+            beaten.append(title)
+    if beaten:
+        sentences.append(
+            f"The model is better than {_and(beaten)} in every figure compared, at every hour that has both."
+        )
+    if compared and not any(one.ours < one.theirs for found in compared.values() for one in found):
+        sentences.append("No simpler model is ahead of it in AUROC, AUPRC or event 1 at any hour judged.")
+    return sentences + _calibration(hours, baselines, titles)
+
+
+def _headline(hour: str, judged: Mapping[str, Any]) -> str:
+    low, high = judged["intervals"]["auroc"]
+    return (
+        f"At {hour} h the model has AUROC {judged['auroc']:.3f} ({low:.3f} to {high:.3f}), "
+        f"AUPRC {judged['auprc']:.3f}, event 1 {judged['event1']:.3f} and ECE {judged['ece']:.3f}, "
+        f"on {judged['n']:,} stays with {judged['positives']:,} deaths."
+    )
+
+
+def _comparisons(baseline: Mapping[str, Any]) -> list[Comparison]:
+    found = []
+    for hour, judged in baseline["hours"].items():
+        for figure, (gap, low, high) in judged["difference"].items():
+            if figure in FIGURES:
+                found.append(Comparison(hour, figure, judged[figure] + gap, judged[figure], low, high))
+    return found
+
+
+def _calibration(
+    hours: Mapping[str, Any], baselines: Mapping[str, Any], titles: Mapping[str, str]
+) -> list[str]:
+    sentences = []
+    for name, baseline in baselines.items():
+        better = [
+            f"at {hour} h {judged['ece']:.3f} against {hours[hour]['ece']:.3f}"
+            for hour, judged in baseline["hours"].items()
+            if "ece" in judged and judged["ece"] < hours[hour]["ece"]
+        ]
+        if better:
+            sentences.append(f"{_capital(titles[name])}: smaller calibration error (ECE) {_and(better)}.")
+    return sentences
+
+
+def _listed(comparisons: Sequence[Comparison]) -> str:
+    return "; ".join(one.words for one in comparisons)
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
