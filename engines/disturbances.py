@@ -37,7 +37,7 @@ def brightened(step: float) -> Disturbance:
     """A constant added to every pixel."""
 
     def apply(tensors: F32) -> F32:
-        return np.clip(tensors + np.float32(step), 0, 1)
+        return np.asarray(np.clip(tensors + np.float32(step), 0, 1))
 
     return apply
 
