@@ -36,10 +36,10 @@ def to_onnx(step: Step) -> bytes:
             output_names=list(OUTPUTS),
             dynamic_shapes=tuple({0: batch} for _ in INPUTS),
         )
-    return _plain(program.model_proto)
+    return plain(program.model_proto)
 
 
-def _plain(proto: onnx.ModelProto) -> bytes:
+def plain(proto: onnx.ModelProto) -> bytes:
     """The graph without the exporter's notes, which hold file paths and source lines."""
     del proto.metadata_props[:]
     del proto.functions[:]
