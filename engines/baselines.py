@@ -280,7 +280,7 @@ def load(path: Path) -> Fitted:
         RepositoryError: the file is missing, or is not such a file.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
             fitted = Fitted(
                 tuple(str(name) for name in arrays["features"]),
                 Logistic(*(arrays[f"logistic/{name}"] for name in Logistic._fields)),

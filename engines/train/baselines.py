@@ -19,6 +19,9 @@ SEED = 2012
 BOUND = 4.0
 """Z-scores are bounded by this: a few outliers would otherwise hold the regression's weights down."""
 
+PENALTY = 0.002
+"""Inverse strength of the ridge penalty, for columns of unit spread."""
+
 Progress = Callable[[str, int, int], None]
 """Told (what, done, of)."""
 
@@ -42,7 +45,7 @@ def cross_validated(
         fitted = fit(_of(rows, ~inside), died[~inside], features)
         for name, risks in baselines.learned(fitted, _of(rows, inside)).items():
             found.setdefault(name, np.empty(rows.values.shape[:2], np.float32))[inside] = risks
-        on("fitting baselines", done + 1, len(numbers) + 1)
+        on("fitting baselines", done + 1, len(numbers))
     return found
 
 
@@ -62,7 +65,7 @@ def fit(rows: Rows, died: NDArray[np.floating], features: Sequence[str]) -> Fitt
     flat = columns.reshape(-1, columns.shape[-1])
     outcome = np.repeat(died.astype(np.int64), len(HOURS))
     names = baselines.column_names(features)
-    return Fitted(tuple(features), _logistic(flat, outcome, names), _trees(boosting(flat, outcome), flat))
+    return Fitted(tuple(features), regression(flat, outcome, names), trees_of(boosting(flat, outcome), flat))
 
 
 _STEPS = np.array(HOURS) - 1
@@ -92,7 +95,7 @@ def _filled(columns: F32) -> NDArray[np.intp]:
     return np.flatnonzero(~np.all(np.isnan(columns), axis=0))
 
 
-def _trees(model: HistGradientBoostingClassifier, columns: F32) -> Trees:
+def trees_of(model: HistGradientBoostingClassifier, columns: F32) -> Trees:
     """The fitted trees as flat arrays.
 
     A threshold is rounded down to float32: x <= threshold is the same for every float32 x.
@@ -119,9 +122,10 @@ def _trees(model: HistGradientBoostingClassifier, columns: F32) -> Trees:
     )
 
 
-def _logistic(columns: F32, outcome: NDArray[np.integer], names: list[str]) -> Logistic:
+def regression(columns: F32, outcome: NDArray[np.integer], names: list[str]) -> Logistic:
+    """The fitted regression and the standardisation that it reads."""
     model = _scaled(columns, names)
-    found = LogisticRegression(C=0.002, max_iter=500).fit(baselines.standardised(model, columns), outcome)
+    found = LogisticRegression(C=PENALTY, max_iter=500).fit(baselines.standardised(model, columns), outcome)
     return model._replace(weights=found.coef_[0], intercept=np.array(float(found.intercept_[0])))
 
 

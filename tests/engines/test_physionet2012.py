@@ -109,6 +109,22 @@ def test_outcomes_may_be_absent(tmp_path: Path) -> None:
     assert [stay.outcome for stay in physionet2012.read(write_set(tmp_path / "s", None))] == [None, None]
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "scores"),
+    [
+        (OUTCOMES, [(6, 1), (16, 8)]),
+        ("RecordID,SAPS-I,SOFA,In-hospital_death\n1,-1,0,0\n2,5,-1,1\n", [(None, 0), (5, None)]),
+        ("RecordID,SAPS-I,In-hospital_death\n1,,0\n2,high,1\n", [(None, None), (None, None)]),
+        (None, [(None, None), (None, None)]),
+    ],
+)
+def test_severity_scores_are_read_where_they_are(
+    tmp_path: Path, outcomes: str | None, scores: list[tuple[int | None, int | None]]
+) -> None:
+    stays = physionet2012.read(write_set(tmp_path / "s", outcomes))
+    assert [(stay.saps1, stay.sofa) for stay in stays] == scores
+
+
 def test_samples_are_coded_and_descriptors_of_minus_one_dropped() -> None:
     stay = stay_of("01:30,FiO2,0.4", "47:59,Weight,-1", "48:00,SaO2,97")
     assert [(s.minute, s.code, s.value, s.unit) for s in stay.samples] == [
