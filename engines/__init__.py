@@ -14,7 +14,7 @@ errors.py               the error tree
 engine.py               the interface; checks once what every backend may rely on
 onnxruntime_backend.py  the only home of onnxruntime
 repository.py           model folders in Triton's layout
-steps.py                an engine over rows of many stays, hour by hour
+steps.py                what each kind of series model reads; an engine over whole stays, hour by hour
 physionet2012.py        reader of the Challenge 2012 format
 metrics.py, evaluate.py how good risks are; numpy only
 models/                 the models that are shipped

@@ -75,7 +75,11 @@ class ModelReference(Struct, frozen=True):
 
 
 class BasisInput(Struct, frozen=True):
-    """One input that a risk rests on: its last value, when it was measured, its age at the alert's time."""
+    """One input that a risk rests on: its last value, when it was measured, its age at the alert's time.
+
+    contribution: the risk less the risk had this feature never been measured in the window, everything else
+        equal; above 0 where it raises the risk. Contributions of inputs that tell the same do not add up.
+    """
 
     feature: str
     loinc: str
@@ -83,6 +87,20 @@ class BasisInput(Struct, frozen=True):
     unit: str
     time: datetime | None = None
     age_s: float | None = None
+    contribution: float | None = None
+
+
+class ForecastPoint(Struct, frozen=True):
+    """What the model expects a feature to be, `horizon_s` seconds after the alert's time.
+
+    last: its last measured value; the forecast is worth what it says beyond it.
+    """
+
+    feature: str
+    value: float
+    unit: str
+    horizon_s: float
+    last: float
 
 
 class TrendPoint(Struct, frozen=True):
@@ -108,6 +126,8 @@ class Alert(Struct, frozen=True):
     threshold: the policy's entry threshold of `severity`.
     expires_at: when the episode expires unless the patient is scored again.
     missing: features the model reads that the window does not hold.
+    uncertainty: standard deviation of the risks of the model's members; null where it has none.
+    forecast: of features that were measured, where the model forecasts.
     source: the record that caused the transition; for `expired`, the last record scored before.
     """
 
@@ -130,10 +150,15 @@ class Alert(Struct, frozen=True):
     inputs: tuple[BasisInput, ...] = ()
     missing: tuple[str, ...] = ()
     trend: tuple[TrendPoint, ...] = ()
+    uncertainty: float | None = None
+    forecast: tuple[ForecastPoint, ...] = ()
 
 
 class Score(Struct, frozen=True):
-    """One score, for dashboards and audit: one for each record that changed its patient."""
+    """One score, for dashboards and audit: one for each record that changed its patient.
+
+    uncertainty: as in an alert.
+    """
 
     patient: str
     time: datetime
@@ -141,6 +166,7 @@ class Score(Struct, frozen=True):
     model: str
     model_version: int
     source: Source
+    uncertainty: float | None = None
 
 
 class Rejection(Struct, frozen=True):

@@ -11,6 +11,8 @@ A row, the input of one recurrent step, is three `float32[channels]` vectors:
     counts   number of measurements in this bin
 
 Static features stand in every row with elapsed 0 once known (48 and the fill value before), count 0.
+
+A model that reads the whole window at once gets `whole`: always 48 rows, the newest last.
 """
 
 from typing import NamedTuple
@@ -90,6 +92,30 @@ def rows(values: F32, counts: F32, statics: F32) -> Rows:
     out.values[:, _STATIC] = np.where(known_static, statics, FILL[_STATIC])
     out.elapsed[:, _STATIC] = np.where(known_static, 0.0, NEVER)
     return out
+
+
+def whole(steps: Rows) -> Rows:
+    """Rows of a window of 1 to 48 steps as exactly 48 rows, the newest last.
+
+    The hours before the first step are rows in which nothing was ever measured: fill, elapsed 48, count 0.
+    Static features stand in them as in the newest row.
+
+    Args:
+        steps: float32[..., n, channels], oldest first.
+
+    Returns:
+        float32[..., 48, channels].
+    """
+    *lead, n, channels = steps.values.shape
+    shape = (*lead, WINDOW_BINS - n, channels)
+    blank = Rows(
+        np.broadcast_to(FILL, shape).copy(),
+        np.full(shape, NEVER, dtype=np.float32),
+        np.zeros(shape, dtype=np.float32),
+    )
+    for before, rows_of in ((blank.values, steps.values), (blank.elapsed, steps.elapsed)):
+        before[..., _STATIC] = rows_of[..., -1:, _STATIC]
+    return Rows(*(np.concatenate(pair, axis=-2) for pair in zip(blank, steps, strict=True)))
 
 
 def carry(closed: Rows) -> Carried:

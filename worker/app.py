@@ -18,6 +18,7 @@ from faust.types import TP
 
 from engines import repository
 from engines.engine import Engine
+from engines.steps import SeriesModel
 from worker import metrics
 from worker.alert_log import LastAlert, last_alerts
 from worker.batch import Batcher
@@ -26,7 +27,6 @@ from worker.cluster import Cluster, complaints, describe
 from worker.config import Settings
 from worker.errors import FatalError, RetryError, StoreError
 from worker.http import Health, serve
-from worker.infer import StepModel
 from worker.lanes import Lanes, Stages
 from worker.messages import Author
 from worker.partition import Partition, Place
@@ -176,7 +176,7 @@ class Worker:
 
     def _stages(self, app: Any, engine: Engine, batcher: Batcher, store: Store) -> Stages:
         settings, config = self.settings, engine.config
-        model = StepModel(config)
+        model = SeriesModel(config)
         topics = (settings.topic_alerts, settings.topic_scores, settings.topic_dead_letters)
 
         def author(partition: Partition) -> Author:

@@ -1,82 +1,87 @@
-"""Planned steps and rows -> risks. The recurrent arithmetic of a chunk, in lockstep over patients."""
+"""Planned steps and rows -> predictions. The arithmetic of a chunk, for every kind of series model.
+
+A step graph's closed bins are stepped over in lockstep over patients, then all rows are scored at once. A
+model of kind `features` scores the rows alone, and one of whole windows the windows that the plan has kept.
+"""
 
 from collections.abc import Awaitable, Callable, Mapping
-from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.steps import columns
-from schemas.model_config import ModelConfig
-from schemas.window import Rows
+from engines.steps import Prediction, SeriesModel, predicted
+from schemas.window import Rows, whole
 from worker.patient import Patient
-from worker.plan import Chain, Plan
+from worker.plan import Chain, Plan, Scored
+
+WINDOWS_AT_ONCE = 256
+"""Whole windows made into tensors at a time: of all features each takes 24 KB."""
 
 F32 = NDArray[np.float32]
 Run = Callable[[Mapping[str, F32]], Awaitable[dict[str, F32]]]
 
 
-class StepModel:
-    """How a windowed-series model's tensors map to the feature table and to one flat state vector.
-
-    columns: channel of each of the model's features.
-    width: length of the flat state.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        self.config = config
-        self.columns = columns(config)
-        self.channels = frozenset(int(channel) for channel in self.columns)
-        self._pairs: list[tuple[str, str, tuple[int, ...], slice]] = []
-        at = 0
-        for pair in config.state:
-            size = prod(pair.dims)
-            self._pairs.append((pair.input, pair.output, pair.dims, slice(at, at + size)))
-            at += size
-        self.width = at
-
-    def inputs(self, rows: Rows, states: F32) -> dict[str, F32]:
-        """The graph's inputs from rows, float32[n, features] each, and states float32[n, width]."""
-        tensors: dict[str, F32] = rows._asdict()
-        for name, _, dims, part in self._pairs:
-            tensors[name] = np.ascontiguousarray(states[:, part]).reshape(-1, *dims)
-        return tensors
-
-    def states(self, outputs: Mapping[str, F32]) -> F32:
-        """The flat states, float32[n, width], from the graph's outputs."""
-        return np.concatenate(
-            [outputs[name].reshape(len(outputs[name]), -1) for _, name, _, _ in self._pairs], axis=1
-        )
-
-
-async def infer(plan: Plan, model: StepModel, run: Run) -> F32:
+async def infer(plan: Plan, model: SeriesModel, run: Run) -> Prediction:
     """Step every chain, then score every row; leave each patient its newest recurrent state.
 
     Args:
-        plan: of one chunk.
+        plan: of one chunk; it keeps windows if the model reads whole ones.
         model: the model's layout.
         run: graph inputs -> graph outputs, any number of rows.
 
     Returns:
-        float32[len(plan.scored)], calibrated risks; NaN where the engine fails on a row.
+        Arrays of len(plan.scored) rows; NaN where the engine fails on a row.
     """
+    before = await _states(plan, model, run)
+    if not plan.scored:
+        return Prediction(np.zeros(0, dtype=np.float32), None, None)
+    if model.whole:
+        return await _infer_windows(plan.scored, model, run)
+    rows = model.chosen(Rows(*(array[: len(plan.scored)] for array in plan.rows)))
+    return predicted(await run(model.inputs(rows, before)))
+
+
+async def _states(plan: Plan, model: SeriesModel, run: Run) -> F32:
+    """Step over the closed bins; the state before each row to score, float32[scored, width]."""
+    before = np.zeros((len(plan.scored), model.width), dtype=np.float32)
+    if not model.stateful:
+        return before
     chains = list(plan.chains.values())
     states, first = await _step(chains, model, run)
     for chain, base in zip(chains, first, strict=True):
         _keep(chain.patient, states[base + chain.length])
-    n = len(plan.scored)
-    if not n:
-        return np.zeros(0, dtype=np.float32)
     base_of = {chain.patient: int(base) for chain, base in zip(chains, first, strict=True)}
-    before = np.zeros((n, model.width), dtype=np.float32)
     for i, scored in enumerate(plan.scored):
         base = base_of.get(scored.patient)
         if base is not None:
             before[i] = states[base + scored.state]
         elif scored.patient.hidden is not None:
             before[i] = scored.patient.hidden
-    rows = Rows(*(np.ascontiguousarray(array[:n, model.columns]) for array in plan.rows))
-    return (await run(model.inputs(rows, before)))["risk"]
+    return before
+
+
+async def _infer_windows(scored: list[Scored], model: SeriesModel, run: Run) -> Prediction:
+    parts = []
+    nothing = np.zeros((0, model.width), dtype=np.float32)
+    for at in range(0, len(scored), WINDOWS_AT_ONCE):
+        windows = [window_of(score, model) for score in scored[at : at + WINDOWS_AT_ONCE]]
+        rows = Rows(*(np.stack(arrays) for arrays in zip(*windows, strict=True)))
+        parts.append(await run(model.inputs(rows, nothing)))
+    return predicted({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+
+def window_of(scored: Scored, model: SeriesModel) -> Rows:
+    """What the model reads of a score's window, oldest row first: float32[rows, features] each.
+
+    A step graph reads a row for each bin of the window, a model of whole windows 48, one of `features` one.
+    """
+    assert scored.window is not None
+    rows = scored.window.rows()
+    if model.whole:
+        rows = whole(rows)
+    elif not model.stateful:
+        rows = Rows(*(array[-1:] for array in rows))
+    return model.chosen(rows)
 
 
 def _keep(patient: Patient, hidden: F32) -> None:
@@ -87,7 +92,7 @@ def _keep(patient: Patient, hidden: F32) -> None:
         patient.hidden, patient.failed = None, True
 
 
-async def _step(chains: list[Chain], model: StepModel, run: Run) -> tuple[F32, NDArray[np.intp]]:
+async def _step(chains: list[Chain], model: SeriesModel, run: Run) -> tuple[F32, NDArray[np.intp]]:
     """All states of all chains, float32[states, width], and the number of each chain's first."""
     lengths = np.array([chain.length for chain in chains], dtype=np.intp)
     first = np.concatenate([[0], np.cumsum(lengths + 1)]).astype(np.intp)

@@ -3,16 +3,19 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
+from typing import NamedTuple
 from uuid import UUID, uuid5
 
 import msgspec
 import numpy as np
 
-from schemas.features import FEATURES, IS_STATIC
+from engines.steps import Prediction, SeriesModel
+from schemas.features import CHANNEL, FEATURES, IS_STATIC
 from schemas.messages import (
     Alert,
     BasisInput,
     DeadLetter,
+    ForecastPoint,
     ModelReference,
     Rejection,
     Score,
@@ -23,9 +26,8 @@ from schemas.model_config import ModelConfig
 from schemas.window import HOUR_MS, NEVER
 from worker.decide import Step
 from worker.decode import Record
-from worker.infer import StepModel
 from worker.partition import Place
-from worker.plan import Plan, Scored
+from worker.plan import Plan
 from worker.publish import Outgoing, cloud_event
 
 NAMESPACE = UUID("6f6e6f73-7269-5b73-8000-7374726561d0")
@@ -43,6 +45,15 @@ _LATEST_MS = 253_402_300_799_000
 """Of the years 1 to 9999."""
 
 _encode = msgspec.json.Encoder().encode
+
+
+class Basis(NamedTuple):
+    """What an alert's risk rests on; fields as in `Alert`. An expiry rests on no score, so on nothing."""
+
+    inputs: tuple[BasisInput, ...] = ()
+    missing: tuple[str, ...] = ()
+    uncertainty: float | None = None
+    forecast: tuple[ForecastPoint, ...] = ()
 
 
 class Author:
@@ -63,10 +74,8 @@ class Author:
         self._model = ModelReference(config.name, config.version, config.digest)
         self._uri = f"/riskstream/{place.cluster}/{place.topic}/{place.partition}"
 
-    def alert(
-        self, step: Step, patient_id: str, basis: tuple[BasisInput, ...], missing: tuple[str, ...]
-    ) -> Outgoing:
-        """An alert transition; `basis` and `missing` as of the score that it rests on.
+    def alert(self, step: Step, patient_id: str, basis: Basis) -> Outgoing:
+        """An alert transition; `basis` is that of the score that it rests on.
 
         An expiry rests on no score. It says only what the alert log and the records' times say, so that
         it is the same after a rebuild that began in the middle of its patient's window.
@@ -96,18 +105,22 @@ class Author:
             model=self._model,
             backend=self._backend,
             source=Source(cluster, topic, partition, trace.offset),
-            inputs=basis,
-            missing=missing,
+            inputs=basis.inputs,
+            missing=basis.missing,
             trend=trend,
+            uncertainty=basis.uncertainty,
+            forecast=basis.forecast,
         )
         headers = cloud_event(f"alert.{step.transition}", identifier, self._uri)
         return Outgoing(self._alerts, patient_id.encode(), _encode(alert), headers, partition)
 
-    def score(self, patient_id: str, time_ms: int, risk: float, offset: int) -> Outgoing:
+    def score(
+        self, patient_id: str, time_ms: int, risk: float, uncertainty: float | None, offset: int
+    ) -> Outgoing:
         """One score."""
         cluster, topic, partition = self._place
-        source = Source(cluster, topic, partition, offset)
-        score = Score(patient_id, moment(time_ms), risk, self._config.name, self._config.version, source)
+        config, source = self._config, Source(cluster, topic, partition, offset)
+        score = Score(patient_id, moment(time_ms), risk, config.name, config.version, source, uncertainty)
         identifier = f"{cluster}/{topic}/{partition}/{offset}"
         return Outgoing(
             self._scores, patient_id.encode(), _encode(score), cloud_event("score", identifier, self._uri)
@@ -139,27 +152,59 @@ class Author:
 
 
 def basis(
-    plan: Plan, i: int, scored: Scored, model: StepModel
-) -> tuple[tuple[BasisInput, ...], tuple[str, ...]]:
-    """The inputs that score i of a plan rests on, with their times and ages, and the missing ones."""
+    plan: Plan, i: int, model: SeriesModel, prediction: Prediction, contributions: Sequence[float | None]
+) -> Basis:
+    """What score i of a plan rests on: inputs with their times, ages and contributions, and what is missing.
+
+    Args:
+        plan: of the chunk.
+        i: number of the score.
+        model: the served model.
+        prediction: of the plan's scores.
+        contributions: one for each of the model's features.
+    """
     inputs: list[BasisInput] = []
     missing: list[str] = []
-    for name, channel in zip(model.config.features, model.columns, strict=True):
-        feature, value = FEATURES[channel], float(plan.rows.values[i, channel])
+    scored = plan.scored[i]
+    for name, channel, part in zip(model.config.features, model.columns, contributions, strict=True):
+        feature, value = FEATURES[channel], _short(plan.rows.values[i, channel])
         elapsed = plan.rows.elapsed[i, channel]
         if elapsed >= NEVER:
             missing.append(name)
-        elif IS_STATIC[channel]:
-            inputs.append(BasisInput(name, feature.loinc[0], _short(value), feature.unit))
-        else:
+            continue
+        time, age = None, None
+        if not IS_STATIC[channel]:
             time_ms = int(scored.carried_times[channel])
             if elapsed == 0:
                 time_ms = scored.open * HOUR_MS + int(plan.times[i, channel])
-            age = (scored.time_ms - time_ms) / 1000
-            inputs.append(
-                BasisInput(name, feature.loinc[0], _short(value), feature.unit, moment(time_ms), age)
-            )
-    return tuple(inputs), tuple(missing)
+            time, age = moment(time_ms), (scored.time_ms - time_ms) / 1000
+        inputs.append(BasisInput(name, feature.loinc[0], value, feature.unit, time, age, part))
+    forecast = _forecast(plan, i, model, prediction)
+    return Basis(tuple(inputs), tuple(missing), uncertainty(prediction, i), forecast)
+
+
+def uncertainty(prediction: Prediction, i: int) -> float | None:
+    """The spread of score i, to six decimals; None where the model gives none."""
+    return finite(prediction.spread[i]) if prediction.spread is not None else None
+
+
+def finite(value: float | np.floating) -> float | None:
+    """A number to six decimals, as risks are rounded; None in the place of what is no number."""
+    return round(float(value), 6) if np.isfinite(value) else None
+
+
+def _forecast(plan: Plan, i: int, model: SeriesModel, prediction: Prediction) -> tuple[ForecastPoint, ...]:
+    """Of the features that the window holds: what was never measured has no course to forecast."""
+    ahead = model.config.forecast
+    if ahead is None or prediction.forecast is None:
+        return ()
+    points = []
+    for name, value in zip(ahead.features, prediction.forecast[i], strict=True):
+        channel = CHANNEL[name]
+        if plan.rows.elapsed[i, channel] < NEVER and np.isfinite(value):
+            last, unit = _short(plan.rows.values[i, channel]), FEATURES[channel].unit
+            points.append(ForecastPoint(name, round(float(value), 3), unit, ahead.horizon_s, last))
+    return tuple(points)
 
 
 def moment(time_ms: int) -> datetime:
@@ -170,6 +215,6 @@ def moment(time_ms: int) -> datetime:
     return datetime.fromtimestamp(min(max(time_ms, _EARLIEST_MS), _LATEST_MS) / 1000, UTC)
 
 
-def _short(value: float) -> float:
+def _short(value: np.float32) -> float:
     """A float32 as the shortest decimal that gives it again."""
-    return float(np.format_float_positional(np.float32(value), unique=True, trim="0"))
+    return float(np.format_float_positional(value, unique=True, trim="0"))

@@ -5,18 +5,41 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.window import CHANNELS, Rows
-from worker.patient import Patient
+from schemas.window import CHANNELS, WINDOW_BINS, Rows, rows
+from worker.patient import F32, Patient
+
+
+class Window(NamedTuple):
+    """A patient's window as it was at one record; later records of the chunk do not change it.
+
+    start, open: first non-empty bin, and the bin in progress.
+    values, counts: float32 and uint8[slots, channels], the rings of `worker.patient.Cells`.
+    statics: float32[len(STATIC)].
+    """
+
+    start: int
+    open: int
+    values: F32
+    counts: NDArray[np.uint8]
+    statics: F32
+
+    def rows(self) -> Rows:
+        """Rows of the window's bins, float32[bins, channels] each, the open one last."""
+        slots = np.arange(self.start, self.open + 1) % WINDOW_BINS
+        return rows(self.values[slots], self.counts[slots].astype(np.float32), self.statics)
 
 
 class Plan:
     """What a chunk asks of the engine: chains of steps over closed bins, and rows to score.
 
+    keeps_windows: whether each score keeps the window it rests on, as models of whole windows and
+        explanations need; some 10 KB a record.
     rows: the rows to score, float32[records, channels] each, the first `len(scored)` in use.
     times: ms from the open bin's start to each value in it, uint32[records, channels].
     """
 
-    def __init__(self, records: int) -> None:
+    def __init__(self, records: int, *, keeps_windows: bool = False) -> None:
+        self.keeps_windows = keeps_windows
         self.chains: dict[Patient, Chain] = {}
         self.rows = Rows(*(np.zeros((records, CHANNELS), dtype=np.float32) for _ in range(3)))
         self.times: NDArray[np.uint32] = np.zeros((records, CHANNELS), dtype=np.uint32)
@@ -62,6 +85,7 @@ class Scored(NamedTuple):
     time_ms: the patient's newest event time after the record; the time of the decision.
     at: position of the record in the chunk.
     open, carried_times: the patient's at this record; with the plan's times they date every input.
+    window: the patient's at this record, where the plan keeps windows.
     """
 
     patient: Patient
@@ -70,3 +94,4 @@ class Scored(NamedTuple):
     time_ms: int
     open: int
     carried_times: NDArray[np.int64]
+    window: Window | None

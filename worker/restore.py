@@ -15,6 +15,7 @@ the alert log.
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
+from engines.steps import SeriesModel
 from schemas.latch import Episode
 from schemas.model_config import Policy
 from worker import metrics
@@ -22,7 +23,7 @@ from worker.alert_log import LastAlert
 from worker.codec import LayoutError, decode
 from worker.decide import fitted, remembered
 from worker.errors import OwnershipError, StoreError
-from worker.infer import Run, StepModel, infer
+from worker.infer import Run, infer
 from worker.partition import Lease, Partition, Place
 from worker.plan import Plan
 from worker.state import plan_encoding
@@ -48,7 +49,7 @@ class Restored(NamedTuple):
 class Restorer:
     """Decides where a partition starts and loads its state."""
 
-    def __init__(self, store: Store, log: Log, model: StepModel, run: Run, horizon_ms: int) -> None:
+    def __init__(self, store: Store, log: Log, model: SeriesModel, run: Run, horizon_ms: int) -> None:
         self._store = store
         self._log = log
         self._model = model

@@ -15,7 +15,7 @@ from schemas.messages import Rejection
 from schemas.window import CHANNELS, HOUR_MS, WINDOW_BINS, Rows, bin_of, open_row
 from worker.normalise import CORRECTED, WITHDRAWN, Measurement
 from worker.patient import RECENT_EVENTS, RECENT_VALUES, Patient, Recent
-from worker.plan import Plan, Scored
+from worker.plan import Plan, Scored, Window
 
 _STATIC_INDEX = {channel: i for i, channel in enumerate(STATIC)}
 
@@ -97,7 +97,17 @@ def plan_score(patient: Patient, at: int, plan: Plan) -> None:
     plan.times[i] = patient.cells.times[slot]
     chain = plan.chains.get(patient)
     state = chain.length if chain else 0
-    plan.scored.append(Scored(patient, at, state, patient.newest_ms, patient.open, patient.carried_times))
+    window = _window(patient) if plan.keeps_windows else None
+    plan.scored.append(
+        Scored(patient, at, state, patient.newest_ms, patient.open, patient.carried_times, window)
+    )
+
+
+def _window(patient: Patient) -> Window:
+    cells = patient.cells
+    return Window(
+        patient.start, patient.open, cells.values.copy(), cells.counts.copy(), patient.statics.copy()
+    )
 
 
 def plan_encoding(patient: Patient, plan: Plan) -> None:

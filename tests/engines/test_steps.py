@@ -7,7 +7,7 @@ import pytest
 
 from engines import repository
 from engines.engine import F32, Engine
-from engines.steps import columns, run_steps, zero_state
+from engines.steps import SeriesModel, columns, run_steps
 from schemas.features import FEATURES
 from schemas.window import Rows
 
@@ -52,10 +52,16 @@ def test_large_cohorts_are_cut_into_batches(engine: Engine, golden: dict[str, F3
 
 
 def test_columns_and_state_follow_the_config(engine: Engine) -> None:
+    model = SeriesModel(engine.config)
     assert columns(engine.config).tolist() == list(range(len(FEATURES)))
-    assert {name: array.shape for name, array in zero_state(engine.config, 3).items()} == {
-        pair.input: (3, *pair.dims) for pair in engine.config.state
+    states = np.arange(3 * model.width, dtype=np.float32).reshape(3, -1)
+    rows = Rows(*(np.zeros((3, len(FEATURES)), np.float32) for _ in Rows._fields))
+    tensors = model.inputs(rows, states)
+    assert {name: array.shape for name, array in tensors.items()} == {
+        name: (3, *dims) for name, dims in engine.input_dims.items()
     }
+    outputs = {pair.output: tensors[pair.input] for pair in engine.config.state}
+    assert model.states(outputs).tobytes() == states.tobytes()
 
 
 def test_risks_are_probabilities_that_depend_on_the_patient(golden: dict[str, F32]) -> None:

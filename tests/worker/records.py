@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from engines.engine import F32, Engine
+from engines.steps import SeriesModel
 from schemas.features import FEATURES
 from schemas.messages import Alert, DeadLetter, Score
-from worker.infer import StepModel
 from worker.messages import Author, moment
 from worker.partition import Partition, Place
 from worker.pipeline import Change, Limits, Pipeline
@@ -125,7 +125,7 @@ class LocalPath:
     def __init__(self, engine: Engine, place: Place = PLACE, *, publish_scores: bool = True) -> None:
         self.engine = engine
         self.outbox = Outbox()
-        self.model = StepModel(engine.config)
+        self.model = SeriesModel(engine.config)
         self.author = Author(place, engine.config, engine.backend, TOPICS)
         self.pipeline = Pipeline(
             self.model, self.run, self.outbox, lambda _: self.author, LIMITS, publish_scores=publish_scores

@@ -16,12 +16,12 @@ import pytest
 
 from engines import repository, steps
 from engines.engine import Engine
+from engines.steps import SeriesModel
 from schemas.messages import VitalsRecord
 from schemas.window import HOUR_MS, WINDOW_BINS, Rows, rows
 from tests import killing
 from worker.batch import Batcher
 from worker.decode import Event, decode
-from worker.infer import StepModel
 from worker.messages import Author
 from worker.normalise import normalise
 from worker.partition import Partition, Place
@@ -96,7 +96,7 @@ def run(engine: Engine, chunks: Sequence[Sequence[Record]]) -> Run:
         def author(partition: Partition) -> Author:
             return Author(partition.place, engine.config, engine.backend, ("alerts", "scores", "dead"))
 
-        model = StepModel(engine.config)
+        model = SeriesModel(engine.config)
         pipeline = Pipeline(model, batcher.infer, publish, author, LIMITS, publish_scores=True)
         partition = Partition(Place("cluster", "vitals", 0), 0, 0)
         for chunk in chunks:

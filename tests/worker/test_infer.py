@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.engine import F32, Engine
+from engines.steps import SeriesModel
 from schemas.window import Rows, rows
 from tests.worker.records import HOUR, MINUTE, T0, LocalPath, Record, observation, record, worsening
-from worker.infer import StepModel
 from worker.patient import Patient
 
 
 def stepwise(engine: Engine, patient: Patient) -> float:
     """The risk of a patient's window, from zeros, one row and one step at a time."""
-    model = StepModel(engine.config)
+    model = SeriesModel(engine.config)
     slots = np.arange(patient.start, patient.open + 1) % 48
     steps = rows(patient.cells.values[slots], patient.cells.counts[slots].astype(np.float32), patient.statics)
     state: F32 = np.zeros((1, model.width), dtype=np.float32)

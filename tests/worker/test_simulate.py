@@ -12,11 +12,11 @@ import pytest
 
 from engines import repository
 from engines.engine import F32
+from engines.steps import SeriesModel
 from schemas.features import BY_LOINC, FEATURES, IS_STATIC
 from schemas.messages import Alert, VitalsRecord
 from schemas.units import accept
 from worker import simulate
-from worker.infer import StepModel
 from worker.messages import Author
 from worker.partition import Partition, Place
 from worker.pathways import PATHWAYS
@@ -168,7 +168,7 @@ class Input(NamedTuple):
 async def alerted(records: Sequence[VitalsRecord]) -> set[str]:
     """Patients with an alert, under the shipped model and policy."""
     engine = repository.load(repository.SHIPPED, "vitals")
-    model = StepModel(engine.config)
+    model = SeriesModel(engine.config)
     place = Place("test", "vitals", 0)
     author = Author(place, engine.config, engine.backend, ("risk-alerts", "risk-scores", "dead-letters"))
     size = engine.config.dynamic_batching.max_batch_size

@@ -11,26 +11,23 @@ import asyncio
 import gc
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import median
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from engines import repository
-from engines.engine import Engine
-from schemas.messages import Rejection
+from engines.engine import F32, Engine
+from engines.steps import Prediction, SeriesModel
 from schemas.window import WINDOW_BINS
 from worker.batch import Batcher
 from worker.bench import report
 from worker.codec import encode_bin, encode_hot
 from worker.config import Settings
-from worker.decide import Step
 from worker.decode import Event, Record, decode
-from worker.infer import StepModel
 from worker.messages import Author
 from worker.normalise import normalise
 from worker.partition import Partition, Place
@@ -39,7 +36,7 @@ from worker.plan import Plan
 from worker.publish import Outgoing
 from worker.recording import Recording
 
-STAGES = ("decode", "normalise", "state", "infer", "decide", "encode", "publish", "checkpoint")
+STAGES = ("decode", "normalise", "state", "infer", "decide", "explain", "write", "publish", "checkpoint")
 
 CHECKPOINT_EVERY = 1024
 """Records between checkpoints. With more, a checkpoint costs less per event: a patient is written once."""
@@ -73,20 +70,6 @@ class Clock:
         self.seconds[stage] += time.process_time() - started
 
 
-class TimedAuthor(Author):
-    """Writes messages on the clock."""
-
-    clock: Clock
-
-    def alert(self, step: Step, patient_id: str, basis: Any, missing: tuple[str, ...]) -> Outgoing:
-        with self.clock.timed("encode"):
-            return super().alert(step, patient_id, basis, missing)
-
-    def dead_letter(self, record: Record, rejections: Sequence[Rejection], accepted: int) -> Outgoing:
-        with self.clock.timed("encode"):
-            return super().dead_letter(record, rejections, accepted)
-
-
 class TimedPipeline(Pipeline):
     """The path, each stage on the clock."""
 
@@ -96,15 +79,28 @@ class TimedPipeline(Pipeline):
         with self.clock.timed("apply"):
             return super()._apply(partition, chunk)
 
-    async def _infer(self, plan: Plan) -> NDArray[np.float32]:
+    async def _infer(self, plan: Plan) -> Prediction:
         with self.clock.timed("infer"):
             return await super()._infer(plan)
 
-    def _decide(
-        self, partition: Partition, chunk: Sequence[Record], change: Change, risks: NDArray[np.float32]
-    ) -> list[Outgoing]:
+    def _decide(self, chunk: Sequence[Record], change: Change, risks: F32) -> None:
         with self.clock.timed("decide"):
-            return super()._decide(partition, chunk, change, risks)
+            super()._decide(chunk, change, risks)
+
+    async def _explain(self, change: Change, risks: F32) -> dict[int, F32]:
+        with self.clock.timed("explain"):
+            return await super()._explain(change, risks)
+
+    def _write(
+        self,
+        partition: Partition,
+        chunk: Sequence[Record],
+        change: Change,
+        prediction: Prediction,
+        contributions: Mapping[int, F32],
+    ) -> list[Outgoing]:
+        with self.clock.timed("write"):
+            return super()._write(partition, chunk, change, prediction, contributions)
 
 
 def run(
@@ -159,13 +155,13 @@ def summary(rounds: Sequence[dict[str, float]], records: int) -> dict[str, float
 
     Args:
         rounds: CPU seconds by stage, where `path` is all but the checkpoint, `apply` is decode, normalise
-            and state together, and `decide` holds `encode`.
+            and state together.
         records: in a round.
     """
     taken = {stage: median(seconds[stage] for seconds in rounds) for stage in rounds[0]}
-    taken["publish"] = max(taken["path"] - taken["apply"] - taken["infer"] - taken["decide"], 0.0)
+    timed = ("apply", "infer", "decide", "explain", "write")
+    taken["publish"] = max(taken["path"] - sum(taken[stage] for stage in timed), 0.0)
     taken["state"] = max(taken["apply"] - taken["decode"] - taken["normalise"], 0.0)
-    taken["decide"] = max(taken["decide"] - taken["encode"], 0.0)
     figures = {stage: 1e6 * taken[stage] / records for stage in STAGES}
     return {stage: round(us, 3) for stage, us in {**figures, "total": sum(figures.values())}.items()}
 
@@ -189,14 +185,13 @@ def _limits(settings: Settings) -> Limits:
 
 async def _path(records: list[Record], engine: Engine, settings: Settings, clock: Clock) -> Partition:
     batcher = Batcher(engine, lambda: None, settings.infer_timeout_s)
-    author = TimedAuthor(PLACE, engine.config, engine.backend, ("alerts", "scores", "dead-letters"))
-    author.clock = clock
+    author = Author(PLACE, engine.config, engine.backend, ("alerts", "scores", "dead-letters"))
 
     async def nowhere(messages: Sequence[Outgoing]) -> None:
         return
 
     pipeline = TimedPipeline(
-        StepModel(engine.config),
+        SeriesModel(engine.config),
         batcher.infer,
         nowhere,
         lambda _: author,

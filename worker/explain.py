@@ -1,0 +1,88 @@
+"""Scores that alert -> the contribution of each of their inputs, by leaving one input out at a time.
+
+A contribution is the risk less the risk of the same window in which the feature was never measured: its
+value is the fill, its elapsed time 48, its count 0, in every row. A step graph is stepped over the whole
+window again from zeros, once for each measured feature, all variants of all alerts in lockstep; so what the
+state remembers of the feature is left out too. It takes some hundred times the work of a score, and is
+done for alerts alone. `engines/explain.py` computes the same slowly, one feature at a time, to check it.
+
+The result depends on the score's window alone, as the risk does: not on chunks, batches or other alerts.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.explain import without
+from engines.steps import SeriesModel
+from schemas.window import NEVER, Rows
+from worker.infer import WINDOWS_AT_ONCE, Run, window_of
+from worker.plan import Plan
+
+VARIANTS_AT_ONCE = 1024
+"""Variants stepped together: engine calls of a few ms each, between which other partitions' scores run."""
+
+F32 = NDArray[np.float32]
+Numbers = NDArray[np.intp]
+
+
+async def explain(plan: Plan, alerting: Sequence[int], risks: F32, model: SeriesModel, run: Run) -> F32:
+    """Contributions of the model's features to some scores.
+
+    Args:
+        plan: of a chunk; keeps windows.
+        alerting: numbers of the scores to explain, each once.
+        risks: float32[scored], of all scores.
+        model: the model's layout.
+        run: graph inputs -> graph outputs, any number of rows.
+
+    Returns:
+        float32[len(alerting), features]; NaN where a feature was never measured, and where the engine fails.
+    """
+    found = [window_of(plan.scored[i], model) for i in alerting]
+    lengths = np.array([len(window.values) for window in found], dtype=np.intp)
+    windows = _stacked(found, int(lengths.max(initial=1)), len(model.columns))
+    # A variant is the number of a window and the feature that is left out of it.
+    measured = [np.flatnonzero(window.elapsed[-1] < NEVER) for window in found]
+    of = np.repeat(np.arange(len(found)), [len(features) for features in measured])
+    left_out = np.concatenate([np.zeros(0, dtype=np.intp), *measured])
+    out = np.full((len(found), len(model.columns)), np.nan, dtype=np.float32)
+    together = WINDOWS_AT_ONCE if model.whole else VARIANTS_AT_ONCE
+    for at in range(0, len(of), together):
+        n, feature = of[at : at + together], left_out[at : at + together]
+        if model.whole:
+            without_it = await _read(windows, n, feature, model, run)
+        else:
+            without_it = await _step(windows, lengths[n], n, feature, model, run)
+        out[n, feature] = risks[np.asarray(alerting)[n]] - without_it
+    return out
+
+
+def _stacked(windows: Sequence[Rows], steps: int, features: int) -> Rows:
+    """Windows one above the other, float32[windows, steps, features] each; zeros after a short one's end."""
+    out = Rows(*(np.zeros((len(windows), steps, features), dtype=np.float32) for _ in range(3)))
+    for i, window in enumerate(windows):
+        for target, array in zip(out, window, strict=True):
+            target[i, : len(array)] = array
+    return out
+
+
+async def _step(
+    windows: Rows, lengths: Numbers, of: Numbers, left_out: Numbers, model: SeriesModel, run: Run
+) -> F32:
+    """Risk at the end of each variant, stepped from zeros in lockstep; lengths are the variants'."""
+    states = np.zeros((len(of), model.width), dtype=np.float32)
+    risks = np.full(len(of), np.nan, dtype=np.float32)
+    for k in range(int(lengths.max(initial=0))):
+        live = np.flatnonzero(lengths > k)
+        rows = without(Rows(*(array[of[live], k] for array in windows)), left_out[live], model)
+        out = await run(model.inputs(rows, states[live]))
+        states[live], risks[live] = model.states(out), out["risk"]
+    return risks
+
+
+async def _read(windows: Rows, of: Numbers, left_out: Numbers, model: SeriesModel, run: Run) -> F32:
+    """Risk of each variant of whole windows."""
+    rows = without(Rows(*(array[of] for array in windows)), left_out, model)
+    return (await run(model.inputs(rows, np.zeros((len(of), 0), dtype=np.float32))))["risk"]
