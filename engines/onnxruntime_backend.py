@@ -1,8 +1,11 @@
 """ONNX Runtime on the CPU: the reference backend, and the only home of onnxruntime.
 
 Its kernels differ by matrix height (one row takes a matrix-vector path) and at the ends of vectors, and
-some look at memory alignment. So that a row's bytes never depend on its batch, every batch is padded with
-zero rows to a multiple of `TILE`, in buffers of the engine's own that are aligned, on a single thread.
+some look at memory alignment. So that a row's bytes never depend on its batch, it runs on a single thread, in
+buffers of the engine's own that are aligned, and
+
+    rows of features    padded with zero rows to a multiple of `TILE`
+    windows and images  one by one: they are large, so company would save little, and padding cost sixteenfold
 """
 
 from collections.abc import Mapping
@@ -42,13 +45,24 @@ class OnnxRuntimeEngine(Engine):
         _compare("input", self.input_dims, self._session.get_inputs())
         _compare("output", self.output_dims, self._session.get_outputs())
         self._names = list(self.output_dims)
-        capacity = -(-config.dynamic_batching.max_batch_size // TILE) * TILE
-        self._staged = {name: _aligned((capacity, *dims)) for name, dims in self.input_dims.items()}
+        self._alone = config.kind == "image" or (config.kind == "windowed-series" and not config.state)
+        self._room = 0
+        self._staged: dict[str, F32] = {}
 
     def _execute(self, inputs: Mapping[str, F32], rows: int) -> dict[str, F32]:
+        if not self._alone:
+            return self._run(inputs, rows, -(-rows // TILE) * TILE)
+        parts = [
+            self._run({name: array[i : i + 1] for name, array in inputs.items()}, 1, 1) for i in range(rows)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in self._names}
+
+    def _run(self, inputs: Mapping[str, F32], rows: int, padded: int) -> dict[str, F32]:
         if self._session is None:
             raise BackendError("the engine is closed")
-        padded = -(-rows // TILE) * TILE
+        if padded > self._room:
+            self._staged = {name: _aligned((padded, *dims)) for name, dims in self.input_dims.items()}
+            self._room = padded
         feed = {}
         for name, array in inputs.items():
             staged = self._staged[name][:padded]
@@ -62,8 +76,9 @@ class OnnxRuntimeEngine(Engine):
         return {name: output[:rows] for name, output in zip(self._names, outputs, strict=True)}
 
     def close(self) -> None:
-        """Free the session."""
+        """Free the session and the buffers."""
         self._session = None
+        self._staged, self._room = {}, 0
 
 
 def _session(graph: bytes) -> ort.InferenceSession:

@@ -22,10 +22,10 @@ from schemas.model_config import (
 from schemas.window import FILL, WINDOW_BINS
 
 FEATURES = ("age", "heart_rate", "systolic_pressure", "lactate", "gcs")
-WEIGHTS = np.array([0.3, 0.9, -0.9, 1.4, -1.2], dtype=np.float32)
+WEIGHTS = np.array([0.1, 0.3, -0.3, 0.3, -0.4], dtype=np.float32)
 AHEAD = ("heart_rate", "systolic_pressure")
 POLICY = Policy(
-    "1", (Level("elevated", 0.3, 600.0), Level("high", 0.6)), 0.2, 3600.0, 3600.0, 0.05, 12 * 3600.0
+    "1", (Level("elevated", 0.3, 600.0), Level("high", 0.6)), 0.2, 3600.0, 3600.0, 0.03, 12 * 3600.0
 )
 CENTRE = FILL[[CHANNEL[name] for name in FEATURES]]
 
@@ -131,7 +131,7 @@ def _whole() -> tuple[ModelConfig, bytes]:
         "decay": np.float32(-0.05),
         "kernel": kernel,
         "both": np.array([1, 2]),
-        "gain": np.float32(6),
+        "gain": np.float32(12),
     }
     dims = (WINDOW_BINS, n)
     graph = serialised(nodes, {"values": dims, "elapsed": dims}, {"risk": ()}, constants)

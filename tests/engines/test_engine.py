@@ -9,6 +9,7 @@ import pytest
 from engines import onnxruntime_backend, repository
 from engines.engine import F32, Engine
 from engines.errors import BackendError, InputError
+from tests import kinds
 from tests.engines.conftest import config_of, graph, tiny_inputs, tiny_outputs
 
 
@@ -119,3 +120,39 @@ def test_a_closed_engine_says_so(engine: Engine) -> None:
     engine.close()
     with pytest.raises(BackendError, match="closed"):
         engine.run(tiny_inputs(1))
+
+
+@pytest.fixture(params=[(kind, backend) for kind in kinds.KINDS for backend in repository.BACKENDS])
+def engine_of_kind(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    engine = kinds.engine_of(*request.param)
+    yield engine
+    engine.close()
+
+
+def test_every_kind_has_its_outputs(engine_of_kind: Engine) -> None:
+    outputs = engine_of_kind.run(kinds.inputs_of(engine_of_kind, 5))
+    assert {name: array.shape for name, array in outputs.items()} == {
+        name: (5, *dims) for name, dims in engine_of_kind.output_dims.items()
+    }
+    for array in outputs.values():
+        assert array.dtype == np.float32
+        assert np.isfinite(array).all()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 15, 16, 17, 31])
+def test_a_row_of_any_kind_has_the_same_bytes_in_any_batch(engine_of_kind: Engine, rows: int) -> None:
+    inputs = kinds.inputs_of(engine_of_kind, 32)
+    whole = engine_of_kind.run(inputs)
+    chosen = np.random.default_rng(rows).choice(32, rows, replace=False)
+    part = engine_of_kind.run({name: array[chosen] for name, array in inputs.items()})
+    for name, array in part.items():
+        assert array.tobytes() == whole[name][chosen].tobytes()
+
+
+def test_arrays_of_any_kind_are_the_callers(engine_of_kind: Engine) -> None:
+    first = engine_of_kind.run(kinds.inputs_of(engine_of_kind, 1, seed=1))
+    kept = {name: array.copy() for name, array in first.items()}
+    engine_of_kind.run(kinds.inputs_of(engine_of_kind, 9, seed=2))
+    for name, array in first.items():
+        assert array.tobytes() == kept[name].tobytes()
+        array[:] = 0

@@ -7,9 +7,11 @@ import pytest
 
 from engines import repository
 from engines.engine import F32, Engine
-from engines.steps import SeriesModel, columns, run_steps
+from engines.errors import InputError, KindError
+from engines.steps import SeriesModel, columns, run_stays, run_steps
 from schemas.features import FEATURES
-from schemas.window import Rows
+from schemas.window import Rows, whole
+from tests.kinds import engine_of
 
 TOLERANCE = 1e-5
 
@@ -69,3 +71,43 @@ def test_risks_are_probabilities_that_depend_on_the_patient(golden: dict[str, F3
     assert risks.min() > 0
     assert risks.max() < 1
     assert np.ptp(risks[:, -1]) > 0.01
+
+
+@pytest.mark.parametrize("kind", ["whole", "features"])
+def test_every_hour_is_what_the_model_says_of_that_hour_alone(kind: str, golden: dict[str, F32]) -> None:
+    engine, stays = engine_of(kind), stays_of(golden)
+    model = SeriesModel(engine.config)
+    risks = run_stays(engine, stays).risk
+    for hour in (0, 1, 30, 47):
+        steps = Rows(*(array[:, : hour + 1] for array in stays))
+        read = whole(steps) if kind == "whole" else Rows(*(array[:, -1] for array in steps))
+        alone = engine.run(model.inputs(model.chosen(read), np.zeros((4, 0), np.float32)))["risk"]
+        assert risks[:, hour].tobytes() == alone.tobytes()
+    engine.close()
+
+
+def test_a_prediction_has_what_the_model_gives(engine: Engine, golden: dict[str, F32]) -> None:
+    few = Rows(*(array[:, :3] for array in stays_of(golden)))
+    small = engine_of("step")
+    prediction = run_stays(small, few)
+    assert prediction.spread is not None
+    assert prediction.forecast is not None
+    assert (prediction.spread.shape, prediction.forecast.shape) == ((4, 3), (4, 3, 2))
+    np.testing.assert_allclose(prediction.spread, prediction.risk / 10, rtol=1e-5)
+    assert run_stays(small, few).risk.tobytes() == run_steps(small, few).tobytes()
+    small.close()
+
+
+def test_windows_longer_than_a_whole_one_are_refused(golden: dict[str, F32]) -> None:
+    engine = engine_of("whole")
+    long = Rows(*(np.concatenate([array, array], axis=1) for array in stays_of(golden)))
+    with pytest.raises(InputError, match="small reads windows of 48 steps, came 96"):
+        run_stays(engine, long)
+    engine.close()
+
+
+def test_images_are_no_stays(golden: dict[str, F32]) -> None:
+    engine = engine_of("image")
+    with pytest.raises(KindError, match="small reads images"):
+        run_stays(engine, stays_of(golden))
+    engine.close()

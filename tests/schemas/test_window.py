@@ -20,6 +20,7 @@ from schemas.window import (
     carry,
     open_row,
     rows,
+    whole,
 )
 
 HEART_RATE = CHANNEL["heart_rate"]
@@ -126,3 +127,27 @@ def test_carry_copies_what_it_hands_on() -> None:
 )
 def test_bins_are_utc_hours(time_ms: int, expected: int) -> None:
     assert bin_of(time_ms) == expected
+
+
+@given(windows())
+def test_a_whole_window_is_its_rows_after_hours_in_which_nothing_was_measured(
+    window: tuple[F32, F32, F32],
+) -> None:
+    values, counts, statics = window
+    made = whole(rows(values, counts, statics))
+
+    before = WINDOW_BINS - len(values)
+    blank = np.zeros((before, CHANNELS), dtype=np.float32)
+    longer = rows(np.concatenate([blank, values]), np.concatenate([blank, counts]), statics)
+    for came, expected in zip(made, longer, strict=True):
+        assert came.dtype == np.float32
+        assert came.tobytes() == expected.tobytes()
+
+
+def test_whole_windows_of_many_patients_at_once() -> None:
+    made = [rows(*blank(5), UNKNOWN), rows(*blank(5), np.array([70, 1, np.nan, 3], dtype=np.float32))]
+    together = whole(Rows(*(np.stack(arrays) for arrays in zip(*made, strict=True))))
+    for i, one in enumerate(made):
+        assert [array[i].tobytes() for array in together] == [array.tobytes() for array in whole(one)]
+    assert together.values[1, 0, AGE] == 70
+    assert together.elapsed[0, 0, AGE] == NEVER

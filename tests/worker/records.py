@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from engines.engine import F32, Engine
 from engines.steps import SeriesModel
@@ -133,8 +134,13 @@ class LocalPath:
         self.partition = Partition(place, 0, 0)
 
     async def run(self, inputs: Mapping[str, F32]) -> dict[str, F32]:
-        """The engine, in this thread, for as many rows as it takes at once."""
-        return self.engine.run(inputs)
+        """The engine, in this thread, for any number of rows."""
+        rows, most = len(next(iter(inputs.values()))), self.engine.config.dynamic_batching.max_batch_size
+        parts = [
+            self.engine.run({name: array[at : at + most] for name, array in inputs.items()})
+            for at in range(0, rows, most)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     async def process(self, records: Iterable[Record], chunk: int = 512) -> list[str]:
         """Process records in chunks; their fates."""
