@@ -4,6 +4,7 @@
 <repository>/<name>/<version>/model.onnx
 <repository>/<name>/<version>/golden.npz   in/<tensor> and out/<tensor>: what must come out
 <repository>/<name>/MODEL_CARD.md          for people: intended use, data, limits
+<repository>/<name>/model_card.json        the same for machines; `schemas/model_card.py`
 <repository>/<name>/evaluation.json        how good it was found to be
 """
 
@@ -24,7 +25,7 @@ SHIPPED = Path(__file__).parent / "models"
 """The repository that comes with the package."""
 
 CONFIG, GRAPH, GOLDEN = "config.json", "model.onnx", "golden.npz"
-CARD, EVALUATION = "MODEL_CARD.md", "evaluation.json"
+CARD, MODEL_CARD, EVALUATION = "MODEL_CARD.md", "model_card.json", "evaluation.json"
 
 BACKENDS = ("onnxruntime",)
 

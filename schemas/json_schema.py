@@ -15,6 +15,7 @@ import msgspec
 
 from schemas.features import FEATURES, LOINC, MDC, Feature
 from schemas.messages import Alert, DeadLetter, Score, VitalsRecord
+from schemas.model_card import ModelCard
 from schemas.model_config import ModelConfig
 from schemas.stored import StoredBin, StoredPatient
 
@@ -26,6 +27,7 @@ ROOTS: dict[str, type[msgspec.Struct]] = {
     "score": Score,
     "dead-letter": DeadLetter,
     "model-config": ModelConfig,
+    "model-card": ModelCard,
     "feature": Feature,
     "stored-patient": StoredPatient,
     "stored-bin": StoredBin,
