@@ -3,10 +3,10 @@
 One function, `assess`, for risks out of fold at the end of training and for the risks of a served model.
 """
 
-import csv
-import json
+import platform
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import judge, metrics, physionet2012
+from engines import judge, metrics
 from engines.baselines import Baseline
-from engines.engine import Engine
 from engines.errors import DatasetError, RepositoryError
 from engines.forecasts import Forecasts, forecast_errors
 from engines.metrics import Vector
-from engines.physionet2012 import Stay
 from engines.repository import EVALUATION
 from engines.robustness import Probe, Progress, robustness
-from engines.steps import run_steps
 from engines.subgroups import subgroups
 from engines.verdict import verdict
-from schemas.window import WINDOW_BINS, Rows, rows
+from schemas.model_config import ModelConfig
+from schemas.window import WINDOW_BINS, Rows
 
 HOURS = (6, 12, 24, 48)
 """Hours after admission at which risks are judged; hour h knows what was measured before h:00."""
@@ -197,20 +195,50 @@ def _untold(what: str, done: int, of: int) -> None:
     """For callers that want no progress."""
 
 
-def event1_threshold(repository: Path, name: str) -> float:
-    """The threshold fixed when the model was made.
+def shipped(repository: Path, name: str) -> dict[str, Any]:
+    """The model's own evaluation.json; empty where it has none, as a model brought from elsewhere.
 
     Raises:
-        RepositoryError: the model's evaluation.json is missing or names none.
+        RepositoryError: it cannot be read, or is no JSON object.
     """
     path = repository / name / EVALUATION
+    if not path.exists():
+        return {}
     try:
-        threshold = json.loads(path.read_bytes())["event1_threshold"]
-        if not 0 <= threshold <= 1:
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RepositoryError(f"{path} must have a number from 0 to 1 as event1_threshold") from error
-    return float(threshold)
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError) as error:
+        raise RepositoryError(f"{path} must be a JSON object: {error}") from error
+
+
+def event1_threshold(repository: Path, config: ModelConfig) -> tuple[float, str]:
+    """The threshold fixed when the model was made, and where it is from.
+
+    A model without an evaluation.json is judged at its policy's first level.
+
+    Raises:
+        RepositoryError: the model's evaluation.json cannot be read or names none.
+    """
+    found = shipped(repository, config.name)
+    if not found:
+        return config.policy.levels[0].enter, "the alert policy's first level"
+    threshold = found.get("event1_threshold")
+    if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+        path = repository / config.name / EVALUATION
+        raise RepositoryError(f"{path} must have a number from 0 to 1 as event1_threshold")
+    return float(threshold), f"the model's {EVALUATION}"
+
+
+def reproduction(command: str, packages: Sequence[str] = ("numpy", "onnxruntime")) -> dict[str, Any]:
+    """How a report came about: the command and the versions that computed it.
+
+    Args:
+        command: as one would type it.
+        packages: whose versions matter beside riskstream's and Python's.
+    """
+    found = {"python": platform.python_version()}
+    for package in ("riskstream", *packages):
+        found[package] = metadata.version(package)
+    return {"command": command, "versions": found, "machine": platform.machine()}
 
 
 def pretty(content: object) -> bytes:
@@ -254,61 +282,3 @@ def figures(
             "ece": round(metrics.expected_calibration_error(died, risk), 4),
         }
     return found
-
-
-BLOCK = 512
-"""Stays made into rows at a time: 48 hours of 41 channels are 24 kB a stay."""
-
-
-def served_risks(
-    engine: Engine, stays: list[Stay], on_stays: Callable[[int], None] | None = None
-) -> NDArray[np.float32]:
-    """The served model's risk at the end of each hour, float32[stays, 48]."""
-    blocks = []
-    for start in range(0, len(stays), BLOCK):
-        block = stays[start : start + BLOCK]
-        made = [rows(*physionet2012.bins(physionet2012.clean(stay), 0, WINDOW_BINS)) for stay in block]
-        stacked = Rows(*(np.stack(arrays) for arrays in zip(*made, strict=True)))
-        blocks.append(run_steps(engine, stacked))
-        if on_stays is not None:
-            on_stays(len(block))
-    return np.concatenate(blocks)
-
-
-def report(engine: Engine, stays: list[Stay], risks: NDArray[np.float32], threshold: float) -> dict[str, Any]:
-    """The evaluation report.
-
-    Raises:
-        DatasetError: no outcomes, or all the same.
-    """
-    judged = [i for i, stay in enumerate(stays) if stay.outcome is not None]
-    died = np.array([stays[i].outcome for i in judged], dtype=np.float64)
-    if not judged or died.min() == died.max():
-        raise DatasetError(
-            f"judging needs deaths and survivors: of {len(stays)} stays {len(judged)} have an outcome, "
-            f"{int(died.sum())} of them deaths. Without outcomes, ask for --predictions and no --report"
-        )
-    config = engine.config
-    return {
-        "model": {
-            "name": config.name,
-            "version": config.version,
-            "digest": config.digest,
-            "outcome": config.outcome,
-        },
-        "backend": engine.backend,
-        "data": physionet2012.described(stays),
-        "event1_threshold": threshold,
-        "hours": figures(died, risks[judged].astype(np.float64), threshold),
-        "metrics": DEFINITIONS,
-    }
-
-
-def write_predictions(stays: list[Stay], risks: NDArray[np.float32], path: Path) -> None:
-    """Write a CSV with the columns stay, hour (1 to 48) and risk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("stay", "hour", "risk"))
-        for stay, series in zip(stays, risks, strict=True):
-            writer.writerows((stay.record, hour, f"{risk:.7g}") for hour, risk in enumerate(series, start=1))

@@ -1,64 +1,171 @@
-"""`riskstream model evaluate`."""
+"""`riskstream model evaluate` and `riskstream model report`."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from engines import evaluate as evaluation
-from engines import physionet2012, repository
+from engines import evaluate_images, evaluate_stays, physionet2012, repository
+from engines.engine import Engine
+from engines.errors import DatasetError, KindError, RepositoryError
+from engines.repository import EVALUATION
 from worker.cli_files import check_writable
 from worker.cli_told import bar, shown, told
 
 Name = Annotated[str, typer.Argument(help="model in the repository", metavar="NAME")]
-Data = Annotated[str, typer.Option(help="data set: physionet2012:DIR", metavar="SOURCE")]
+SOURCES = "physionet2012:DIR, medmnist:FILE or images:DIR"
+Data = Annotated[str, typer.Option(help=f"data set: {SOURCES}", metavar="SOURCE")]
+Repository = Annotated[Path, typer.Option("--repository", help="folder of model folders")]
+Html = Annotated[Path | None, typer.Option(help="write a page to read; needs the extra `report`")]
+
+Show = Callable[[str, int, int], None]
+Content = dict[str, Any]
 
 
 def evaluate(
     name: Name,
     data: Data,
-    model_repository: Annotated[
-        Path, typer.Option("--repository", help="folder of model folders")
-    ] = repository.SHIPPED,
+    model_repository: Repository = repository.SHIPPED,
+    split: Annotated[str | None, typer.Option(help="of pictures: test, val or train")] = None,
     report: Annotated[Path | None, typer.Option(help="write the figures as JSON")] = None,
-    predictions: Annotated[Path | None, typer.Option(help="write stay, hour, risk as CSV")] = None,
+    html: Html = None,
+    predictions: Annotated[Path | None, typer.Option(help="write the risks as CSV")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
 ) -> None:
-    """Judge a model, as it is served, at 6, 12, 24 and 48 hours after admission."""
+    """Judge a model, as it is served, on data with known outcomes.
+
+    A model of series is judged at 6, 12, 24 and 48 hours after admission, beside the baselines that come with
+    it; a model of pictures at its threshold. Data without outcomes give --predictions alone.
+    """
     with told(), bar() as progress:
-        for file in (report, predictions):
-            if file is not None:
-                file.parent.mkdir(parents=True, exist_ok=True)
-        check_writable(report, predictions)
+        _prepare(report, html, predictions)
         engine = repository.load(model_repository, name)
-        path = physionet2012.parse_source(data)
-        show = shown(progress)
-        show("reading stays", 0, 0)
-        stays = physionet2012.read(path)
-        done = 0
-
-        def on_stays(number: int) -> None:
-            nonlocal done
-            done += number
-            show("scoring stays", done, len(stays))
-
-        risks = evaluation.served_risks(engine, stays, on_stays)
-        if predictions is not None:
-            evaluation.write_predictions(stays, risks, predictions)
-        if report is None and predictions is not None and all(stay.outcome is None for stay in stays):
+        scored = _pictures if engine.config.kind == "image" else _stays
+        wanted = report is not None or html is not None or as_json or predictions is None
+        content = scored(engine, model_repository, data, split, predictions, wanted, shown(progress))
+        if content is None:
             return
-        threshold = evaluation.event1_threshold(model_repository, name)
-        content = evaluation.report(engine, stays, risks, threshold)
+        content["reproduce"] = evaluation.reproduction(
+            f"riskstream model evaluate {name} --data {data.partition(':')[0]}:PATH"
+        )
         if report is not None:
             evaluation.write_report(content, report)
-    print_figures(f"{name} on {content['data']['judged']:,} stays", content)
+        if html is not None:
+            _write_page(content, html, model_repository / name)
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(content).decode() + "\n")
+    else:
+        print_figures(f"{name} on {content['data']['judged']:,} cases", content)
 
 
-def print_figures(title: str, content: dict[str, Any]) -> None:
-    """The figures of each judged hour, as a table."""
-    columns = ("auroc", "auprc", "event1", "brier", "ece")
-    table = Table("hour", *columns, title=title)
-    for hour, figures in content["hours"].items():
-        table.add_row(hour, *(f"{figures[column]:.3f}" for column in columns))
-    Console().print(table)
+def report(
+    name: Name,
+    html: Annotated[Path, typer.Option(help="page to write")],
+    model_repository: Repository = repository.SHIPPED,
+) -> None:
+    """Draw the page of a model's own evaluation.json: how good it was found to be when it was made."""
+    with told():
+        _prepare(None, html, None)
+        repository.read_config(model_repository, name)
+        file = model_repository / name / EVALUATION
+        try:
+            content = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+        except (OSError, msgspec.MsgspecError) as error:
+            raise RepositoryError(f"cannot read {file}: {error}") from error
+        try:
+            _write_page(content, html, model_repository / name)
+        except (KeyError, TypeError) as error:
+            raise RepositoryError(
+                f"{file} lacks {error}: another version wrote it; evaluate again"
+            ) from error
+
+
+def _prepare(report: Path | None, html: Path | None, predictions: Path | None) -> None:
+    """Find what cannot be written, or drawn, before the work rather than after it."""
+    for file in (report, html, predictions):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(report, html, predictions)
+    if html is not None:
+        from engines import report as _  # noqa: F401  # says which extra is missing
+
+
+def _write_page(content: Content, html: Path, folder: Path) -> None:
+    from engines import report as pages
+
+    pages.write_page(content, html, folder)
+
+
+def _stays(
+    engine: Engine,
+    model_repository: Path,
+    data: str,
+    split: str | None,
+    predictions: Path | None,
+    wanted: bool,
+    show: Show,
+) -> Content | None:
+    """The report on stays; None where there are no outcomes and risks were all that was asked for."""
+    if evaluate_images.is_source(data):
+        raise KindError(f"{engine.config.name} reads patients' series: give it --data physionet2012:DIR")
+    path = physionet2012.parse_source(data)
+    if split is not None:
+        raise DatasetError("physionet2012 has no splits; leave out --split")
+    show("reading stays", 0, 0)
+    stays = physionet2012.read(path)
+    made = evaluate_stays.rows_of(stays, show)
+    predicted = evaluate_stays.served(engine, made, show)
+    if predictions is not None:
+        evaluate_stays.write_predictions(stays, predicted.risk, predictions)
+    if not wanted and all(stay.outcome is None for stay in stays):
+        return None
+    return evaluate_stays.report(engine, model_repository, stays, made, predicted, show)
+
+
+def _pictures(
+    engine: Engine,
+    model_repository: Path,
+    data: str,
+    split: str | None,
+    predictions: Path | None,
+    wanted: bool,
+    show: Show,
+) -> Content | None:
+    """The report on pictures; None where one class is all there is and risks were all that was asked for."""
+    if physionet2012.is_source(data):
+        raise KindError(
+            f"{engine.config.name} reads images: give it --data medmnist:FILE or --data images:DIR"
+        )
+    images = evaluate_images.read_source(data, split)
+    done = 0
+
+    def on_batch(number: int) -> None:
+        nonlocal done
+        done += number
+        show("scoring pictures", done, len(images))
+
+    probability = evaluate_images.predict(engine, images, on_batch)
+    if predictions is not None:
+        evaluate_images.write_predictions(images, probability, engine.config, predictions)
+    if not wanted and len(set(images.labels.tolist())) < 2:
+        return None
+    return evaluate_images.assess_served(engine, images, probability, show)
+
+
+def print_figures(title: str, content: Content) -> None:
+    """The main figures as a table, and the verdict."""
+    columns = ("auroc", "auprc", "event1", "accuracy", "brier", "ece")
+    judged = content.get("hours") or {"all": content["judged"]}
+    table = Table("hour" if "hours" in content else "", *columns, title=title)
+    for name, figures in judged.items():
+        table.add_row(name, *(f"{figures[column]:.3f}" for column in columns))
+    console = Console()
+    console.print(table)
+    for sentence in content.get("verdict", ()):
+        console.print(f"- {sentence}", markup=False, highlight=False)

@@ -9,22 +9,43 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from engines import evaluate, physionet2012, repository
+from engines import evaluate, evaluate_stays, physionet2012, repository
 from engines.errors import RepositoryError
 from engines.physionet2012 import PARAMETERS
 from schemas.features import CHANNEL, FEATURES
 from worker.cli_model import app
 
-STAYS = 24
+STAYS = 60
 
+HERE = Path(__file__).parent
+
+SHARE = {"type": "number", "minimum": 0, "maximum": 1}
+INTERVAL = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
 FIGURES = {
     "type": "object",
-    "required": ["stays", "deaths", "auroc", "auprc", "event1", "brier", "ece"],
-    "additionalProperties": {"type": "number", "minimum": 0},
+    "required": ["n", "positives", "auroc", "auprc", "event1", "brier", "ece", "intervals", "curves"],
+    "properties": {
+        **dict.fromkeys(("auroc", "auprc", "event1", "sensitivity", "specificity", "brier", "ece"), SHARE),
+        "intervals": {"type": "object", "additionalProperties": INTERVAL},
+        "curves": {"type": "object", "required": ["roc", "precision_recall", "calibration", "decision"]},
+    },
 }
 REPORT = {
     "type": "object",
-    "required": ["model", "backend", "data", "event1_threshold", "hours", "metrics"],
+    "required": [
+        "model",
+        "backend",
+        "data",
+        "event1_threshold",
+        "verdict",
+        "hours",
+        "baselines",
+        "subgroups",
+        "trajectories",
+        "robustness",
+        "metrics",
+        "reproduce",
+    ],
     "properties": {
         "hours": {
             "type": "object",
@@ -74,6 +95,8 @@ def test_report_and_predictions(stays_path: Path, tmp_path: Path) -> None:
     jsonschema.validate(content, REPORT)
     assert content["model"]["digest"] == repository.read_config(repository.SHIPPED, "vitals").digest
     assert content["data"]["stays"] == STAYS
+    assert content["baselines"]["news2"]["hours"]["48"]["n"] == STAYS
+    assert content["robustness"]["n"] == STAYS
     with predictions.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["stay"], row["hour"]) for row in rows[:2]] == [("100", "1"), ("100", "2")]
@@ -88,7 +111,9 @@ def test_hour_h_does_not_know_what_came_after(stays_path: Path) -> None:
         physionet2012.Stay(stay.record, tuple(s for s in stay.samples if s.minute < 12 * 60), stay.outcome)
         for stay in stays
     ]
-    full, early = (evaluate.served_risks(engine, group) for group in (stays, cut))
+    full, early = (
+        evaluate_stays.served(engine, evaluate_stays.rows_of(group)).risk for group in (stays, cut)
+    )
     assert full[:, :12].tobytes() == early[:, :12].tobytes()
     assert full[:, 12:].tobytes() != early[:, 12:].tobytes()
 
@@ -116,6 +141,9 @@ def test_without_outcomes_predictions_are_written(stays_path: Path, tmp_path: Pa
         (("evaluate", "cardiac", "--data", "x", "--predictions", "/dev/null/x/p.csv"), "/dev/null/x"),
         (("train", "cardiac", "--data", "physionet2012:/"), "no training for 'cardiac'; there is for vitals"),
         (("train", "vitals", "--data", "physionet2012:/no/such/folder"), "no such folder"),
+        (("evaluate", "vitals", "--data", "medmnist:x.npz"), "reads patients' series"),
+        (("evaluate", "vitals", "--data", f"physionet2012:{HERE}", "--split", "test"), "no splits"),
+        (("report", "cardiac", "--html", "/dev/null/x.html"), "/dev/null"),
         (("list", "--repository", "/no/such/folder"), "no model repository"),
     ],
 )
@@ -134,22 +162,26 @@ def test_list() -> None:
     assert "vitals" in run("list").stdout
 
 
-@pytest.mark.parametrize(
-    "content", [None, "", "{}", '{"event1_threshold": "high"}', '{"event1_threshold": 2}']
-)
-def test_a_threshold_is_needed(tmp_path: Path, content: str | None) -> None:
-    (tmp_path / "tiny").mkdir()
-    if content is not None:
-        (tmp_path / "tiny" / "evaluation.json").write_text(content)
-    with pytest.raises(RepositoryError, match="event1_threshold"):
-        evaluate.event1_threshold(tmp_path, "tiny")
+@pytest.mark.parametrize("content", ["", "[]", '{"hours": {}}', '{"event1_threshold": "high"}'])
+def test_a_threshold_is_needed(tmp_path: Path, content: str) -> None:
+    config = repository.read_config(repository.SHIPPED, "vitals")
+    (tmp_path / "vitals").mkdir()
+    (tmp_path / "vitals" / "evaluation.json").write_text(content)
+    with pytest.raises(RepositoryError, match=r"vitals/evaluation\.json must"):
+        evaluate.event1_threshold(tmp_path, config)
+
+
+def test_a_model_from_elsewhere_is_judged_at_its_policy(tmp_path: Path) -> None:
+    config = repository.read_config(repository.SHIPPED, "vitals")
+    threshold, source = evaluate.event1_threshold(tmp_path, config)
+    assert threshold == config.policy.levels[0].enter
+    assert "policy" in source
 
 
 def test_the_shipped_figures_belong_to_the_shipped_graph() -> None:
     folder = repository.SHIPPED / "vitals"
     content = json.loads((folder / "evaluation.json").read_text())
     config = repository.read_config(repository.SHIPPED, "vitals")
-    jsonschema.validate(content, REPORT | {"required": ["model", "data", "event1_threshold", "hours"]})
     assert content["model"]["digest"] == config.digest
     assert content["hours"]["48"]["auroc"] >= 0.835
     card = (folder / "MODEL_CARD.md").read_text()
