@@ -66,7 +66,7 @@ def check_activation(
     for done, tensor in enumerate(tensors, start=1):
         start = perf_counter()
         outputs = run(tensor[None])
-        seen = _patch_means(evidence(config, outputs["activation"][0]), boxes, tensor.shape[1:])
+        seen = _patch_means(evidence(config, outputs["activation"][0]), boxes, tensor.shape)
         middle = perf_counter()
         drop = occlusion(config, run, tensor, boxes)
         seconds = [seconds[0] + middle - start, seconds[1] + perf_counter() - middle]

@@ -24,6 +24,12 @@ PREFIX = "medmnist:"
 CLASSES = {"pneumoniamnist": ("normal", "pneumonia")}
 """Class names by the start of the file's name: the files themselves have numbers only."""
 
+SOURCES = {
+    "pneumoniamnist": "PneumoniaMNIST of MedMNIST v2 (Yang J et al., Scientific Data 2023;10:41), from chest "
+    "radiographs of children (Kermany D et al., Cell 2018;172:1122-1131), CC BY 4.0"
+}
+"""Where the pictures come from, and on what terms, by the start of the file's name."""
+
 U8 = NDArray[np.uint8]
 
 
@@ -59,13 +65,15 @@ def _labelled(
 ) -> LabelledImages:
     pixels = np.concatenate(parts)
     height, width = pixels.shape[1:3]
+    kind = next((start for start in SOURCES if path.stem.lower().startswith(start)), "")
 
     def picture(place: int, _: ImageInput) -> F32:
         return from_bytes(pixels[place])
 
     return LabelledImages(
-        source=f"MedMNIST file, {height} x {width} pixels, {'grey' if pixels.ndim == 3 else 'colour'}",
-        classes=next((names for start, names in CLASSES.items() if path.stem.lower().startswith(start)), ()),
+        source=f"{SOURCES.get(kind, 'MedMNIST file')}; {height} x {width} pixels, "
+        f"{'grey' if pixels.ndim == 3 else 'colour'}",
+        classes=CLASSES.get(kind, ()),
         labels=np.concatenate(labels).astype(np.int64),
         names=tuple(str(number) for part in parts for number in range(len(part))),
         splits=tuple(split for split, part in zip(splits, parts, strict=True) for _ in range(len(part))),
