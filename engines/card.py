@@ -44,7 +44,7 @@ GROUP_FIGURES = ("auroc", "sensitivity", "specificity", "ece")
 """Figures in which groups are compared: ranking, who is found, who is alarmed in vain, calibration."""
 
 USES = {
-    "sex": ("(A)(10)", "an input: {feature}, male or female as recorded"),
+    "sex": ("(A)(10)", "an input, male or female as recorded"),
     "age": ("(A)(11)", "an input as age in years; the date itself is not"),
     "gcs": ("(A)(13)", "of these, the Glasgow Coma Scale alone: the level of consciousness as last assessed"),
 }
@@ -186,7 +186,7 @@ def _figures(judged: Mapping[str, Any], at: str, names: Any) -> Iterator[Figure]
 
 
 def _variables(config: ModelConfig) -> Iterator[VariableUse]:
-    used = {USES[name][0]: USES[name][1].format(feature=name) for name in config.features if name in USES}
+    used = dict(USES[name] for name in config.features if name in USES)
     for number, variable in VARIABLES.items():
         yield VariableUse(number, variable, number in used, used.get(number, "not an input"))
 

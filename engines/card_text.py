@@ -8,6 +8,7 @@ from schemas.model_card import REGULATION, Figure, ModelCard
 from schemas.model_config import ModelConfig
 
 HOURLY = {"auroc": "AUROC", "auprc": "AUPRC", "event1": "event 1", "brier": "Brier", "ece": "ECE"}
+LAST = {"auprc": "AUPRC", "event1": "event 1"}
 PICTURES = {
     "auroc": "AUROC",
     "auprc": "AUPRC",
@@ -27,7 +28,14 @@ def markdown(card: ModelCard, config: ModelConfig, evaluation: Mapping[str, Any]
         f"**{card.warning}**",
         _table(("", ""), _summary(card, config, facts)),
         "## Intended use",
-        " ".join((facts.intended_use, facts.intended_population, facts.intended_users, facts.decision_role)),
+        _bullets(
+            (
+                f"For: {facts.intended_use}",
+                f"Patients: {facts.intended_population}",
+                f"Users: {facts.intended_users}",
+                f"Role: {facts.decision_role}",
+            )
+        ),
         "Not for:",
         _bullets(facts.cautioned),
         "## Data",
@@ -94,12 +102,10 @@ def _series(card: ModelCard, evaluation: Mapping[str, Any]) -> list[str]:
         f"Event 1 is the smaller of sensitivity and positive predictivity at the threshold "
         f"{evaluation['event1_threshold']:g}.",
     ]
-    simpler = evaluation.get("baselines", {})
-    if simpler:
-        parts += [
-            "### Beside simpler models",
-            _table(("AUROC", *(f"{h} h" for h in hours)), _beside(evaluation)),
-        ]
+    if evaluation.get("baselines"):
+        last = (f"{words} at {hours[-1]} h" for words in LAST.values())
+        columns = ("", *(f"AUROC at {hour} h" for hour in hours), *last)
+        parts += ["### Beside simpler models", _table(columns, _beside(evaluation))]
     parts += [_bullets(evaluation.get("verdict", ()))]
     return [*parts, *_forecast(evaluation)]
 
@@ -107,10 +113,19 @@ def _series(card: ModelCard, evaluation: Mapping[str, Any]) -> list[str]:
 def _beside(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows = [("this model", evaluation["hours"])]
     rows += [(simpler["title"], simpler["hours"]) for simpler in evaluation["baselines"].values()]
+    last = list(evaluation["hours"])[-1]
     return [
-        (title, *(f"{hours[hour]['auroc']:.3f}" if hour in hours else "" for hour in evaluation["hours"]))
+        (
+            title,
+            *(_cell(hours.get(hour, {}), "auroc") for hour in evaluation["hours"]),
+            *(_cell(hours.get(last, {}), name) for name in LAST),
+        )
         for title, hours in rows
     ]
+
+
+def _cell(judged: Mapping[str, Any], name: str) -> str:
+    return f"{judged[name]:.3f}" if name in judged else ""
 
 
 def _forecast(evaluation: Mapping[str, Any]) -> list[str]:

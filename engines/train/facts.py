@@ -79,7 +79,7 @@ def _facts(title: str, form: str, tried: Sequence[str], limits: tuple[str, ...])
             "Decisions to limit treatment are not in the data, though they precede many deaths",
             *limits,
         ),
-        criteria="Stays of patients aged 16 or older in coronary care, cardiac surgery recovery, medical "
+        criteria="Stays of adults in coronary care, cardiac surgery recovery, medical "
         "and surgical intensive-care units of one hospital in Boston, 2001 to 2008, chosen by the makers of "
         "the Challenge among stays of at least 48 hours; none was left out here. Values outside the "
         "plausible range of the feature table are left out, as the worker does, and magnesium is taken as "
