@@ -9,7 +9,7 @@ where all classes are equally frequent.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import judge, repository
+from engines import evaluate, judge, repository
 from engines.activation import check_activation
 from engines.engine import F32
 from engines.evaluate_images import (
@@ -57,6 +57,8 @@ CHECKED = 48
 
 RECIPE = Recipe()
 
+MEMBERS = 5
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -66,7 +68,7 @@ class Plan:
     """
 
     recipe: Recipe = RECIPE
-    members: int = 5
+    members: int = MEMBERS
     seed: int = 2018
     processes: int = 2
     compared: tuple[tuple[str, Recipe], ...] = ()
@@ -94,8 +96,23 @@ class Result(NamedTuple):
     compared: list[Member]
 
 
+def variations(recipe: Recipe) -> tuple[tuple[str, Recipe], ...]:
+    """Recipes that were thought of, to be compared with the one that is used."""
+    bare = replace(recipe, shift=0.0, turn=0.0, zoom=0.0, light=0.0, noise=0.0)
+    return (
+        ("mixup: pairs of pictures mixed, beta distribution of 0.2", replace(recipe, mixup=0.2)),
+        ("no augmentation", bare),
+        ("half the pictures mirrored", replace(recipe, flip=True)),
+    )
+
+
 def train(
-    images: LabelledImages, out: Path, subject: Subject, plan: Plan, progress: Progress
+    images: LabelledImages,
+    out: Path,
+    subject: Subject,
+    plan: Plan,
+    progress: Progress,
+    command: str = "riskstream model train imaging",
 ) -> dict[str, Any]:
     """Train, judge and write the model folder `out`/name.
 
@@ -105,6 +122,7 @@ def train(
         subject: what to make.
         plan: how.
         progress: told (what, done, of).
+        command: what makes the folder again, for the report.
 
     Returns:
         The content of evaluation.json.
@@ -115,7 +133,7 @@ def train(
     found = material(images.named(subject.classes), subject.image, progress)
     check_classes(found, plan.members)
     result = _trained(found, plan, progress)
-    return _write(out / subject.name, subject, found, result, plan, progress)
+    return _write(out / subject.name, subject, found, result, plan, progress, command)
 
 
 def _trained(found: Material, plan: Plan, progress: Progress) -> Result:
@@ -143,22 +161,29 @@ def _trained(found: Material, plan: Plan, progress: Progress) -> Result:
 
 
 def _write(
-    folder: Path, subject: Subject, found: Material, result: Result, plan: Plan, progress: Progress
+    folder: Path,
+    subject: Subject,
+    found: Material,
+    result: Result,
+    plan: Plan,
+    progress: Progress,
+    command: str,
 ) -> dict[str, Any]:
     factor = temperature(result.out_of_part, found.images.labels)
     ensemble = Ensemble(result.members, factor)
     graph = image_export.to_onnx(ensemble, subject.image.dims)
     config = config_of(subject, hashlib.sha256(graph).hexdigest(), ensemble.map_dims(subject.image.dims))
     evaluation = _evaluation(config, graph, found, result, plan, progress) | {
-        "calibration": {"factor": factor}
+        "calibration": {"factor": factor},
+        "reproduce": evaluate.reproduction(command, ("numpy", "onnxruntime", "onnx", "torch", "pillow")),
     }
     version = folder / str(VERSION)
     version.mkdir(parents=True, exist_ok=True)
     (version / GRAPH).write_bytes(graph)
     golden = image_export.golden(ensemble, image_export.synthetic_images(subject.image.dims))
     (version / GOLDEN).write_bytes(golden)
-    (folder / CONFIG).write_bytes(_pretty(config))
-    (folder / EVALUATION).write_bytes(_pretty(evaluation))
+    (folder / CONFIG).write_bytes(evaluate.pretty(config))
+    (folder / EVALUATION).write_bytes(evaluate.pretty(evaluation))
     image_card.write(folder, config, evaluation)
     return evaluation
 
@@ -326,7 +351,3 @@ def config_of(subject: Subject, digest: str, map_dims: tuple[int, int]) -> Model
 def _softmax(found: F32) -> F32:
     raised = np.exp(found - found.max(axis=1, keepdims=True))
     return np.asarray(raised / raised.sum(axis=1, keepdims=True), dtype=np.float32)
-
-
-def _pretty(content: object) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
