@@ -121,7 +121,7 @@ def _present(
         "(4)(iv)": facts.relevance,
         "(5)(i)": facts.fairness,
         "(5)(ii)": facts.bias,
-        "(7)(i)": f"{_listed(performance)}. How judged: {evaluation['method']}",
+        "(7)(i)": f"{_listed(performance)}. How judged: {evaluation['method'].rstrip('.')}.",
         "(9)(i)": facts.updating,
         "(9)(ii)": facts.correcting,
     }
@@ -167,7 +167,10 @@ def _performance(evaluation: Mapping[str, Any]) -> Iterator[Figure]:
         for hour, judged in evaluation["hours"].items():
             yield from _figures(judged, f"{hour} h", NAMES)
     else:
-        yield from _figures(evaluation["judged"], f"threshold {evaluation['threshold']:g}", NAMES)
+        at = f"threshold {evaluation['threshold']:g}"
+        yield from _figures(evaluation["judged"], at, NAMES)
+        if "validation" in evaluation:
+            yield from _figures(evaluation["validation"], f"{at}, {card_text.HELD_OUT}", NAMES)
 
 
 def _fairness(evaluation: Mapping[str, Any]) -> Iterator[Group]:

@@ -8,6 +8,9 @@ from schemas.model_card import REGULATION, Figure, ModelCard
 from schemas.model_config import ModelConfig
 
 HOURLY = {"auroc": "AUROC", "auprc": "AUPRC", "event1": "event 1", "brier": "Brier", "ece": "ECE"}
+HELD_OUT = "validation, the served model"
+"""How the figures of an image model on its validation pictures are named."""
+
 LAST = {"auprc": "AUPRC", "event1": "event 1"}
 PICTURES = {
     "auroc": "AUROC",
@@ -43,8 +46,8 @@ def markdown(card: ModelCard, config: ModelConfig, evaluation: Mapping[str, Any]
         _counted(evaluation),
         _bullets(facts.attribution),
         "## How it was judged",
-        f"{evaluation['method']}. Figures in brackets are 95% intervals; `evaluation.json` defines each "
-        "figure and holds more of them, `evaluation.html` shows them.",
+        f"{evaluation['method'].rstrip('.')}. Figures in brackets are 95% intervals; `evaluation.json` "
+        "defines each figure and holds more of them, `evaluation.html` shows them.",
         *facts.judged,
         *(_series(card, evaluation) if "hours" in evaluation else _pictures(card, evaluation)),
         *_groups(card),
@@ -150,7 +153,10 @@ def _forecast(evaluation: Mapping[str, Any]) -> list[str]:
 def _pictures(card: ModelCard, evaluation: Mapping[str, Any]) -> list[str]:
     at = f"threshold {evaluation['threshold']:g}"
     names = {name: words for name, words in PICTURES.items() if name in evaluation["judged"]}
-    parts = [_table((at, *names.values()), [("", *_cells(card.performance, at, names))])]
+    sets = {"as said above": at, HELD_OUT: f"{at}, {HELD_OUT}"}
+    known = {figure.at for figure in card.performance}
+    rows = [(words, *_cells(card.performance, key, names)) for words, key in sets.items() if key in known]
+    parts = [_table((at, *names.values()), rows)]
     confusion = evaluation.get("confusion")
     if confusion:
         classes = list(confusion)

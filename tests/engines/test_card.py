@@ -16,6 +16,7 @@ from engines.card import WARNING
 from engines.card_facts import Facts
 from engines.repository import CARD, MODEL_CARD
 from engines.train import facts as shipped
+from engines.train import image_facts
 from schemas import json_schema
 from schemas.model_card import ATTRIBUTES, VARIABLES, ModelCard
 from schemas.model_config import ImageInput, Level, ModelConfig, Policy, Tensor
@@ -82,7 +83,22 @@ def pictures() -> tuple[ModelConfig, dict[str, Any]]:
     found = {
         "method": "the validation split",
         "threshold": 0.5,
+        "model": {"members": 3, "parameters": 1200},
+        "data": {
+            "source": "Made-up pictures",
+            "images": 80,
+            "classes": {"normal": 39, "finding": 41},
+            "dropped": 1,
+            "dropped_because": "pictures that also stand in validation",
+            "validation": {"images": 40},
+        },
         "judged": judge.judged(truth, risk, 0.5, resamples=50),
+        "validation": judge.judged(truth[:40], risk[:40], 0.5, curves=False, resamples=50),
+        "activation": {"rank_correlation": 0.4},
+        "tried": [
+            {"recipe": "without dropout", "part": 0}
+            | {who: judge.judged(truth, risk, 0.5, curves=False, resamples=50) for who in ("this", "served")}
+        ],
         "confusion": {"normal": {"normal": 30, "finding": 9}, "finding": {"normal": 8, "finding": 33}},
         "subgroups": [],
     }
@@ -94,7 +110,8 @@ def facts() -> Facts:
 
 
 def written(folder: Path, config: ModelConfig, evaluation: dict[str, Any]) -> tuple[ModelCard, str]:
-    card.write(folder, config, evaluation, facts())
+    known = image_facts.pictures(config, evaluation) if config.kind == "image" else facts()
+    card.write(folder, config, evaluation, known)
     content = (folder / MODEL_CARD).read_bytes()
     schema = json.loads((json_schema.DIRECTORY / "model-card.schema.json").read_text())
     jsonschema.Draft202012Validator(schema).validate(json.loads(content))
@@ -168,7 +185,12 @@ def test_the_use_of_protected_variables_follows_the_config(
 def test_an_image_model_has_its_own_tables(tmp_path: Path) -> None:
     config, evaluation = pictures()
     made, text = written(tmp_path, config, evaluation)
-    assert {figure.at for figure in made.performance} == {"threshold 0.5"}
+    assert {figure.at for figure in made.performance} == {
+        "threshold 0.5",
+        "threshold 0.5, validation, the served model",
+    }
+    assert f"| {evaluation['validation']['auroc']:.3f} (" in text.split("validation, the served model", 1)[1]
+    assert "without dropout: AUROC " in text
     assert made.fairness == ()
     (fairness,) = [a for a in made.source_attributes if a.number == "(7)(ii)"]
     assert not fairness.available
@@ -188,7 +210,9 @@ def test_the_text_is_whole_markdown(tmp_path: Path, evaluation: dict[str, Any], 
         assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
-@pytest.mark.parametrize("made", [shipped.vitals("f", ()), shipped.bedside("f", ())])
+@pytest.mark.parametrize(
+    "made", [shipped.vitals("f", ()), shipped.bedside("f", ()), image_facts.pictures(*pictures())]
+)
 def test_shipped_facts_are_sentences(made: Facts) -> None:
     for name, value in msgspec.structs.asdict(made).items():
         if isinstance(value, str) and name not in {"title", "form"}:
