@@ -7,6 +7,7 @@
     ├── GoldenError       the engine does not reproduce golden.npz
     ├── KindError         the model is of another kind than this command or role takes
     ├── InputError        what was handed to `Engine.run` does not fit the model: the caller's mistake
+    ├── BuildError        a plan cannot be built, or is not to be used
     ├── BackendError      the runtime is absent, took another device, or failed while it ran
     ├── DatasetError      a data set is absent or not in its format
     ├── ImageError        a file is not a picture that can be decoded, or not of the kind that is asked for
@@ -57,6 +58,12 @@ class InputError(EngineError):
     """Names, types, shapes or batch size differ from config.json."""
 
     reason = "invalid-input"
+
+
+class BuildError(EngineError):
+    """Mend the graph or the order at the place that the message names; it holds the compiler's words."""
+
+    reason = "build-failed"
 
 
 class BackendError(EngineError):

@@ -71,18 +71,28 @@ def load(repository: Path, name: str, backend: str = "onnxruntime") -> Engine:
         BackendError: the backend is unknown or not available.
     """
     config = read_config(repository, name)
-    folder = repository / name / str(config.version)
-    graph = _bytes(folder / GRAPH)
-    digest = hashlib.sha256(graph).hexdigest()
-    if digest != config.digest:
-        raise DigestError(f"{folder / GRAPH} has SHA-256 {digest}, config.json names {config.digest}")
-    engine = open_engine(config, graph, backend)
+    engine = open_engine(config, read_graph(repository, config), backend)
     try:
-        verify(engine, read_golden(folder / GOLDEN))
+        verify(engine, read_golden(repository / name / str(config.version) / GOLDEN))
     except EngineError:
         engine.close()
         raise
     return engine
+
+
+def read_graph(repository: Path, config: ModelConfig) -> bytes:
+    """The model's graph, model.onnx.
+
+    Raises:
+        RepositoryError: it is missing.
+        DigestError: it is not the file named by config.json.
+    """
+    file = repository / config.name / str(config.version) / GRAPH
+    graph = _bytes(file)
+    digest = hashlib.sha256(graph).hexdigest()
+    if digest != config.digest:
+        raise DigestError(f"{file} has SHA-256 {digest}, config.json names {config.digest}")
+    return graph
 
 
 def open_engine(config: ModelConfig, graph: bytes, backend: str = "onnxruntime") -> Engine:
