@@ -17,5 +17,7 @@ repository.py           model folders in Triton's layout
 steps.py                what each kind of series model reads; an engine over whole stays, hour by hour
 physionet2012.py        reader of the Challenge 2012 format
 metrics.py, evaluate.py how good risks are; numpy only
+baselines.py            what a model is compared with: boosted trees, regression, NEWS2, SAPS-I, SOFA
+card.py, card_*.py      the model card, for machines and for people
 models/                 the models that are shipped
 """
