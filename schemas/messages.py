@@ -77,8 +77,9 @@ class ModelReference(Struct, frozen=True):
 class BasisInput(Struct, frozen=True):
     """One input that a risk rests on: its last value, when it was measured, its age at the alert's time.
 
-    contribution: the risk less the risk had this feature never been measured in the window, everything else
-        equal; above 0 where it raises the risk. Contributions of inputs that tell the same do not add up.
+    contribution: the risk less the risk had this feature been at its ordinary value (`fill` in the feature
+        table) whenever it was measured in the window, all else equal; above 0 where it raises the risk. Each
+        feature is judged alone, so contributions do not add up to the risk.
     """
 
     feature: str

@@ -1,7 +1,9 @@
 """Small models of every kind, made without training: real graphs, each with its config."""
 
 import hashlib
+from collections.abc import Mapping
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -188,10 +190,10 @@ def _image() -> tuple[ModelConfig, bytes]:
     return config, graph
 
 
-Dims = dict[str, tuple[int, ...]]
+Dims = Mapping[str, tuple[int, ...]]
 
 
-def serialised(nodes: list[object], inputs: Dims, outputs: Dims, constants: dict[str, object]) -> bytes:
+def serialised(nodes: list[object], inputs: Dims, outputs: Dims, constants: Mapping[str, object]) -> bytes:
     """An ONNX graph with a free batch axis."""
 
     def tensors(side: Dims) -> list[object]:
@@ -207,8 +209,6 @@ def serialised(nodes: list[object], inputs: Dims, outputs: Dims, constants: dict
 
 
 def _with(config: ModelConfig, **changes: object) -> ModelConfig:
-    import msgspec
-
     return msgspec.structs.replace(config, **changes)
 
 
@@ -218,6 +218,7 @@ def inputs_of(engine: Engine, rows: int, seed: int = 0) -> dict[str, Array]:
     made = {}
     for name, dims in engine.input_dims.items():
         shape = (rows, *dims)
+        array: NDArray[np.generic]
         if name == "values":
             array = CENTRE * rng.lognormal(0, 0.5, shape)
         elif name in ("elapsed", "counts"):

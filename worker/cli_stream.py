@@ -55,6 +55,12 @@ def demo(
         str | None,
         typer.Option(help="Redis to use instead of an embedded one.", metavar="URL", show_default=False),
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model to serve.", metavar="NAME", show_default=False)
+    ] = None,
+    model_repository: Annotated[
+        Path | None, typer.Option(help="Folder of model folders.", metavar="DIR", show_default=False)
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Write what was counted as JSON.", show_default=False)
     ] = None,
@@ -78,8 +84,9 @@ def demo(
 
     _quiet_kafka()
     console = Console(stderr=as_json)
+    choice = _choice(patients, seed, hours, pathways)
     options = demo_setup.Options(
-        seconds, source, _choice(patients, seed, hours, pathways), speed, workers, broker, redis
+        seconds, source, choice, speed, workers, broker, redis, model, model_repository
     )
     try:
         cli_files.check_writable(report)

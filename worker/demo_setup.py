@@ -30,6 +30,7 @@ class Options:
     source: `simulate`, `physionet2012:DIR` or a recorded file. choice: what to take from it.
     speed: event seconds per second; None fits the recording into `seconds`.
     broker, redis: to use instead of embedded ones.
+    model, model_repository: to serve instead of the settings'.
     """
 
     seconds: float
@@ -39,6 +40,8 @@ class Options:
     workers: int = 1
     broker: str | None = None
     redis: str | None = None
+    model: str | None = None
+    model_repository: Path | None = None
 
 
 def surroundings(options: Options, stack: ExitStack) -> tuple[Settings, dict[str, str]]:
@@ -47,6 +50,10 @@ def surroundings(options: Options, stack: ExitStack) -> tuple[Settings, dict[str
     Embedded servers are started here and stopped with `stack`.
     """
     own: dict[str, Any] = {"publish_scores": True, "group": f"riskstream-demo-{uuid.uuid4().hex[:12]}"}
+    if options.model:
+        own["model"] = options.model
+    if options.model_repository:
+        own["model_repository"] = options.model_repository.resolve()
     foreign: list[str] = []
     if options.broker:
         own |= {"broker": options.broker} | _topics_of(own["group"])

@@ -3,7 +3,6 @@
 Patients are simulated or from a public data set, so their identifiers may be shown here.
 """
 
-import math
 from collections import deque
 from types import TracebackType
 from typing import Protocol, Self
@@ -14,7 +13,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from schemas.features import CHANNEL, FEATURES
 from schemas.messages import Alert, BasisInput, Score
 from worker.demo_report import Report
 
@@ -26,22 +24,6 @@ PLAIN_ALERTS = 30
 """Alerts shown one by one where there is no terminal; after them one in `PLAIN_EVERY`."""
 
 PLAIN_EVERY = 25
-
-HARMLESS_LOW = frozenset(
-    [
-        "alkaline_phosphatase",
-        "alt",
-        "ast",
-        "bilirubin",
-        "creatinine",
-        "fio2",
-        "lactate",
-        "troponin_i",
-        "troponin_t",
-        "urea_nitrogen",
-    ]
-)
-"""Features whose low values are no reason to look."""
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _TREND = 16
@@ -199,32 +181,23 @@ def sparkline(risks: "deque[float]") -> str:
 
 
 def alert_line(alert: Alert) -> str:
-    """One alert in one line."""
-    inputs = ", ".join(_input(i) for i in striking(alert.inputs))
+    """One alert in one line; behind each input, what it adds to the risk."""
+    inputs = ", ".join(_input(i) for i in weightiest(alert.inputs))
     return (
         f"{alert.time:%Y-%m-%d %H:%M}  {alert.transition:<9}  {alert.patient:<12}  {alert.severity:<8}  "
         f"risk {alert.risk:.2f} (threshold {alert.threshold:.2f})  {inputs}"
     )
 
 
-def striking(inputs: tuple[BasisInput, ...]) -> list[BasisInput]:
-    """The measured inputs furthest from an ordinary value, as a ratio; not what the model weighs most."""
-    measured = [i for i in inputs if i.age_s is not None and i.feature in CHANNEL]
-    return sorted(measured, key=_distance, reverse=True)[:TOP_INPUTS]
-
-
-def _distance(measured: BasisInput) -> float:
-    ordinary = FEATURES[CHANNEL[measured.feature]].fill
-    if not ordinary:
-        return 0.0
-    slack = 0.2 * ordinary  # so that a value of 0 is far away, but not infinitely
-    distance = math.log((measured.value + slack) / (ordinary + slack))
-    return max(distance, 0.0) if measured.feature in HARMLESS_LOW else abs(distance)
+def weightiest(inputs: tuple[BasisInput, ...]) -> list[BasisInput]:
+    """The inputs that change the risk most, whichever way."""
+    explained = [i for i in inputs if i.contribution]
+    return sorted(explained, key=lambda i: -abs(i.contribution or 0.0))[:TOP_INPUTS]
 
 
 def _input(measured: BasisInput) -> str:
     unit = "" if measured.unit == "1" else f" {measured.unit}"
-    return f"{measured.feature} {measured.value:g}{unit}"
+    return f"{measured.feature} {measured.value:g}{unit} ({measured.contribution:+.2f})"
 
 
 def summary(report: Report) -> str:

@@ -1,10 +1,9 @@
-"""Scores that alert -> the contribution of each of their inputs, by leaving one input out at a time.
+"""Scores that alert -> the contribution of each of their inputs, by making one input ordinary at a time.
 
-A contribution is the risk less the risk of the same window in which the feature was never measured: its
-value is the fill, its elapsed time 48, its count 0, in every row. A step graph is stepped over the whole
-window again from zeros, once for each measured feature, all variants of all alerts in lockstep; so what the
-state remembers of the feature is left out too. It takes some hundred times the work of a score, and is
-done for alerts alone. `engines/explain.py` computes the same slowly, one feature at a time, to check it.
+`engines/explain.py` says what a contribution is, and computes it slowly, feature by feature, to check this.
+A step graph is stepped over the whole window again from zeros, once for each measured feature, in lockstep
+over all variants of all alerts, so that what the state remembers of the feature is ordinary too. That takes
+some hundred times the work of a score, and is done for alerts alone.
 
 The result depends on the score's window alone, as the risk does: not on chunks, batches or other alerts.
 """
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.explain import without
+from engines.explain import ordinary
 from engines.steps import SeriesModel
 from schemas.window import NEVER, Rows
 from worker.infer import WINDOWS_AT_ONCE, Run, window_of
@@ -43,19 +42,19 @@ async def explain(plan: Plan, alerting: Sequence[int], risks: F32, model: Series
     found = [window_of(plan.scored[i], model) for i in alerting]
     lengths = np.array([len(window.values) for window in found], dtype=np.intp)
     windows = _stacked(found, int(lengths.max(initial=1)), len(model.columns))
-    # A variant is the number of a window and the feature that is left out of it.
+    # A variant is the number of a window and the feature that is ordinary in it.
     measured = [np.flatnonzero(window.elapsed[-1] < NEVER) for window in found]
-    of = np.repeat(np.arange(len(found)), [len(features) for features in measured])
-    left_out = np.concatenate([np.zeros(0, dtype=np.intp), *measured])
+    of = np.repeat(np.arange(len(found)), [len(chosen) for chosen in measured])
+    features = np.concatenate([np.zeros(0, dtype=np.intp), *measured])
     out = np.full((len(found), len(model.columns)), np.nan, dtype=np.float32)
     together = WINDOWS_AT_ONCE if model.whole else VARIANTS_AT_ONCE
     for at in range(0, len(of), together):
-        n, feature = of[at : at + together], left_out[at : at + together]
+        n, feature = of[at : at + together], features[at : at + together]
         if model.whole:
-            without_it = await _read(windows, n, feature, model, run)
+            then = await _read(windows, n, feature, model, run)
         else:
-            without_it = await _step(windows, lengths[n], n, feature, model, run)
-        out[n, feature] = risks[np.asarray(alerting)[n]] - without_it
+            then = await _step(windows, lengths[n], n, feature, model, run)
+        out[n, feature] = risks[np.asarray(alerting)[n]] - then
     return out
 
 
@@ -69,20 +68,20 @@ def _stacked(windows: Sequence[Rows], steps: int, features: int) -> Rows:
 
 
 async def _step(
-    windows: Rows, lengths: Numbers, of: Numbers, left_out: Numbers, model: SeriesModel, run: Run
+    windows: Rows, lengths: Numbers, of: Numbers, feature: Numbers, model: SeriesModel, run: Run
 ) -> F32:
     """Risk at the end of each variant, stepped from zeros in lockstep; lengths are the variants'."""
     states = np.zeros((len(of), model.width), dtype=np.float32)
     risks = np.full(len(of), np.nan, dtype=np.float32)
     for k in range(int(lengths.max(initial=0))):
         live = np.flatnonzero(lengths > k)
-        rows = without(Rows(*(array[of[live], k] for array in windows)), left_out[live], model)
+        rows = ordinary(Rows(*(array[of[live], k] for array in windows)), feature[live], model)
         out = await run(model.inputs(rows, states[live]))
         states[live], risks[live] = model.states(out), out["risk"]
     return risks
 
 
-async def _read(windows: Rows, of: Numbers, left_out: Numbers, model: SeriesModel, run: Run) -> F32:
+async def _read(windows: Rows, of: Numbers, feature: Numbers, model: SeriesModel, run: Run) -> F32:
     """Risk of each variant of whole windows."""
-    rows = without(Rows(*(array[of] for array in windows)), left_out, model)
+    rows = ordinary(Rows(*(array[of] for array in windows)), feature, model)
     return (await run(model.inputs(rows, np.zeros((len(of), 0), dtype=np.float32))))["risk"]

@@ -38,7 +38,7 @@ from worker.demo_report import (
     read_counters,
 )
 from worker.demo_setup import DemoError, Options
-from worker.demo_view import LiveView, PlainView, striking, summary
+from worker.demo_view import LiveView, PlainView, alert_line, summary
 from worker.embedded import LOOPBACK
 from worker.recording import Choice
 from worker.send import Confirmed
@@ -263,19 +263,21 @@ def test_plain_lines_are_thinned_out() -> None:
     assert lines[0] == ("2026-01-01 12:00  raised     sim-1-0001    high      risk 0.61 (threshold 0.50)  ")
 
 
-def test_striking_inputs_are_the_furthest_from_ordinary_on_the_side_that_matters() -> None:
-    def measured(feature: str, value: float) -> BasisInput:
-        return BasisInput(feature, "", value, "", NOON, 60.0)
+def test_an_alert_line_shows_the_inputs_that_change_the_risk_most() -> None:
+    def explained(feature: str, value: float, unit: str, contribution: float | None) -> BasisInput:
+        return BasisInput(feature, "", value, unit, NOON, 60.0, contribution)
 
-    inputs = [
-        BasisInput("age", "", 20, "a"),
-        measured("heart_rate", 88),
-        measured("lactate", 9.0),
-        measured("troponin_t", 0.0),
-        measured("urine_output", 0.0),
-        measured("gcs", 6),
-    ]
-    assert [i.feature for i in striking(tuple(inputs))] == ["urine_output", "lactate", "gcs"]
+    inputs = (
+        explained("heart_rate", 88, "/min", 0.004),
+        explained("lactate", 9.04, "mmol/L", 0.1234),
+        explained("potassium", 4.1, "mmol/L", None),
+        explained("gcs", 15, "1", -0.05),
+        explained("urine_output", 0.0, "mL", 0.021),
+        explained("age", 70, "a", 0.0),
+    )
+    assert alert_line(alert(1, "raised", *inputs)).endswith(
+        "risk 0.61 (threshold 0.50)  lactate 9.04 mmol/L (+0.12), gcs 15 (-0.05), urine_output 0 mL (+0.02)"
+    )
 
 
 def test_the_live_view_orders_patients_by_risk_and_marks_open_alerts() -> None:
