@@ -20,12 +20,11 @@ except ModuleNotFoundError as error:
 
 from engines import report_images, report_stays, report_story
 from engines.report_parts import Section
+from engines.repository import MODEL_CARD
 
 WARNING = "Not for clinical use without local validation."
 
 PAGE = Path(__file__).with_name("report_page.html")
-
-MODEL_CARD = "model_card.json"
 
 
 def page(evaluation: Mapping[str, Any], card: Mapping[str, Any] | None = None) -> str:

@@ -16,6 +16,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 4.4, 3.5
 """Inches, of which the browser makes what room there is."""
@@ -204,6 +205,7 @@ def forest(
         axes.set_yticks(place, words)
         axes.set_ylim(place[-1] + 0.8, place[0] - 0.8)
         axes.set_xlabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         return _svg(figure, name, alt)

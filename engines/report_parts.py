@@ -26,11 +26,12 @@ class Chart(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Cells as text; the first column heads its row."""
+    """Cells as text; the first column heads its row. Cells of `prose` break over lines."""
 
     caption: str
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
+    prose: bool = False
 
 
 class Picture(NamedTuple):
@@ -59,7 +60,8 @@ def number(value: Any, digits: int = 3) -> str:
 
 def signed(value: float, digits: int = 3) -> str:
     """A difference as text."""
-    return f"{value:+.{digits}f}".replace("-", "−")
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 def with_interval(judged: Mapping[str, Any], figure: str, digits: int = 3) -> str:

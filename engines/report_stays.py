@@ -122,8 +122,8 @@ def _over_time(evaluation: Content, draw: ModuleType) -> Section | None:
         return None
     died, survived = content["deaths"]["median"], content["survivors"]["median"]
     alt = (
-        f"Median risk of those who died rises from {died[0]:.2f} to {died[-1]:.2f}, "
-        f"of survivors it goes from {survived[0]:.2f} to {survived[-1]:.2f}."
+        f"The median risk of those who died goes from {died[0]:.2f} to {died[-1]:.2f}, "
+        f"that of survivors from {survived[0]:.2f} to {survived[-1]:.2f}."
     )
     chart = Chart(
         draw.trajectories("time", content, alt), "Median risk at the end of each hour, with quartiles"
@@ -240,21 +240,26 @@ def _robustness(evaluation: Content, draw: ModuleType) -> Section | None:
     if not content:
         return None
     whole, *rest = content["withheld"]
-    rows = [(one["withheld"], one["auroc_difference"]) for one in rest]
-    alt = "Change of AUROC with each channel or group of channels withheld, as in the table."
-    chart = draw.forest("robustness", rows, "change of AUROC at 48 h", alt, at=0.0)
+    charts = []
+    for figure in ("auroc", "auprc"):
+        rows = [(one["withheld"], one[f"{figure}_difference"]) for one in rest]
+        words = FIGURES[figure]
+        alt = f"Change of {words} with each channel or group of channels withheld, as in the table."
+        made = draw.forest(f"robustness-{figure}", rows, f"change of {words} at 48 h", alt, at=0.0)
+        charts.append(Chart(made, f"Change of {words}, paired, with 95% intervals"))
     cells = [
         [
             one["withheld"],
             number(one["auroc"]),
             difference(one["auroc_difference"]) if one is not whole else "–",
             number(one["auprc"]),
+            difference(one["auprc_difference"]) if one is not whole else "–",
             signed(one["mean_change"]),
             number(one["mean_absolute_change"]),
         ]
         for one in content["withheld"]
     ]
-    headings = ("withheld", "AUROC", "change", "AUPRC", "mean change of risk", "mean size of the change")
+    headings = ("withheld", "AUROC", "change", "AUPRC", "change", "mean change of risk", "mean size of it")
     text = [
         f"Each row scores {content['n']:,} stays ({content['note']}) again as if these channels had never "
         "been measured; nothing else is changed. AUROC and AUPRC are at 48 h, changes of risk over all hours."
@@ -263,7 +268,7 @@ def _robustness(evaluation: Content, draw: ModuleType) -> Section | None:
         "robustness",
         "Robustness to missing channels",
         text,
-        [Chart(chart, "Change of AUROC, paired, with 95% intervals")],
+        charts,
         [Table("Channels withheld", headings, cells)],
     )
 

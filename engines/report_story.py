@@ -33,9 +33,13 @@ def _data(data: Content) -> str:
 
 def sections(evaluation: Content, card: Content | None) -> list[Section | None]:
     """Every part that the evaluation or the card has something for."""
+    card = card or {}
     return [
-        _details("tried", "Tried and rejected", evaluation.get("tried")),
-        _details("card", "Model card", card),
+        _details("informed", "What the choices rest on", card.get("informed_by")),
+        _details("tried", "Tried and rejected", card.get("tried") or evaluation.get("tried")),
+        _attributes(card),
+        _variables(card),
+        _details("attribution", "Sources", card.get("attribution")),
         _details("reproduce", "How to reproduce", _reproduce(evaluation)),
         _definitions(evaluation),
     ]
@@ -43,6 +47,48 @@ def sections(evaluation: Content, card: Content | None) -> list[Section | None]:
 
 def _details(anchor: str, title: str, content: Any) -> Section | None:
     return Section(anchor, title, details=content) if content else None
+
+
+def _attributes(card: Content) -> Section | None:
+    """The source attributes of `schemas.model_card`, a table for each category."""
+    attributes = card.get("source_attributes")
+    if not attributes:
+        return None
+    categories = dict.fromkeys(attribute["category"] for attribute in attributes)
+    tables = [
+        Table(
+            category,
+            ("", "attribute", "answer"),
+            [
+                [attribute["number"], attribute["name"], _answer(attribute)]
+                for attribute in attributes
+                if attribute["category"] == category
+            ],
+            prose=True,
+        )
+        for category in categories
+    ]
+    text = [
+        f"The source attributes that {card.get('regulation', 'the rule')} asks of a predictive decision "
+        "support intervention. They are given here; no certification is claimed."
+    ]
+    return Section("card", "Model card", text, tables=tables)
+
+
+def _answer(attribute: Content) -> str:
+    return str(attribute["text"]) if attribute["available"] else f"Not available. {attribute['text']}"
+
+
+def _variables(card: Content) -> Section | None:
+    variables = card.get("variables")
+    if not variables:
+        return None
+    rows = [
+        [use["number"], use["variable"], "yes" if use["used"] else "no", use["text"]] for use in variables
+    ]
+    headings = ("", "variable", "is an input", "how")
+    table = Table("Variables that the rule names", headings, rows, prose=True)
+    return Section("variables", "Personal variables as inputs", tables=[table])
 
 
 def _reproduce(evaluation: Content) -> dict[str, Any]:
@@ -61,5 +107,5 @@ def _definitions(evaluation: Content) -> Section | None:
     return Section(
         "definitions",
         "What the figures mean",
-        tables=[Table("Definitions", ("figure", "meaning"), rows)],
+        tables=[Table("Definitions", ("figure", "meaning"), rows, prose=True)],
     )

@@ -50,6 +50,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """Channels withheld together."""
 
+_WORDS = {"gcs": "GCS", "fio2": "FiO2"}
+
 HALVED = "half of all observations, at random"
 SEED = 48
 
@@ -108,7 +110,7 @@ def robustness(
 def scenarios(features: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
     """What is withheld from a model that reads `features`: (words, channel names)."""
     found: list[tuple[str, tuple[str, ...]]] = []
-    found += [(name.replace("_", " "), (name,)) for name in VITALS if name in features]
+    found += [(_WORDS.get(name, name.replace("_", " ")), (name,)) for name in VITALS if name in features]
     for words, names in GROUPS.items():
         read = tuple(name for name in names if name in features)
         if len(read) > 1:
