@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from engines import repository, tensorrt_build
 from engines.errors import BuildError, ExtraError, RepositoryError
+from engines.precision import to_fp16
 from engines.tensorrt_build import PlanTensor, Profile
 from engines.tensorrt_module import message_log, module_of
 from schemas.model_config import ModelConfig
@@ -113,7 +114,7 @@ def obtain(
     config = repository.read_config(models, name)
     graph = repository.read_graph(models, config)
     module = module_of(backend)
-    parsed = _fp16(graph) if precision == "fp16" else graph
+    parsed = to_fp16(graph) if precision == "fp16" else graph
     chosen = profile or Profile.of(config)
     key = Key(
         config.name,
@@ -232,14 +233,6 @@ def _loaded(plan: bytes, provenance: Provenance) -> dict[str, Any]:
         return about | {"note": f"{NEVER_RUN} here: {module.__name__} cannot load it ({why}); {build}"}
     shown = engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON)
     return {"loaded": True, "note": "loaded by its runtime", "layers": msgspec.json.decode(shown)}
-
-
-def _fp16(graph: bytes) -> bytes:
-    try:
-        from engines.precision import to_fp16
-    except ModuleNotFoundError as error:
-        raise ExtraError(f"fp16 needs {error.name}: pip install '{error.name}'") from error
-    return to_fp16(graph)
 
 
 def _read(path: Path) -> bytes | None:

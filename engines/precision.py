@@ -10,11 +10,13 @@ input through fp16 first, and the former gives two casts one name once a tensor 
 in fp32, so the casts are placed here; what a node may be comes from the ONNX schemas.
 """
 
-import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
 
-from engines.errors import GraphError
+import numpy as np
+
+from engines.errors import ExtraError, GraphError
 
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"})
 """Where fp16 pays, and what marks the fp16 part of a graph."""
@@ -33,13 +35,18 @@ def to_fp16(graph: bytes) -> bytes:
         graph: an ONNX model with float32 inputs and outputs, in one file.
 
     Raises:
+        ExtraError: `onnx` is not installed.
         GraphError: it is no ONNX model, has no matrix product to convert, or does not type-check.
     """
+    try:
+        import onnx
+    except ModuleNotFoundError as error:
+        raise ExtraError(f"fp16 needs {error.name}: pip install '{error.name}'") from error
     try:
         model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(graph), strict_mode=True)
     except Exception as error:  # onnx and protobuf raise classes without a common base of their own
         raise GraphError(f"onnx {onnx.__version__} cannot read the graph: {error}") from error
-    changed = _Conversion(model).converted()
+    changed = _Conversion(onnx, model).converted()
     try:
         onnx.checker.check_model(changed, full_check=True)
     except Exception as error:  # as above
@@ -52,20 +59,22 @@ class _Conversion:
 
     _FP16 = "__fp16"
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, onnx: ModuleType, model: Any) -> None:
+        self.onnx = onnx
         self.model = model
         graph = model.graph
         self.opset = {entry.domain: entry.version for entry in model.opset_import}
+        float32 = onnx.TensorProto.FLOAT
         described = [*graph.input, *graph.output, *graph.value_info]
-        self.floats = {v.name for v in described if v.type.tensor_type.elem_type == TensorProto.FLOAT}
-        self.weights = {w.name: w for w in graph.initializer if w.data_type == TensorProto.FLOAT}
+        self.floats = {v.name for v in described if v.type.tensor_type.elem_type == float32}
+        self.weights = {w.name: w for w in graph.initializer if w.data_type == float32}
         self.floats |= self.weights.keys()
-        self.nodes: list[onnx.NodeProto] = []
-        self.made: list[onnx.TensorProto] = []
+        self.nodes: list[Any] = []
+        self.made: list[Any] = []
         self.fp16: set[str] = set()  # tensors that exist in fp16
         self.fp32 = {v.name for v in graph.input} | {w.name for w in graph.initializer}
 
-    def converted(self) -> onnx.ModelProto:
+    def converted(self) -> Any:
         """The model with an fp16 middle."""
         graph = self.model.graph
         chosen = _between(graph)
@@ -83,29 +92,29 @@ class _Conversion:
             self._need_fp32(tensor.name)
         read = {name for node in self.nodes for name in node.input}
         weights = [w for w in [*graph.initializer, *self.made] if w.name in read]
-        made = helper.make_graph(self.nodes, graph.name, graph.input, graph.output, weights)
-        return helper.make_model(
+        made = self.onnx.helper.make_graph(self.nodes, graph.name, graph.input, graph.output, weights)
+        return self.onnx.helper.make_model(
             made, opset_imports=self.model.opset_import, ir_version=self.model.ir_version
         )
 
-    def _convertible(self, node: onnx.NodeProto) -> bool:
+    def _convertible(self, node: Any) -> bool:
         """Whether the node takes its type from its inputs, and may be fp16."""
         plain = node.domain in {"", "ai.onnx"} and node.op_type not in KEPT
         typed = {"to", "dtype", "body", "then_branch", "else_branch"}
         return plain and not any(a.name in typed for a in node.attribute) and bool(self._types(node))
 
-    def _types(self, node: onnx.NodeProto) -> set[str]:
+    def _types(self, node: Any) -> set[str]:
         """The schema's type variables that are float here and may be float16."""
-        schema = onnx.defs.get_schema(node.op_type, self.opset.get(node.domain, 1), node.domain)
+        schema = self.onnx.defs.get_schema(node.op_type, self.opset.get(node.domain, 1), node.domain)
         half = {c.type_param_str for c in schema.type_constraints if "tensor(float16)" in c.allowed_type_strs}
         last = len(schema.inputs) - 1
         slots = [(schema.inputs[min(i, last)].type_str, name) for i, name in enumerate(node.input)]
         return {variable for variable, name in slots if variable in half and name in self.floats}
 
-    def _halve(self, node: onnx.NodeProto) -> None:
-        schema = onnx.defs.get_schema(node.op_type, self.opset.get(node.domain, 1), node.domain)
+    def _halve(self, node: Any) -> None:
+        schema = self.onnx.defs.get_schema(node.op_type, self.opset.get(node.domain, 1), node.domain)
         variables = self._types(node)
-        halved = onnx.NodeProto()
+        halved = self.onnx.NodeProto()
         halved.CopyFrom(node)
         for i, name in enumerate(node.input):
             slot = schema.inputs[min(i, len(schema.inputs) - 1)].type_str
@@ -127,20 +136,26 @@ class _Conversion:
         if name not in self.fp16:
             self.fp16.add(name)
             if name in self.weights:
-                array = np.clip(numpy_helper.to_array(self.weights[name]), -LARGEST, LARGEST)
-                self.made.append(numpy_helper.from_array(array.astype(np.float16), half))
+                array = np.clip(self.onnx.numpy_helper.to_array(self.weights[name]), -LARGEST, LARGEST)
+                self.made.append(self.onnx.numpy_helper.from_array(array.astype(np.float16), half))
             else:
-                self.nodes.append(helper.make_node("Cast", [name], [half], half, to=TensorProto.FLOAT16))
+                self.nodes.append(
+                    self.onnx.helper.make_node("Cast", [name], [half], half, to=self.onnx.TensorProto.FLOAT16)
+                )
         return half
 
     def _need_fp32(self, name: str) -> None:
         if name in self.fp16 and name not in self.fp32:
             self.fp32.add(name)
             half = name + self._FP16
-            self.nodes.append(helper.make_node("Cast", [half], [name], name + "__fp32", to=TensorProto.FLOAT))
+            self.nodes.append(
+                self.onnx.helper.make_node(
+                    "Cast", [half], [name], name + "__fp32", to=self.onnx.TensorProto.FLOAT
+                )
+            )
 
 
-def _between(graph: onnx.GraphProto) -> set[int]:
+def _between(graph: Any) -> set[int]:
     """Numbers of the nodes that are products, or have one both before and after them."""
     numbered = list(enumerate(graph.node))
     after = _reached([(n, node, node.input, node.output) for n, node in numbered])
@@ -148,7 +163,7 @@ def _between(graph: onnx.GraphProto) -> set[int]:
     return after & before
 
 
-def _reached(walk: list[tuple[int, onnx.NodeProto, list[str], list[str]]]) -> set[int]:
+def _reached(walk: Iterable[tuple[int, Any, list[str], list[str]]]) -> set[int]:
     tensors: set[str] = set()
     nodes: set[int] = set()
     for number, node, sources, targets in walk:

