@@ -132,8 +132,9 @@ def _fitted(plane: F32, wanted: ImageInput) -> F32:
     across, down = wanted.width / width, wanted.height / height
     if wanted.fit == "crop":
         inside = max(across, down)
-        margin = ((width - wanted.width / inside) / 2, (height - wanted.height / inside) / 2)
-        box = (margin[0], margin[1], width - margin[0], height - margin[1])
+        left = max((width - wanted.width / inside) / 2, 0.0)
+        top = max((height - wanted.height / inside) / 2, 0.0)
+        box = (left, top, width - left, height - top)
         return _resized(plane, full, box=box)
     if wanted.fit == "stretch" or across == down:
         return _resized(plane, full)
