@@ -244,10 +244,10 @@ def reproduction(command: str, packages: Sequence[str] = ("numpy", "onnxruntime"
 def pretty(content: object) -> bytes:
     """Indented JSON, with each list of numbers on one line."""
     indented = msgspec.json.format(msgspec.json.encode(content), indent=2).decode()
-    return _NUMBERS.sub(lambda found: " ".join(found[0].split()), indented).encode() + b"\n"
+    return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", indented).encode() + b"\n"
 
 
-_NUMBERS = re.compile(r"\[\n[-+.,\deE\s]*\n\s*\]")
+_NUMBERS = re.compile(r"\[(\n[-+.,\deE\s]*\n\s*)\]")
 """A list of numbers over several lines; a line break never stands inside a JSON string."""
 
 
