@@ -30,7 +30,7 @@ class Recipe:
     mixup: parameter of the beta distribution by which pairs of pictures are mixed; 0 for none.
     """
 
-    epochs: int = 14
+    epochs: int = 16
     batch: int = 64
     rate: float = 3e-3
     weight_decay: float = 0.02
@@ -39,7 +39,7 @@ class Recipe:
     turn: float = 8.0
     zoom: float = 0.08
     light: float = 0.15
-    noise: float = 0.05
+    noise: float = 0.02
     flip: bool = False
     averaging: float = 0.99
     mixup: float = 0.0
