@@ -6,8 +6,8 @@ Mapping[name, float32[batch, ...]]
     -> Engine.run -> dict[name, float32[batch, ...]] the same bytes for a row in any batch
 physionet2012:DIR
     -> physionet2012.read -> Stay -> bins -> schemas.window.rows
-    -> steps.run_steps -> float32[stays, hours]      the served engine over whole stays
-    -> evaluate.report -> JSON
+    -> steps.run_stays -> float32[stays, hours]      the served engine over whole stays
+    -> evaluate_stays.report -> JSON -> report.page -> HTML
     -> train.vitals -> model folder                  extra `train`; imported by no other module
 
 errors.py               the error tree
@@ -16,7 +16,10 @@ onnxruntime_backend.py  the only home of onnxruntime
 repository.py           model folders in Triton's layout
 steps.py                what each kind of series model reads; an engine over whole stays, hour by hour
 physionet2012.py        reader of the Challenge 2012 format
-metrics.py, evaluate.py how good risks are; numpy only
+metrics.py, judge.py    how good risks are: figures, bootstrap intervals, curves; numpy only
+evaluate.py             a series model judged: hours, baselines, groups, missing channels, verdict
+evaluate_*.py           a served model judged on stays or on pictures
+report.py, report_*.py  an evaluation as one HTML page; extra `report`
 baselines.py            what a model is compared with: boosted trees, regression, NEWS2, SAPS-I, SOFA
 card.py, card_*.py      the model card, for machines and for people
 models/                 the models that are shipped
