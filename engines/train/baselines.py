@@ -79,11 +79,11 @@ def boosting(columns: F32, outcome: NDArray[np.integer]) -> HistGradientBoosting
     """Boosted trees fitted on the columns that hold any value."""
     model = HistGradientBoostingClassifier(
         learning_rate=0.05,
-        max_iter=150,
+        max_iter=200,
         max_leaf_nodes=12,
-        min_samples_leaf=100,
-        l2_regularization=20.0,
-        max_features=0.3,
+        min_samples_leaf=200,
+        l2_regularization=50.0,
+        max_features=0.1,
         early_stopping=False,
         random_state=SEED,
     )
