@@ -40,7 +40,7 @@ def read(path: Path) -> LabelledImages:
         DatasetError: the file is absent, damaged, or not in this format.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
         raise DatasetError(f"no such file: {path}") from error
