@@ -40,18 +40,30 @@ def sections(evaluation: Content, draw: ModuleType) -> list[Section | None]:
         report_stays.subgroups(evaluation, draw),
         _robustness(evaluation, draw),
         _maps(evaluation),
+        _drift(evaluation),
+        _recipes(evaluation),
     ]
 
 
 def _figures(evaluation: Content) -> Section:
     judged = evaluation["judged"]
     findings = ", ".join(evaluation.get("findings", ())) or "a finding"
-    rows = [[FIGURES[name], with_interval(judged, name)] for name in MAIN if name in judged]
+    sets = {"value": judged} | {name: evaluation[name] for name in ("validation",) if name in evaluation}
+    rows = [
+        [FIGURES[name], *(with_interval(figures, name) for figures in sets.values())]
+        for name in MAIN
+        if name in judged
+    ]
     text = [
         f"{judged['n']:,} pictures, {judged['positives']:,} with {findings}. The threshold "
         f"{evaluation['threshold']:g} was fixed beforehand."
     ]
-    return Section("figures", "Figures", text, tables=[Table("95% intervals", ("figure", "value"), rows)])
+    if "validation" in sets:
+        text.append(
+            f"Validation is {sets['validation']['n']:,} pictures from which nothing was learnt or "
+            "chosen, judged with the model that is served."
+        )
+    return Section("figures", "Figures", text, tables=[Table("95% intervals", ("figure", *sets), rows)])
 
 
 def _discrimination(judged: Content, draw: ModuleType) -> Section:
@@ -145,3 +157,40 @@ def _maps(evaluation: Content) -> Section | None:
         "Class-activation maps come out of the graph with each prediction; here they are held to occlusion."
     ]
     return Section("maps", "Where the model looks", text, pictures=pictures, details=check)
+
+
+def _drift(evaluation: Content) -> Section | None:
+    """How far the pictures that were held out lie from those that were learnt from."""
+    if not evaluation.get("drift"):
+        return None
+    text = [
+        "Distances of the held-out pictures from those learnt from; ks is that of Kolmogorov and Smirnov."
+    ]
+    return Section("drift", "Drift between the sets", text, details=evaluation["drift"])
+
+
+def _recipes(evaluation: Content) -> Section | None:
+    """Other recipes beside the one that is served, one network each."""
+    tried = [one for one in evaluation.get("tried") or () if isinstance(one, Mapping) and "recipe" in one]
+    if not tried:
+        return None
+    columns = ("auroc", "accuracy", "ece")
+    rows = [
+        [
+            one["recipe"],
+            *(
+                f"{number(one['this'][column])} / {number(one['served'][column])}"
+                if column in one["served"]
+                else "–"
+                for column in columns
+            ),
+        ]
+        for one in tried
+    ]
+    text = [
+        "One network of each recipe beside one of the recipe that is served, on the same part of the data."
+    ]
+    headings = ("recipe", *(FIGURES[column] for column in columns))
+    return Section(
+        "recipes", "Other recipes", text, tables=[Table("This recipe / the one served", headings, rows)]
+    )

@@ -36,7 +36,7 @@ def sections(evaluation: Content, card: Content | None) -> list[Section | None]:
     card = card or {}
     return [
         _details("informed", "What the choices rest on", card.get("informed_by")),
-        _details("tried", "Tried and rejected", card.get("tried") or evaluation.get("tried")),
+        _details("tried", "Tried and rejected", card.get("tried")),
         _attributes(card),
         _variables(card),
         _details("attribution", "Sources", card.get("attribution")),

@@ -80,6 +80,9 @@ def image_evaluation() -> dict[str, Any]:
         "subgroups": [{"by": "group", "group": "1", "n": 200, "positives": 120, "judged": judged}],
         "robustness": [{"disturbance": "noise", "judged": judged}],
         "activation": {"images": 20, "rank_correlation": 0.6, "rank_correlation_interval": [0.5, 0.7]},
+        "validation": judged,
+        "drift": {"brightness_ks": 0.1, "auroc": {"train": 0.9, "validation": 0.8}},
+        "tried": [{"recipe": HOSTILE, "part": 0, "this": judged, "served": judged}],
         "examples": [{"png": base64.b64encode(b"\x89PNG").decode(), "caption": HOSTILE}],
         "metrics": judge.FIGURES,
     }
@@ -177,7 +180,7 @@ def test_a_page_has_every_section(text: str) -> None:
     stays = ["verdict", "time", "baselines", "forecast", "policy"]
     ids = set(Page(text).ids)
     assert set(wanted) <= ids
-    assert set(stays if "forecast" in ids else ["classes", "maps"]) <= ids
+    assert set(stays if "forecast" in ids else ["classes", "maps", "drift", "recipes"]) <= ids
     assert text.index(report.WARNING) < text.index('id="figures"')
 
 
