@@ -1,4 +1,4 @@
-"""`riskstream model list`."""
+"""`riskstream model list`, `check` and `add`: model folders."""
 
 import sys
 from pathlib import Path
@@ -8,15 +8,16 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from engines import repository
+from engines import acceptance, repository
 from worker.cli_told import told
+
+Repository = Annotated[Path, typer.Option("--repository", help="folder of model folders")]
 
 
 def list_(
-    model_repository: Annotated[
-        Path, typer.Option("--repository", help="folder of model folders")
-    ] = repository.SHIPPED,
+    model_repository: Repository = repository.SHIPPED,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """List the models of a repository."""
@@ -31,3 +32,41 @@ def list_(
     for row in listed:
         table.add_row(*(str(row[field])[:12] if field == "digest" else str(row[field]) for field in fields))
     Console().print(table)
+
+
+def check(
+    name: Annotated[str, typer.Argument(help="model in the repository", metavar="NAME")],
+    model_repository: Repository = repository.SHIPPED,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Try whether a model is fit to be served: files, golden data, outputs, batches; exit 0 or 1."""
+    findings = acceptance.check(model_repository, name)
+    well = all(finding.well for finding in findings)
+    if as_json:
+        shown = {"well": well, "findings": [finding._asdict() for finding in findings]}
+        sys.stdout.write(msgspec.json.encode(shown).decode() + "\n")
+    else:
+        table = Table("check", "", "detail")
+        for finding in findings:
+            table.add_row(
+                finding.subject, "[green]ok" if finding.well else "[red]FAILED", Text(finding.detail)
+            )
+        Console().print(table)
+    raise typer.Exit(0 if well else 1)
+
+
+def add(
+    graph: Annotated[Path, typer.Argument(help="ONNX file", metavar="GRAPH")],
+    config: Annotated[Path, typer.Option(help="config.json of the model; its digest may be missing")],
+    model_repository: Annotated[Path, typer.Option("--repository", help="folder of model folders")],
+) -> None:
+    """Make a model folder of an ONNX file and its config: writes the digest and golden data."""
+    with told():
+        added = acceptance.add(model_repository, graph.read_bytes(), config)
+    Console().print(
+        f"added {added.name} version {added.version} to {model_repository}; "
+        f"riskstream model check {added.name} --repository {model_repository}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
