@@ -18,8 +18,9 @@ from engines.steps import Prediction, run_stays
 from schemas.model_config import ModelConfig
 from schemas.window import CHANNELS, WINDOW_BINS, Rows, rows
 
-PROBED = 4000
-"""Stays that robustness scores again, at most: a model runs some twenty times over each."""
+PROBED, PROBED_WINDOWS = 4000, 500
+"""Stays that robustness scores again, at most, some twenty times each: of a model that carries a state, and
+of one that reads a whole window for every hour, which costs 48 times as much arithmetic."""
 
 
 SEEN = (
@@ -151,8 +152,9 @@ def _forecasts(config: ModelConfig, predicted: Prediction, judged: NDArray[np.in
 
 
 def _probe(engine: Engine, number: int) -> Probe:
-    """Scores the judged stays again; evenly spread ones where there are more than `PROBED`."""
-    chosen = np.unique(np.linspace(0, number - 1, min(number, PROBED)).astype(np.intp))
+    """Scores the judged stays again; evenly spread ones where there are too many."""
+    most = PROBED if engine.config.state or engine.config.kind == "features" else PROBED_WINDOWS
+    chosen = np.unique(np.linspace(0, number - 1, min(number, most)).astype(np.intp))
     note = "all judged stays" if len(chosen) == number else f"{len(chosen):,} of {number:,} judged stays"
     return Probe(lambda changed: run_stays(engine, changed).risk, chosen, note)
 
