@@ -18,7 +18,7 @@ from worker.cli_told import bar, shown, told
 if TYPE_CHECKING:
     from engines.train.imaging import Plan, Subject
 
-SERIES, IMAGING = ("vitals",), "imaging"
+SERIES, IMAGING = ("vitals", "bedside"), "imaging"
 TRAINABLE = (*SERIES, IMAGING)
 
 HEALTHY = ("normal", "healthy", "negative", "none")
@@ -56,7 +56,7 @@ def train(
         Path, typer.Option(help="repository to write to; an existing model is replaced")
     ] = repository.SHIPPED,
     threads: Annotated[
-        int, typer.Option(min=1, help="processor cores; for series they change the last bits of the weights")
+        int, typer.Option(min=1, help="processor cores; they change nothing but the time")
     ] = 2,
     name: Annotated[str | None, option("name of the model; its finding by default")] = None,
     size: Annotated[int | None, option("pixels of a side; the file's, or 224", min=8, max=1024)] = None,
@@ -70,7 +70,7 @@ def train(
 ) -> None:
     """Train a model by cross-validation and write its folder: graph, config, golden data, card, figures.
 
-    Series (vitals) take --data physionet2012:DIR; imaging takes medmnist:FILE or images:DIR.
+    vitals and bedside take --data physionet2012:DIR; imaging takes medmnist:FILE or images:DIR.
     """
     asked = Asked(name, size, channels, fit, classes, findings, epochs, members, compare)
     with told(), bar() as progress:
@@ -96,7 +96,7 @@ def _series(
     source = physionet2012.parse_source(data)
     from engines.train import vitals
 
-    return what, vitals.train(source, out, show, vitals.Plan(threads=threads))
+    return what, vitals.train(source, out, show, vitals.Plan(processes=threads), what)
 
 
 def _imaging(data: str, out: Path, threads: int, asked: Asked, show: Show) -> tuple[str, dict[str, Any]]:
