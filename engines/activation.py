@@ -23,21 +23,26 @@ Run = Callable[[F32], Mapping[str, F32]]
 """Outputs `probability` and `activation` for float32[n, channels, height, width]."""
 
 
-def evidence(config: ModelConfig, activation: F32) -> F32:
+def evidence(config: ModelConfig, probability: F32, activation: F32) -> F32:
     """What speaks for a finding at each place: maps of the findings less maps of the other classes.
+
+    Each side's maps are weighed by the classes' shares of that side's probability, which is how the log odds
+    of the risk answer to the classes' logits.
 
     Args:
         config: of an image model.
+        probability: float32[..., classes].
         activation: float32[..., classes, map height, map width].
 
     Returns:
         float32[..., map height, map width]; above 0 for a finding, below 0 against.
     """
     inside = np.isin(config.classes, config.findings)
-    return np.asarray(
-        activation[..., inside, :, :].mean(axis=-3) - activation[..., ~inside, :, :].mean(axis=-3),
-        dtype=np.float32,
-    )
+    shares = np.maximum(probability.astype(np.float64), 1e-12)
+    weights = np.where(inside, 1.0, -1.0) * shares
+    for side in (inside, ~inside):
+        weights[..., side] /= shares[..., side].sum(axis=-1, keepdims=True)
+    return np.asarray((activation * weights[..., None, None]).sum(axis=-3), dtype=np.float32)
 
 
 def check_activation(
@@ -66,12 +71,13 @@ def check_activation(
     for done, tensor in enumerate(tensors, start=1):
         start = perf_counter()
         outputs = run(tensor[None])
-        seen = _patch_means(evidence(config, outputs["activation"][0]), boxes, tensor.shape)
+        seen = evidence(config, outputs["probability"][0], outputs["activation"][0])
+        by_patch = _patch_means(seen, boxes, tensor.shape)
         middle = perf_counter()
         drop = occlusion(config, run, tensor, boxes)
         seconds = [seconds[0] + middle - start, seconds[1] + perf_counter() - middle]
-        correlations.append(_spearman(seen, drop))
-        hits.append(int(np.argmax(seen)) in np.argsort(-drop, kind="stable")[:top])
+        correlations.append(_spearman(by_patch, drop))
+        hits.append(int(np.argmax(by_patch)) in np.argsort(-drop, kind="stable")[:top])
         on_step("occluding pictures", done, len(tensors))
     draws = np.random.default_rng(0).choice(correlations, (500, len(correlations))).mean(axis=1)
     return {

@@ -87,8 +87,11 @@ def folder(path: Path, classes: dict[str, int], each: int, side: int, **columns:
         pixels = of_class(classes[label], side, rng)
         kind = ("png", "jpg", "dcm")[number // len(classes) % 3]
         name = f"{number}.{kind}"
-        content = dicom(pixels) if kind == "dcm" else encoded(pixels, {"png": "PNG", "jpg": "JPEG"}[kind])
-        (path / name).write_bytes(content)
+        (path / name).write_bytes(
+            dicom(pixels, WindowCenter=128, WindowWidth=256)
+            if kind == "dcm"
+            else encoded(pixels, {"png": "PNG", "jpg": "JPEG"}[kind])
+        )
         rows.append([name, label, *(values[number] for values in columns.values())])
     with (path / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["file", "label", *columns], *rows])
