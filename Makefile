@@ -24,7 +24,7 @@ demo: $(VENV)/.demo ## simulated patients through a worker, with alerts as they 
 
 .PHONY: test
 test: $(VENV)/.dev ## the tests that need nothing but Python (ARGS="-k decide")
-	@$(BIN)/python -m pytest -m "not integration and not gpu" $(ARGS)
+	@$(BIN)/python -m pytest -m "not integration and not gpu and not tensorrt" $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev ## lint, format, types, import rules, generated files
@@ -37,6 +37,10 @@ check: $(VENV)/.dev ## lint, format, types, import rules, generated files
 .PHONY: integration
 integration: $(VENV)/.dev $(KAFKA)/.complete ## the tests on Apache Kafka and redis-server (needs Java 17, Maven, redis-server)
 	@$(BIN)/python -m pytest -m integration $(ARGS)
+
+.PHONY: engines
+engines: $(VENV)/.engines ## builds plans of every shipped model with TensorRT for RTX (fetches 230 MB; needs no GPU)
+	@$(BIN)/python -m pytest -m tensorrt $(ARGS)
 
 .PHONY: bench
 bench: $(VENV)/.demo ## the project's own comparisons; reports in build/
@@ -70,6 +74,11 @@ $(VENV)/.demo: pyproject.toml requirements/demo.txt | $(VENV)/bin/python
 $(VENV)/.dev: $(VENV)/.demo
 	@echo "Installing what the tests and checks need"
 	@$(PIP) -e '.[demo,dev]'
+	@touch $@
+
+$(VENV)/.engines: $(VENV)/.dev
+	@echo "Installing TensorRT for RTX"
+	@$(PIP) -e '.[demo,dev,tensorrt-rtx]'
 	@touch $@
 
 $(KAFKA)/.complete: tests/integration/kafka/pom.xml

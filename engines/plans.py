@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from engines import repository, tensorrt_build
-from engines.errors import BuildError, ExtraError, RepositoryError
+from engines.errors import BuildError, ExtraError
 from engines.precision import to_fp16
 from engines.tensorrt_build import PlanTensor, Profile
 from engines.tensorrt_module import message_log, module_of
@@ -238,10 +238,10 @@ def _loaded(plan: bytes, provenance: Provenance) -> dict[str, Any]:
 def _read(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise RepositoryError(f"cannot read {path}: {error.strerror}") from error
+        raise BuildError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _write(path: Path, content: bytes) -> None:
