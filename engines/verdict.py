@@ -21,8 +21,8 @@ class Comparison(NamedTuple):
     def words(self) -> str:
         """The numbers."""
         return (
-            f"{FIGURES[self.figure]} at {self.hour} h {self.theirs:.3f} against {self.ours:.3f} "
-            f"(difference {self.theirs - self.ours:+.3f}, {-self.high:+.3f} to {-self.low:+.3f})"
+            f"{FIGURES[self.figure]} at {self.hour} h ({self.theirs:.3f} against {self.ours:.3f}, difference "
+            f"{self.theirs - self.ours:+.3f}, {-self.high:+.3f} to {-self.low:+.3f})"
         )
 
 
@@ -38,26 +38,17 @@ def verdict(hours: Mapping[str, Any], baselines: Mapping[str, Any]) -> list[str]
     sentences = [_headline(*list(hours.items())[-1])]
     beaten: list[str] = []
     for name, found in compared.items():
-        better = [one for one in found if one.high < 0]
-        ahead = [one for one in found if one.ours < one.theirs and one.high >= 0]
-        level = [one for one in found if one.ours >= one.theirs and one.low <= 0]
-        title = titles[name]
-        if better:
-            sentences.append(f"{_capital(title)}: better than the model in {_listed(better)}.")
-        if ahead:
-            sentences.append(f"{_capital(title)}: ahead, but within the uncertainty, in {_listed(ahead)}.")
-        if level:
-            sentences.append(
-                f"{_capital(title)}: not told apart from the model, which is ahead, in {_listed(level)}."
-            )
-        if found and not (better or ahead or level):
-            beaten.append(title)
+        words = _beside(found)
+        if words:
+            sentences.append(f"{_capital(titles[name])}: {'; '.join(words)}.")
+        elif found:
+            beaten.append(titles[name])
     if beaten:
         sentences.append(
             f"The model is better than {_and(beaten)} in every figure compared, at every hour that has both."
         )
     if compared and not any(one.ours < one.theirs for found in compared.values() for one in found):
-        sentences.append("No simpler model is ahead of it in AUROC, AUPRC or event 1 at any hour judged.")
+        sentences.append("No simpler model is ahead of it in any figure compared.")
     return sentences + _calibration(hours, baselines, titles)
 
 
@@ -79,6 +70,23 @@ def _comparisons(baseline: Mapping[str, Any]) -> list[Comparison]:
     return found
 
 
+def _beside(found: Sequence[Comparison]) -> list[str]:
+    """How a baseline stands beside the model; nothing where it is clearly worse in all."""
+    better = [one for one in found if one.high < 0]
+    ahead = [one for one in found if one.ours < one.theirs and one.high >= 0]
+    level = [one for one in found if one.ours >= one.theirs and one.low <= 0]
+    words = []
+    if better:
+        words.append(f"better than the model in {_listed(better)}")
+    if ahead:
+        words.append(f"ahead, but within the uncertainty, in {_listed(ahead)}")
+    if level:
+        words.append(f"not told apart from the model, which is ahead, in {_named(level)}")
+    if words and len(better) + len(ahead) + len(level) < len(found):
+        words.append("the model is better in all else")
+    return words
+
+
 def _calibration(
     hours: Mapping[str, Any], baselines: Mapping[str, Any], titles: Mapping[str, str]
 ) -> list[str]:
@@ -95,7 +103,18 @@ def _calibration(
 
 
 def _listed(comparisons: Sequence[Comparison]) -> str:
-    return "; ".join(one.words for one in comparisons)
+    return _and([one.words for one in comparisons])
+
+
+def _named(comparisons: Sequence[Comparison]) -> str:
+    """Figures and hours without the numbers."""
+    figures = dict.fromkeys(one.figure for one in comparisons)
+    return _and(
+        [
+            f"{FIGURES[figure]} at {_and([one.hour for one in comparisons if one.figure == figure])} h"
+            for figure in figures
+        ]
+    )
 
 
 def _and(words: Sequence[str]) -> str:

@@ -192,10 +192,14 @@ def test_a_feature_never_measured_is_not_judged(stays: Rows) -> None:
     [
         (
             [-0.02, -0.03, -0.01],
-            "Logistic regression: better than the model in AUROC at 48 h 0.820 against 0.800",
+            "Logistic regression: better than the model in AUROC at 48 h (0.820 against 0.800, difference "
+            "+0.020, +0.010 to +0.030).",
         ),
         ([-0.02, -0.05, 0.01], "Logistic regression: ahead, but within the uncertainty, in AUROC"),
-        ([0.02, -0.01, 0.05], "Logistic regression: not told apart from the model, which is ahead, in AUROC"),
+        (
+            [0.02, -0.01, 0.05],
+            "Logistic regression: not told apart from the model, which is ahead, in AUROC at 48 h.",
+        ),
         ([0.02, 0.01, 0.05], "The model is better than logistic regression in every figure compared"),
     ],
 )
@@ -208,7 +212,7 @@ def test_the_verdict_says_who_is_better(difference: list[float], sentence: str) 
     }  # fmt: skip
     found = verdict({"48": model}, {"logistic": {"title": "logistic regression", "hours": {"48": other}}})
     assert any(words.startswith(sentence) for words in found), found
-    nobody = "No simpler model is ahead" in " ".join(found)
+    nobody = "No simpler model is ahead of it" in " ".join(found)
     assert nobody == (difference[0] > 0)
 
 
@@ -228,3 +232,25 @@ def test_lists_of_numbers_stand_on_one_line() -> None:
     assert '"a": [1, 2.5, -0.00003]' in text or '"a": [1, 2.5, -3e-5]' in text
     assert r'"b": "[\n 1,\n 2\n]"' in text
     assert "[1, 2]" in text
+
+
+def test_the_verdict_on_a_baseline_of_mixed_fortune() -> None:
+    model = {"n": 9, "positives": 2, **dict.fromkeys(("auroc", "auprc", "event1"), 0.8), "ece": 0.01}
+    hours = {str(hour): model | {"intervals": {"auroc": [0, 1]}} for hour in (6, 12, 24)}
+    gaps = {"6": [-0.02, -0.03, -0.01], "12": [0.01, -0.01, 0.03], "24": [0.01, -0.01, 0.02]}
+    baseline = {
+        "title": "boosting",
+        "hours": {
+            hour: {
+                "auroc": 0.8 - gap[0],
+                "auprc": 0.7,
+                "difference": {"auroc": gap, "auprc": [0.1, 0.05, 0.2]},
+            }
+            for hour, gap in gaps.items()
+        },
+    }
+    assert verdict(hours, {"boosting": baseline})[1] == (
+        "Boosting: better than the model in AUROC at 6 h (0.820 against 0.800, difference +0.020, +0.010 to "
+        "+0.030); not told apart from the model, which is ahead, in AUROC at 12 and 24 h; the model is better in "
+        "all else."
+    )
