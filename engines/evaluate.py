@@ -255,30 +255,3 @@ def write_report(content: dict[str, Any], path: Path) -> None:
     """Write a report as indented JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pretty(content))
-
-
-def figures(
-    died: NDArray[np.floating], risks: NDArray[np.floating], threshold: float
-) -> dict[str, dict[str, float | int]]:
-    """Every metric at every judged hour.
-
-    Args:
-        died: [stays], 0 or 1, with both present.
-        risks: [stays, 48] at the end of each hour.
-        threshold: for event 1.
-    """
-    found = {}
-    for hour in HOURS:
-        risk = risks[:, hour - 1]
-        found[str(hour)] = {
-            "stays": len(died),
-            "deaths": int(died.sum()),
-            "auroc": round(metrics.auroc(died, risk), 4),
-            "auprc": round(metrics.auprc(died, risk), 4),
-            "event1": round(metrics.event1(died, risk, threshold), 4),
-            "sensitivity": round(metrics.sensitivity(died, risk, threshold), 4),
-            "positive_predictivity": round(metrics.positive_predictivity(died, risk, threshold), 4),
-            "brier": round(metrics.brier(died, risk), 4),
-            "ece": round(metrics.expected_calibration_error(died, risk), 4),
-        }
-    return found
