@@ -39,7 +39,7 @@ integration: $(VENV)/.dev $(KAFKA)/.complete ## the tests on Apache Kafka and re
 	@$(BIN)/python -m pytest -m integration $(ARGS)
 
 .PHONY: engines
-engines: $(VENV)/.engines ## builds plans of every shipped model with TensorRT for RTX (fetches 230 MB; needs no GPU)
+engines: $(VENV)/.engines ## plans of every shipped model by TensorRT for RTX, without a GPU (fetches 230 MB)
 	@$(BIN)/python -m pytest -m tensorrt $(ARGS)
 
 .PHONY: bench

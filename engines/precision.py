@@ -22,8 +22,8 @@ PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"})
 """Where fp16 pays, and what marks the fp16 part of a graph."""
 
 KEPT = frozenset({"GRU", "LSTM", "RNN"})
-"""Kept in fp32: ONNX Runtime 1.31.1 has crashed loading a whole-window GRU in fp16, though it loads others. Step
-graphs hold none of them."""
+"""Kept in fp32: ONNX Runtime 1.31.1 has crashed loading a whole-window GRU in fp16, though it loads others.
+Step graphs hold none of them."""
 
 LARGEST = float(np.finfo(np.float16).max)
 """Weights beyond it saturate; masks of -1e9 are such."""
