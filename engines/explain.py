@@ -52,3 +52,36 @@ def contributions(engine: Engine, window: Rows) -> F32:
 
 def _last_risk(engine: Engine, window: Rows) -> np.float32:
     return np.float32(run_steps(engine, Rows(*(array[None] for array in window)))[0, -1])
+
+
+def shapley(engine: Engine, window: Rows, permutations: int, seed: int = 0) -> F32:
+    """Shapley values of the measured features, sampled: what each adds on average over orders of all of them.
+
+    Unlike contributions they add up to the risk less the risk in which every feature is ordinary. They take
+    `permutations` times the work, and are for judging contributions, not for serving.
+
+    Args:
+        engine, window: as in `contributions`.
+        permutations: how many orders are drawn; each is taken forwards and backwards.
+        seed: of the orders.
+
+    Returns:
+        float32[features]; NaN where a feature was never measured.
+    """
+    model = SeriesModel(engine.config)
+    measured = np.flatnonzero(window.elapsed[-1, model.columns] < NEVER)
+    rng = np.random.default_rng(seed)
+    total = np.zeros(len(model.columns), dtype=np.float64)
+    for _ in range(permutations):
+        order = rng.permutation(measured)
+        for taken in (order, order[::-1]):
+            values = np.repeat(window.values[None], len(taken) + 1, axis=0)
+            for n, feature in enumerate(taken):
+                channel = model.columns[feature]
+                values[n + 1 :, :, channel] = FILL[channel]
+            others = (np.repeat(array[None], len(taken) + 1, axis=0) for array in window[1:])
+            risks = run_steps(engine, Rows(values, *others))[:, -1].astype(np.float64)
+            total[taken] += risks[:-1] - risks[1:]
+    out = np.full(len(model.columns), np.nan, dtype=np.float32)
+    out[measured] = total[measured] / (2 * permutations)
+    return out

@@ -75,6 +75,33 @@ def pipeline(
     Console().print(sizes)
 
 
+@app.command()
+def explain(
+    patients: Annotated[int, typer.Option(min=1, help="patients of the source")] = 300,
+    alerts: Annotated[int, typer.Option(min=1, help="alerts on which the slow ways are tried")] = 50,
+    source: Annotated[
+        str, typer.Option(help="simulate, physionet2012:DIR or a recorded file", metavar="SOURCE")
+    ] = "simulate",
+    report: Report = None,
+) -> None:
+    """The contributions in alerts: their cost, and how far cheaper and slower ways agree."""
+    from worker import config, recording
+    from worker.bench import explain as bench
+
+    with _told() as show:
+        show("preparing patients")
+        chosen = recording.read(source, recording.Choice(patients))
+        content = bench.run(source, chosen, alerts, config.load(), on_progress=show)
+        _write(content, report)
+    title = f"{content['compared']} of {content['alerts']:,} alerts of {content['records']:,} records"
+    columns = ("cpu_ms_per_alert", "top_3", "rank", "same_sign", "largest_difference")
+    table = Table("way", *(column.replace("_", " ") for column in columns), title=title)
+    for way, figures in content["ways"].items():
+        table.add_row(way, *(f"{figures[column]:g}" if column in figures else "" for column in columns))
+    Console().print(table)
+    Console().print(f"served: {content['served_cpu_us_per_record']} µs of CPU for each record of the path")
+
+
 @contextmanager
 def _told() -> Iterator[Callable[[str], None]]:
     """Say what goes on; turn an expected failure into one line and exit code 1."""

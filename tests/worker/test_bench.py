@@ -4,13 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from worker.bench import pipeline, transport
+from worker import config, recording
+from worker.bench import explain, pipeline, transport
 from worker.bench.peers import PEERS, Meter
 from worker.bench.transport import Figures
 from worker.cli import app
+from worker.recording import Choice
 
 CIRCUMSTANCES = {"machine", "versions", "commit", "command"}
 
@@ -131,3 +134,30 @@ def reported(*arguments: str, file: Path) -> dict[str, Any]:
     assert result.exit_code == 0, result.output
     content: dict[str, Any] = json.loads(file.read_text())
     return content
+
+
+def test_explanations_are_those_of_the_slow_reference() -> None:
+    chosen = recording.read("simulate", Choice(6, hours=30, mix={"sepsis": 1}))
+    content = explain.run("simulate", chosen, 3, config.load())
+    assert content.keys() >= CIRCUMSTANCES
+    assert content["compared"] == 3
+    ways = content["ways"]
+    assert list(ways) == ["served", "reference", "newest row", "shapley"]
+    assert all(figures["cpu_ms_per_alert"] > 0 for figures in ways.values())
+    assert ways["reference"]["top_3"] == 3
+    assert ways["reference"]["largest_difference"] <= 1e-6
+    assert ways["shapley"]["same_sign"] > 0.8
+
+
+def test_agreement_counts_inputs_that_both_ways_find() -> None:
+    served = np.array([[0.3, -0.2, 0.1, 0.01, np.nan]], dtype=np.float32)
+    other = np.array([[0.3, 0.2, 0.02, 0.05, np.nan]], dtype=np.float32)
+    assert explain.agreement(served, served) == {
+        "top_3": 3,
+        "rank": 1,
+        "same_sign": 1,
+        "largest_difference": 0,
+    }
+    found = explain.agreement(served, other)
+    assert (found["top_3"], found["same_sign"]) == (2, 0.667)
+    assert found["largest_difference"] == pytest.approx(0.4)

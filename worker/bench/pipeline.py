@@ -124,7 +124,7 @@ def run(
     """
     engine = repository.load(settings.model_repository, settings.model, settings.backend)
     on_progress("reading the recording")
-    records = list(_records(recording, events))
+    records = list(records_of(recording, events))
     clocks = []
     for number in range(rounds + 1):
         on_progress(f"round {number} of {rounds}" if number else "warming up")
@@ -166,7 +166,8 @@ def summary(rounds: Sequence[dict[str, float]], records: int) -> dict[str, float
     return {stage: round(us, 3) for stage, us in {**figures, "total": sum(figures.values())}.items()}
 
 
-def _records(recording: Recording, events: int | None) -> Iterator[Record]:
+def records_of(recording: Recording, events: int | None) -> Iterator[Record]:
+    """A recording's records as they would come from Kafka, at most `events` of them."""
     encode = msgspec.json.Encoder().encode
     for offset, record in enumerate(recording.open()):
         if offset == events:
@@ -175,7 +176,8 @@ def _records(recording: Recording, events: int | None) -> Iterator[Record]:
         yield BenchRecord(offset, timestamp, record.patient.encode(), encode(record), ())
 
 
-def _limits(settings: Settings) -> Limits:
+def limits_of(settings: Settings) -> Limits:
+    """The limits that a worker with these settings has."""
     return Limits(
         settings.max_record_bytes,
         round(settings.past_tolerance_h * 3_600_000),
@@ -195,7 +197,7 @@ async def _path(records: list[Record], engine: Engine, settings: Settings, clock
         batcher.infer,
         nowhere,
         lambda _: author,
-        _limits(settings),
+        limits_of(settings),
         publish_scores=settings.publish_scores,
     )
     pipeline.clock = clock
@@ -226,7 +228,7 @@ def _encode_changes(partition: Partition, digest: str) -> None:
 
 def _decode_and_normalise(records: list[Record], settings: Settings, clock: Clock) -> None:
     """Time both stages over all records, chunk by chunk."""
-    limits = _limits(settings)
+    limits = limits_of(settings)
     for at in range(0, len(records), settings.chunk_records):
         chunk = records[at : at + settings.chunk_records]
         with clock.timed("decode"):
