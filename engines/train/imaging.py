@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import evaluate, judge, repository
+from engines import card, evaluate, judge, repository
 from engines.activation import check_activation
 from engines.engine import F32
 from engines.evaluate_images import (
@@ -31,7 +31,7 @@ from engines.evaluate_images import (
 )
 from engines.labelled import LabelledImages
 from engines.repository import CONFIG, EVALUATION, GOLDEN, GRAPH
-from engines.train import image_card, image_export
+from engines.train import image_export, image_facts
 from engines.train.image_fit import Recipe, logits
 from engines.train.image_members import Pictures, Task, train_members
 from engines.train.image_network import Ensemble, Member
@@ -184,7 +184,7 @@ def _write(
     (version / GOLDEN).write_bytes(golden)
     (folder / CONFIG).write_bytes(evaluate.pretty(config))
     (folder / EVALUATION).write_bytes(evaluate.pretty(evaluation))
-    image_card.write(folder, config, evaluation)
+    card.write(folder, config, evaluation, image_facts.pictures(config, evaluation))
     return evaluation
 
 
