@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -271,6 +270,10 @@ def _write(
         "data": physionet2012.described(stays),
         "method": f"{plan.folds}-fold stratified cross-validation (seed {plan.seed}) of the whole procedure: "
         f"each fold is judged by an ensemble of {len(plan.recipes)} trained on the others",
+        "reproduce": evaluate.reproduction(
+            f"riskstream model train {name} --data physionet2012:DIR",
+            ("numpy", "onnx", "onnxruntime", "scikit-learn", "torch"),
+        ),
         "calibration": platt._asdict(),
         "policy": {
             level.severity: point._asdict() for level, point in zip(policy.levels, levels, strict=True)
@@ -389,4 +392,4 @@ def synthetic_stays(seed: int, number: int = 4) -> Rows:
 
 
 def _pretty(content: object) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
+    return evaluate.pretty(content)
