@@ -251,6 +251,6 @@ def test_the_verdict_on_a_baseline_of_mixed_fortune() -> None:
     }
     assert verdict(hours, {"boosting": baseline})[1] == (
         "Boosting: better than the model in AUROC at 6 h (0.820 against 0.800, difference +0.020, +0.010 to "
-        "+0.030); not told apart from the model, which is ahead, in AUROC at 12 and 24 h; the model is better "
-        "in all else."
+        "+0.030); not told apart from the model, which is ahead, in AUROC at 12 and 24 h; the model is "
+        "better in all else."
     )
