@@ -9,11 +9,15 @@ physionet2012:DIR
     -> steps.run_stays -> float32[stays, hours]      the served engine over whole stays
     -> evaluate_stays.report -> JSON -> report.page -> HTML
     -> train.vitals -> model folder                  extra `train`; imported by no other module
+model.onnx
+    -> precision.to_fp16 -> plans.obtain -> plan     TensorRT, or TensorRT for RTX without a GPU
 
 errors.py               the error tree
 engine.py               the interface; checks once what every backend may rely on
 onnxruntime_backend.py  the only home of onnxruntime
 repository.py           model folders in Triton's layout
+plans.py                plans beside their model, each with its provenance; never a stale one
+tensorrt_*.py           the only home of TensorRT; building. precision.py: graphs in fp16. compare.py: drift
 steps.py                what each kind of series model reads; an engine over whole stays, hour by hour
 physionet2012.py        reader of the Challenge 2012 format
 metrics.py, judge.py    how good risks are: figures, bootstrap intervals, curves; numpy only
