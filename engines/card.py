@@ -107,7 +107,7 @@ def _present(
     uses = "; ".join(f"{use.variable}: {use.text}" for use in variables)
     texts = {
         "(1)(i)": facts.developer,
-        "(1)(iii)": facts.output_value,
+        "(1)(iii)": " ".join(filter(None, (facts.output_value, _forecasts(config)))),
         "(1)(iv)": facts.output_type,
         "(2)(i)": facts.intended_use,
         "(2)(ii)": facts.intended_population,
@@ -192,6 +192,13 @@ def _variables(config: ModelConfig) -> Iterator[VariableUse]:
     used = dict(USES[name] for name in config.features if name in USES)
     for number, variable in VARIABLES.items():
         yield VariableUse(number, variable, number in used, used.get(number, "not an input"))
+
+
+def _forecasts(config: ModelConfig) -> str:
+    if config.forecast is None:
+        return ""
+    names = ", ".join(name.replace("_", " ") for name in config.forecast.features)
+    return f"Beside it, forecasts {config.forecast.horizon_s / 3600:g} h ahead, without alerts: {names}."
 
 
 def _inputs(config: ModelConfig) -> str:

@@ -62,6 +62,7 @@ def markdown(card: ModelCard, config: ModelConfig, evaluation: Mapping[str, Any]
         f"{facts.fairness} {facts.bias}",
         "## Reproduction",
         facts.reproduced,
+        _command(evaluation),
         "## Source attributes",
         f"`model_card.json` gives the {len(card.source_attributes)} source attributes of {REGULATION} by "
         "number. It claims no certification. Nothing can be reported yet on:",
@@ -83,7 +84,7 @@ def _summary(card: ModelCard, config: ModelConfig, facts: Facts) -> list[tuple[s
     else:
         reads = f"{len(config.features)} features, named in `config.json`; any may be missing"
     return [
-        ("predicts", facts.output_value),
+        ("predicts", next(a.text for a in card.source_attributes if a.number == "(1)(iii)")),
         ("outcome", card.outcome),
         ("reads", reads),
         ("form", facts.form),
@@ -95,6 +96,15 @@ def _summary(card: ModelCard, config: ModelConfig, facts: Facts) -> list[tuple[s
 def _counted(evaluation: Mapping[str, Any]) -> str:
     judged = list(evaluation["hours"].values())[-1] if "hours" in evaluation else evaluation["judged"]
     return f"Judged on {judged['n']:,} cases, {judged['positives']:,} of them with the outcome."
+
+
+def _command(evaluation: Mapping[str, Any]) -> str:
+    """The command and the versions behind the evaluation, where it tells them."""
+    made = evaluation.get("reproduce")
+    if not made:
+        return ""
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    return f"Made by `{made['command']}` with {versions}, on {made['machine']}."
 
 
 def _series(card: ModelCard, evaluation: Mapping[str, Any]) -> list[str]:

@@ -107,6 +107,6 @@ def _facts(title: str, form: str, tried: Sequence[str], limits: tuple[str, ...])
         tried=tuple(tried),
         attribution=CHALLENGE,
         reproduced="`riskstream model train NAME --data physionet2012:DIR` makes every file of the folder "
-        "again. On another kind of processor, with other threads or another version of PyTorch, the last "
-        "bits of the weights differ, and with them the digest and the last digits of the figures.",
+        "again. On another kind of processor, or with another version of PyTorch, the last bits of the "
+        "weights differ, and with them the digest and the last digits of the figures.",
     )

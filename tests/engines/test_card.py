@@ -19,7 +19,7 @@ from engines.train import facts as shipped
 from engines.train import image_facts
 from schemas import json_schema
 from schemas.model_card import ATTRIBUTES, VARIABLES, ModelCard
-from schemas.model_config import ImageInput, Level, ModelConfig, Policy, Tensor
+from schemas.model_config import Forecast, ImageInput, Level, ModelConfig, Policy, Tensor
 from tests.engines.test_baselines import made_outcomes, made_rows
 
 POLICY = Policy(
@@ -60,7 +60,8 @@ def evaluation() -> dict[str, Any]:
         resamples=50,
     )
     policy = {"elevated": {"enter": 0.2, "recall": 0.81, "precision": 0.3, "survivors_alerted": 0.32}}
-    return {"method": "2-fold cross-validation", "policy": policy} | made
+    reproduce = evaluate.reproduction("riskstream model train small")
+    return {"method": "2-fold cross-validation", "policy": policy, "reproduce": reproduce} | made
 
 
 def pictures() -> tuple[ModelConfig, dict[str, Any]]:
@@ -162,7 +163,14 @@ def test_figures_are_those_of_the_evaluation(tmp_path: Path, evaluation: dict[st
     assert "| elevated | 0.2 | 60 min | 81% | 30% | 32% |" in text
     assert "| high | 0.5 | 0 min |  |  |  |" in text
     assert "A wider network: no better" in text
+    assert "Made by `riskstream model train small` with python 3." in text
     assert "gradient-boosted trees" in text
+
+
+def test_forecasts_are_told(tmp_path: Path, evaluation: dict[str, Any]) -> None:
+    config = msgspec.structs.replace(config_of("age"), forecast=Forecast(("heart_rate", "temperature")))
+    _, text = written(tmp_path, config, evaluation)
+    assert "forecasts 1 h ahead, without alerts: heart rate, temperature." in text
 
 
 @pytest.mark.parametrize(
