@@ -62,6 +62,8 @@ def report(
     made: Rows,
     predicted: Prediction,
     progress: Progress | None = None,
+    *,
+    probed: bool = True,
 ) -> dict[str, Any]:
     """The evaluation of a served model: `evaluate.assess`, with what it was judged on.
 
@@ -72,6 +74,7 @@ def report(
         made: `rows_of` them.
         predicted: `served` on them.
         progress: told (what, done, of).
+        probed: whether channels are withheld in turn, which takes most of the time.
 
     Raises:
         DatasetError: no outcomes, or all the same.
@@ -113,7 +116,7 @@ def report(
         baselines=_baselines(repository / config.name, known, part),
         thresholds=_thresholds(shipped),
         forecasts=_forecasts(config, predicted, judged),
-        probe=_probe(engine, len(judged)),
+        probe=_probe(engine, len(judged)) if probed else None,
         progress=progress,
     )
     if shipped.get("data", {}).get("digest") == data["digest"]:

@@ -47,8 +47,8 @@ def evaluate(
         _prepare(report, html, predictions)
         engine = repository.load(model_repository, name)
         scored = _pictures if engine.config.kind == "image" else _stays
-        wanted = report is not None or html is not None or as_json or predictions is None
-        content = scored(engine, model_repository, data, split, predictions, wanted, shown(progress))
+        kept = report is not None or html is not None or as_json
+        content = scored(engine, model_repository, data, split, predictions, kept, shown(progress))
         if content is None:
             return
         content["reproduce"] = evaluation.reproduction(
@@ -108,10 +108,13 @@ def _stays(
     data: str,
     split: str | None,
     predictions: Path | None,
-    wanted: bool,
+    kept: bool,
     show: Show,
 ) -> Content | None:
-    """The report on stays; None where there are no outcomes and risks were all that was asked for."""
+    """The report on stays; None where outcomes do not differ and risks were all that was asked for.
+
+    Where no report is kept, channels are not withheld: what is printed does not tell of it.
+    """
     if evaluate_images.is_source(data):
         raise KindError(f"{engine.config.name} reads patients' series: give it --data physionet2012:DIR")
     path = physionet2012.parse_source(data)
@@ -123,9 +126,10 @@ def _stays(
     predicted = evaluate_stays.served(engine, made, show)
     if predictions is not None:
         evaluate_stays.write_predictions(stays, predicted.risk, predictions)
-    if not wanted and all(stay.outcome is None for stay in stays):
+    outcomes = {stay.outcome for stay in stays} - {None}
+    if predictions is not None and not kept and len(outcomes) < 2:
         return None
-    return evaluate_stays.report(engine, model_repository, stays, made, predicted, show)
+    return evaluate_stays.report(engine, model_repository, stays, made, predicted, show, probed=kept)
 
 
 def _pictures(
@@ -134,10 +138,10 @@ def _pictures(
     data: str,
     split: str | None,
     predictions: Path | None,
-    wanted: bool,
+    kept: bool,
     show: Show,
 ) -> Content | None:
-    """The report on pictures; None where one class is all there is and risks were all that was asked for."""
+    """The report on pictures; None where all or none have a finding and risks were all that was asked for."""
     if physionet2012.is_source(data):
         raise KindError(
             f"{engine.config.name} reads images: give it --data medmnist:FILE or --data images:DIR"
@@ -153,7 +157,8 @@ def _pictures(
     probability = evaluate_images.predict(engine, images, on_batch)
     if predictions is not None:
         evaluate_images.write_predictions(images, probability, engine.config, predictions)
-    if not wanted and len(set(images.labels.tolist())) < 2:
+    found = evaluate_images.is_finding(engine.config, images.named(engine.config.classes))
+    if predictions is not None and not kept and len(set(found.tolist())) < 2:
         return None
     return evaluate_images.assess_served(engine, images, probability, show)
 

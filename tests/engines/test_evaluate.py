@@ -125,6 +125,8 @@ def test_without_outcomes_predictions_are_written(stays_path: Path, tmp_path: Pa
     source, predictions = f"physionet2012:{folder}", str(tmp_path / "p.csv")
     assert run("evaluate", "vitals", "--data", source, "--predictions", predictions).exit_code == 0
     assert (tmp_path / "p.csv").stat().st_size > 0
+    (folder / "Outcomes-z.txt").write_text("RecordID,In-hospital_death\n100,0\n")
+    assert run("evaluate", "vitals", "--data", source, "--predictions", predictions).exit_code == 0
     refused = run("evaluate", "vitals", "--data", source, "--report", str(tmp_path / "r.json"))
     assert refused.exit_code == 1
     assert "judging needs deaths and survivors" in refused.stderr
