@@ -75,7 +75,8 @@ def fit(
     optimiser = torch.optim.AdamW(member.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay)
     parts = max(len(labels) // recipe.batch, min(FEWEST_STEPS, len(labels) // 4), 1)
     steps = recipe.epochs * parts
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.rate, total_steps=steps, pct_start=0.2)
+    total = max(steps, 10)  # a schedule of fewer has no rise
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.rate, total_steps=total, pct_start=0.2)
     done = 0
     for _ in range(recipe.epochs):
         for part in np.array_split(rng.permutation(len(labels)), parts):
