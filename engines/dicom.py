@@ -39,7 +39,7 @@ def decode_dicom(content: bytes, accepted: ImageInput | None) -> F32:
         import pydicom
     except ModuleNotFoundError as error:
         raise ExtraError("DICOM files need pydicom: pip install 'riskstream[dicom]'") from error
-    logging.getLogger("pydicom").disabled = True  # its lines quote attribute values
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # its lines quote attribute values
     if DEFLATED in content[:2048]:
         raise ImageError("a deflated DICOM file: export it without deflate")
     with warnings.catch_warnings():

@@ -7,6 +7,7 @@ but the time.
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from engines.engine import F32
+from engines.errors import EngineError
 from engines.train.image_fit import Recipe, fit, normalisation
 from engines.train.image_network import Member
 
@@ -47,6 +49,9 @@ def train_members(
         tasks: what to train.
         processes: how many at a time; with one, all are trained here.
         on_epoch: called after each epoch of each member.
+
+    Raises:
+        EngineError: a training process was killed.
     """
     if processes == 1 or len(tasks) == 1:
         torch.set_num_threads(1)
@@ -63,7 +68,12 @@ def train_members(
             while not epochs.empty():
                 epochs.get()
                 on_epoch()
-        found = [future.result() for future in futures]
+        try:
+            found = [future.result() for future in futures]
+        except BrokenProcessPool as error:
+            raise EngineError(
+                "a training process was killed, perhaps for want of memory: train with --threads 1"
+            ) from error
     return [_member(pictures, task, weights) for task, weights in zip(tasks, found, strict=True)]
 
 

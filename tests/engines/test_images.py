@@ -1,6 +1,7 @@
 """Pictures: what a decoder must give back, what it must refuse, and how they are made to fit."""
 
 import io
+import logging
 import zlib
 from typing import Any
 
@@ -156,6 +157,7 @@ def test_dicom_of_another_kind_is_refused_without_telling_it() -> None:
         with pytest.raises(ImageError, match="must be one of") as caught:
             images.decode(content, accepted)
         assert "DOE" not in str(caught.value)
+    assert not logging.getLogger("pydicom.pixels").isEnabledFor(logging.CRITICAL)
 
 
 @pytest.mark.parametrize(
