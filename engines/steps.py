@@ -49,8 +49,7 @@ class SeriesModel:
         Raises:
             KindError: the model reads images.
         """
-        if config.kind == "image":
-            raise KindError(f"{config.name} reads images; a windowed-series or features model is needed here")
+        require_series(config)
         self.config = config
         self.columns = columns(config)
         self.channels = frozenset(int(channel) for channel in self.columns)
@@ -88,6 +87,16 @@ class SeriesModel:
         return np.concatenate(
             [outputs[name].reshape(len(outputs[name]), -1) for _, name, _, _ in self._pairs], axis=1
         )
+
+
+def require_series(config: ModelConfig) -> None:
+    """Refuse a model that is no series model.
+
+    Raises:
+        KindError: the model reads images.
+    """
+    if config.kind == "image":
+        raise KindError(f"{config.name} reads images; a windowed-series or features model is needed here")
 
 
 def columns(config: ModelConfig) -> NDArray[np.intp]:

@@ -18,7 +18,7 @@ from faust.types import TP
 
 from engines import repository
 from engines.engine import Engine
-from engines.steps import SeriesModel
+from engines.steps import SeriesModel, require_series
 from worker import metrics
 from worker.alert_log import LastAlert, last_alerts
 from worker.batch import Batcher
@@ -135,6 +135,7 @@ class Worker:
 
     def _load_engine(self) -> tuple[Engine, Callable[[], None]]:
         settings = self.settings
+        require_series(repository.read_config(settings.model_repository, settings.model))
         engine = repository.load(settings.model_repository, settings.model, settings.backend)
         version = str(engine.config.version)
         folder = settings.model_repository / settings.model / version

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from engines import repository
 from engines.errors import EngineError
+from engines.steps import require_series
 from schemas.window import WINDOW_BINS
 from worker.cluster import complaints, describe
 from worker.config import Settings
@@ -65,6 +66,7 @@ async def _redis(settings: Settings) -> Finding:
 
 async def _model(settings: Settings) -> Finding:
     try:
+        require_series(repository.read_config(settings.model_repository, settings.model))
         engine = await asyncio.to_thread(
             repository.load, settings.model_repository, settings.model, settings.backend
         )

@@ -2,9 +2,15 @@
 
 from pathlib import Path
 
+import msgspec
+import pytest
 import redis
 
+from engines import acceptance
+from engines.errors import KindError
+from tests.kinds import model_of
 from worker import config, embedded
+from worker.app import Worker
 from worker.check import check
 from worker.cluster import describe
 from worker.config import Settings
@@ -60,3 +66,20 @@ async def test_horizon_too_short_for_the_policy(redis_server: embedded.Server) -
 
     assert not well
     assert "rebuild_horizon_h is 100; this model's policy needs 110" in detail
+
+
+async def test_a_model_that_reads_images_is_refused(redis_server: embedded.Server, tmp_path: Path) -> None:
+    model, graph = model_of("image")
+    (tmp_path / "config.json").write_bytes(msgspec.json.encode(model))
+    acceptance.add(tmp_path, graph, tmp_path / "config.json")
+    nobody = f"127.0.0.1:{embedded.free_port()}"
+    settings = config.load(
+        redis=f"redis://{redis_server.address}", broker=nobody, model="small", model_repository=tmp_path
+    )
+
+    assert (await findings(settings))["model"] == (
+        False,
+        "small reads images; a windowed-series or features model is needed here",
+    )
+    with pytest.raises(KindError, match="small reads images"):
+        await Worker(settings.model_copy(update={"http_port": 0})).run()
