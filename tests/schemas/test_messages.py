@@ -12,6 +12,7 @@ from schemas.messages import (
     Alert,
     BasisInput,
     DeadLetter,
+    ForecastPoint,
     ModelReference,
     Observation,
     Rejection,
@@ -181,6 +182,26 @@ def alert(name: str) -> Alert:
         missing=("lactate",),
         trend=(TrendPoint(datetime(2026, 1, 2, 11, tzinfo=UTC), 0.4), TrendPoint(NOON, 0.62)),
     )
+
+
+EXPLAINED = {
+    Alert: msgspec.structs.replace(
+        alert("full"),
+        inputs=(
+            BasisInput("heart_rate", "8867-4", 96.0, "/min", NOON, 0.0, 0.0425),
+            BasisInput("age", "30525-0", 67.0, "a", contribution=-0.01),
+        ),
+        uncertainty=0.031,
+        forecast=(ForecastPoint("heart_rate", 99.5, "/min", 3600.0, 96.0),),
+    ),
+    Score: msgspec.structs.replace(FULL_SCORE, uncertainty=0.031),
+}
+
+
+@pytest.mark.parametrize("kind", [Alert, Score])
+def test_explained_messages_decode(kind: type[msgspec.Struct]) -> None:
+    decoded = msgspec.json.decode((FIXTURES / f"{kind.__name__}-v1-explained.json").read_bytes(), type=kind)
+    assert decoded == EXPLAINED[kind]
 
 
 EXPECTED: dict[type[msgspec.Struct], dict[str, msgspec.Struct]] = {
