@@ -190,7 +190,7 @@ def uncertainty(prediction: Prediction, i: int) -> float | None:
 
 def finite(value: float | np.floating) -> float | None:
     """A number to six decimals, as risks are rounded; None in the place of what is no number."""
-    return round(float(value), 6) if np.isfinite(value) else None
+    return round(float(value), 6) + 0.0 if np.isfinite(value) else None  # + 0.0 makes -0.0 plain 0.0
 
 
 def _forecast(plan: Plan, i: int, model: SeriesModel, prediction: Prediction) -> tuple[ForecastPoint, ...]:

@@ -8,26 +8,30 @@ from numpy.typing import NDArray
 
 from engines import repository
 from engines.engine import F32, Engine
-from schemas.features import FEATURES
+from engines.steps import columns
 from schemas.window import FILL, NEVER
 
 LARGEST = 512
 SIZES = (*range(1, 71), 127, 128, 129, 255, 256, 257, 383, 511, 512)
 
 
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    engine = repository.load(repository.SHIPPED, "vitals")
+SERIES = [config.name for config in repository.list_models() if config.kind != "image"]
+
+
+@pytest.fixture(scope="module", params=SERIES)
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    engine = repository.load(repository.SHIPPED, request.param)
     yield engine
     engine.close()
 
 
 def rows_of(engine: Engine, number: int, rng: np.random.Generator) -> dict[str, F32]:
     """Rows as a ward would send them, states as a trained network makes them, and some wild ones."""
-    shape = (number, len(FEATURES))
+    fill = FILL[columns(engine.config)]
+    shape = (number, len(fill))
     elapsed = rng.choice([0, 1, 2, 5, 17, 47, NEVER], shape)
     inputs = {
-        "values": np.where(elapsed < NEVER, FILL * rng.lognormal(0, 0.5, shape), FILL),
+        "values": np.where(elapsed < NEVER, fill * rng.lognormal(0, 0.5, shape), fill),
         "elapsed": elapsed,
         "counts": np.where(elapsed == 0, rng.integers(1, 90, shape), 0),
     }
@@ -82,6 +86,6 @@ def test_the_callers_memory_does_not_matter(engine: Engine, shift: int) -> None:
 
 def test_another_engine_of_the_same_model(engine: Engine) -> None:
     inputs = rows_of(engine, 70, np.random.default_rng(10))
-    other = repository.load(repository.SHIPPED, "vitals")
+    other = repository.load(repository.SHIPPED, engine.config.name)
     expect_same(other.run(inputs), engine.run(inputs), slice(None))
     other.close()
