@@ -7,7 +7,7 @@ import pytest
 
 from engines import repository, synthetic
 from engines.engine import Engine
-from engines.explain import contributions, ordinary
+from engines.explain import contributions, ordinary, shapley
 from engines.steps import SeriesModel, run_steps
 from schemas.features import CHANNEL
 from schemas.window import FILL, NEVER, Rows, rows
@@ -51,6 +51,16 @@ def test_a_feature_alone_adds_the_whole_difference(engine: Engine) -> None:
     found = contributions(engine, window(lactate=9))
     risks = [run_steps(engine, Rows(*(a[None] for a in window(lactate=v))))[0, -1] for v in (9, 1.9)]
     assert found[FEATURES.index("lactate")] == risks[0] - risks[1]
+
+
+def test_shapley_values_add_up_to_the_whole_difference(engine: Engine) -> None:
+    ill = window(heart_rate=140, lactate=8, systolic_pressure=80)
+    usual = window(heart_rate=86, lactate=1.9, systolic_pressure=118)
+    risks = [run_steps(engine, Rows(*(a[None] for a in one)))[0, -1] for one in (ill, usual)]
+    found = shapley(engine, ill, 2)
+    assert np.isnan(found).tolist() == np.isnan(contributions(engine, ill)).tolist()
+    assert np.nansum(found) == pytest.approx(risks[0] - risks[1], abs=1e-5)
+    assert found.tobytes() == shapley(engine, ill, 2).tobytes()
 
 
 def test_ordinary_rows_keep_when_and_how_often() -> None:
