@@ -66,7 +66,7 @@ def train(
     findings: Annotated[str | None, option("the classes that are the outcome; all but normal")] = None,
     epochs: Annotated[int | None, option("of each member", min=1)] = None,
     members: Annotated[int | None, option("networks in the model, and parts of the data", min=2)] = None,
-    compare: Annotated[bool | None, option("train with other recipes too, for the report")] = None,
+    compare: Annotated[bool | None, option("train a member with mixup too, for the report")] = None,
 ) -> None:
     """Train a model by cross-validation and write its folder: graph, config, golden data, card, figures.
 

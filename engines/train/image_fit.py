@@ -25,7 +25,6 @@ class Recipe:
     zoom: greatest change of scale, as a share.
     light: greatest change of brightness and of contrast, as a share of the range.
     noise: greatest standard deviation of noise on each pixel, as a share of the range.
-    flip: whether half the pictures are mirrored; only where left and right look alike.
     averaging: share of the old weights kept at each step in the weights that are served.
     mixup: parameter of the beta distribution by which pairs of pictures are mixed; 0 for none.
     """
@@ -40,7 +39,6 @@ class Recipe:
     zoom: float = 0.08
     light: float = 0.15
     noise: float = 0.02
-    flip: bool = False
     averaging: float = 0.99
     mixup: float = 0.0
 
@@ -114,10 +112,9 @@ def augmented(batch: Tensor, recipe: Recipe) -> Tensor:
     count = len(batch)
     turn = _draw(count) * np.deg2rad(recipe.turn)
     scale = 1 + _draw(count) * recipe.zoom
-    mirror = torch.where(torch.rand(count) < 0.5, -1.0, 1.0) if recipe.flip else torch.ones(count)
     cos, sin = torch.cos(turn) * scale, torch.sin(turn) * scale
     across, down = _draw(count) * 2 * recipe.shift, _draw(count) * 2 * recipe.shift
-    theta = torch.stack([cos * mirror, -sin, across, sin * mirror, cos, down], dim=1).view(-1, 2, 3)
+    theta = torch.stack([cos, -sin, across, sin, cos, down], dim=1).view(-1, 2, 3)
     grid = nn.functional.affine_grid(theta, list(batch.shape), align_corners=False)
     moved = nn.functional.grid_sample(batch, grid, padding_mode="border", align_corners=False)
     contrast = 1 + _draw(count) * recipe.light * 1.5
