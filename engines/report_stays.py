@@ -140,12 +140,14 @@ def decision(judged: Content, draw: ModuleType, when: str, positives: str, negat
     """The decision curve of one set of risks."""
     points = curves(judged, "decision")
     better = [at for at, model, everyone in points if model > max(everyone, 0.0) + 1e-9]
-    where = (
-        f"The model is of more use than treating all and treating none at thresholds from "
-        f"{min(better):.2f} to {max(better):.2f}."
-        if better
-        else "At no threshold is the model of more use than treating all or none."
-    )
+    where = "At no threshold is the model of more use than treating all or none."
+    if better:
+        within = sum(min(better) <= at <= max(better) for at, *_ in points)
+        every = "" if len(better) == within else f"{len(better)} of the {within} "
+        where = (
+            f"The model is of more use than treating all and treating none at {every}thresholds from "
+            f"{min(better):.2f} to {max(better):.2f}."
+        )
     alt = f"Decision curve {when}. {where}"
     caption = (
         f"Net benefit {when}: true positives less false ones, weighted by the odds of the threshold, per case"

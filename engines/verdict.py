@@ -7,6 +7,10 @@ FIGURES = {"auroc": "AUROC", "auprc": "AUPRC", "event1": "event 1"}
 """The figures that sentences compare, higher being better."""
 
 
+MOST = 3
+"""Comparisons that one sentence gives the numbers of; the report's tables have them all."""
+
+
 class Comparison(NamedTuple):
     """One figure at one hour; low and high bound `ours - theirs`."""
 
@@ -103,7 +107,11 @@ def _calibration(
 
 
 def _listed(comparisons: Sequence[Comparison]) -> str:
-    return _and([one.words for one in comparisons])
+    """With their numbers; of more than `MOST`, those of the greatest difference."""
+    if len(comparisons) <= MOST:
+        return _and([one.words for one in comparisons])
+    greatest = max(comparisons, key=lambda one: one.theirs - one.ours)
+    return f"{_named(comparisons)}, by most in {greatest.words}"
 
 
 def _named(comparisons: Sequence[Comparison]) -> str:

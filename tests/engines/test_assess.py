@@ -254,3 +254,20 @@ def test_the_verdict_on_a_baseline_of_mixed_fortune() -> None:
         "+0.030); not told apart from the model, which is ahead, in AUROC at 12 and 24 h; the model is "
         "better in all else."
     )
+
+
+def test_the_verdict_on_many_figures_gives_the_greatest_numbers() -> None:
+    model = {"n": 9, "positives": 2, **dict.fromkeys(("auroc", "auprc", "event1"), 0.5), "ece": 0.01}
+    hours = {str(hour): model | {"intervals": {"auroc": [0, 1]}} for hour in (6, 12, 24, 48)}
+    theirs = {hour: 0.6 + place / 10 for place, hour in enumerate(hours)}
+    baseline = {
+        "title": "SOFA",
+        "hours": {
+            hour: {"auroc": theirs[hour], "difference": {"auroc": [0.5 - theirs[hour], -0.5, -0.01]}}
+            for hour in hours
+        },
+    }
+    assert verdict(hours, {"sofa": baseline})[1] == (
+        "SOFA: better than the model in AUROC at 6, 12, 24 and 48 h, by most in AUROC at 48 h (0.900 against "
+        "0.500, difference +0.400, +0.010 to +0.500)."
+    )
