@@ -128,7 +128,7 @@ def decision(name: str, points: Points, alt: str) -> str:
         top = float(max(model.max(), everyone.max()))
         useful = threshold[(model > 0.01 * top) | (everyone > 0.01 * top)]
         axes.set(xlim=(0, min(1.0, 1.2 * float(useful.max(initial=0.2)))), ylim=(-0.15 * top, 1.08 * top))
-        axes.legend(loc="upper right")
+        axes.legend(loc="best")
         return _svg(figure, name, alt)
 
 
