@@ -104,14 +104,15 @@ def overlay(picture: F32, evidence: F32, side: int = 224) -> bytes:
 
     Args:
         picture: float32[channels, height, width], as prepared.
-        evidence: float32[map height, map width]; its maximum becomes full red, 0 and less nothing.
+        evidence: float32[map height, map width]; the greatest, for or against, would be full red, and 0 and
+            less is left grey: a little evidence against much to the contrary stays faint.
         side: pixels of the longer side.
     """
     grey = picture.mean(axis=0)
     scale = side / max(grey.shape)
     size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
     ground = _resized(grey, size)[:, :, None]
-    peak = float(evidence.max())
+    peak = float(np.abs(evidence).max())
     share = np.clip(evidence / peak, 0, 1) if peak > 0 else np.zeros_like(evidence)
     ink = 0.6 * _resized(share.astype(np.float32), size, Image.Resampling.BICUBIC)[:, :, None].clip(0, 1)
     mixed = ground * (1 - ink) + ink * RED

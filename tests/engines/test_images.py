@@ -283,4 +283,8 @@ def test_an_overlay_is_red_where_the_evidence_is() -> None:
     assert (row // 32, column // 32) == (1, 5)
     assert not redness[150:, :100].any()
     assert len(content) < 60_000
+    evidence[0, 0] = -30
+    with Image.open(io.BytesIO(images.overlay(np.full((1, 28, 28), 0.5, np.float32), evidence))) as image:
+        faint = np.asarray(image, dtype=np.int16)
+    assert 0 < (faint[:, :, 0] - faint[:, :, 2]).max() < redness.max() / 5
     assert images.overlay(np.zeros((1, 8, 8), np.float32), np.zeros((2, 2), np.float32), 16)
