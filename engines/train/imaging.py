@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import card, evaluate, judge, repository
+from engines import card, evaluate, judge, report, repository
 from engines.activation import check_activation
 from engines.engine import F32
 from engines.evaluate_images import (
@@ -39,6 +39,8 @@ from engines.train.image_parts import Material, Progress, check_classes, divided
 from schemas.model_config import Batching, ImageInput, Level, ModelConfig, Policy, Tensor
 
 VERSION = 1
+
+PAGE = "evaluation.html"
 
 POLICY = Policy(
     version="1",
@@ -180,6 +182,7 @@ def _write(
     (folder / CONFIG).write_bytes(evaluate.pretty(config))
     (folder / EVALUATION).write_bytes(evaluate.pretty(evaluation))
     card.write(folder, config, evaluation, image_facts.pictures(config, evaluation))
+    report.write_page(evaluation, folder / PAGE, folder)
     return evaluation
 
 

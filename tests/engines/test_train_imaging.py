@@ -222,7 +222,14 @@ def test_a_folder_of_pictures_becomes_a_model(
     assert config.classes == tuple(sorted(classes))
     assert list(config.findings) == findings
     assert config.image == ImageInput(height=32, width=32, channels=channels)  # type: ignore[arg-type]
-    for file in ("MODEL_CARD.md", "evaluation.json", "1/model.onnx", "1/golden.npz"):
+    for file in (
+        "MODEL_CARD.md",
+        "model_card.json",
+        "evaluation.json",
+        "evaluation.html",
+        "1/model.onnx",
+        "1/golden.npz",
+    ):
         assert (tmp_path / "models" / name / file).stat().st_size > 0
     files = ["--predictions", str(tmp_path / "p.csv"), "--report", str(tmp_path / "r.json")]
     judged = CliRunner().invoke(
