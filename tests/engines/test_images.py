@@ -2,6 +2,7 @@
 
 import io
 import logging
+import sys
 import zlib
 from typing import Any
 
@@ -18,7 +19,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, R
 
 from engines import dicom as dicom_decoder
 from engines import images
-from engines.errors import ImageError
+from engines.errors import ExtraError, ImageError
 from schemas.model_config import ImageInput
 from tests.engines.pictures import dicom, encoded
 
@@ -192,6 +193,13 @@ def test_limits_hold_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_BYTES", 10)
     with pytest.raises(ImageError, match="10 are taken"):
         images.decode(encoded(RAMP))
+
+
+def test_dicom_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(ExtraError, match=r"pip install 'riskstream\[dicom\]'"):
+        images.decode(dicom(RAMP))
+    images.decode(encoded(RAMP))
 
 
 def test_moving_pictures_and_deflated_dicom_are_refused() -> None:
