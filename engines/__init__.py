@@ -9,6 +9,9 @@ physionet2012:DIR
     -> steps.run_stays -> float32[stays, hours]      the served engine over whole stays
     -> evaluate_stays.report -> JSON -> report.page -> HTML
     -> train.vitals -> model folder                  extra `train`; imported by no other module
+medmnist:FILE, images:DIR
+    -> images.decode -> float32[height, width, 1 | 3] -> images.prepare -> float32[channels, height, width]
+    -> evaluate_images.predict, train.imaging        the same preparation for training and serving
 model.onnx
     -> precision.to_fp16 -> plans.obtain -> plan     TensorRT, or TensorRT for RTX without a GPU
 
@@ -20,6 +23,9 @@ plans.py                plans beside their model, each with its provenance; neve
 tensorrt_*.py           the only home of TensorRT; building. precision.py: graphs in fp16. compare.py: drift
 steps.py                what each kind of series model reads; an engine over whole stays, hour by hour
 physionet2012.py        reader of the Challenge 2012 format
+images.py, dicom.py     pictures decoded and made to fit; the only homes of Pillow and of pydicom
+labelled.py             pictures of known class; medmnist.py, image_folder.py: where they come from
+activation.py           where an image model looked, held to occlusion. disturbances.py: pictures made worse
 metrics.py, judge.py    how good risks are: figures, bootstrap intervals, curves; numpy only
 evaluate.py             a series model judged: hours, baselines, groups, missing channels, verdict
 evaluate_*.py           a served model judged on stays or on pictures
