@@ -94,7 +94,7 @@ def on_data(pair: Pair, source: str, progress: Progress) -> Content:
     named = source.partition(":")[0]
     if config.kind != "image":
         return on_stays(pair, physionet2012.read(physionet2012.parse_source(source)), named, progress)
-    images = evaluate_images.read_source(source)
+    images = evaluate_images.read_source(source, labelled=False)
     risks = [evaluate_images.risk_of(config, evaluate_images.predict(engine, images)) for engine in pair]
     return {"source": named, "images": len(images), **risk_drift(config, risks[0], risks[1])}
 

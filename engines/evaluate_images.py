@@ -39,6 +39,10 @@ DEFINITIONS = judge.FIGURES | {
     "class_accuracy": "share of pictures whose most probable class is their own",
 }
 
+LEARNT = (
+    "The pictures are of the split train: a model that learnt from them is far better on them than on others."
+)
+
 Score = Callable[[NDArray[np.intp], F32], F32]
 """Class probabilities float32[n, classes] of pictures: their numbers in the set, and their tensors."""
 
@@ -48,25 +52,25 @@ def is_source(argument: str) -> bool:
     return argument.startswith((medmnist.PREFIX, image_folder.PREFIX))
 
 
-def open_source(argument: str) -> LabelledImages:
-    """All pictures of `medmnist:FILE` or `images:DIR`.
+def open_source(argument: str, *, labelled: bool = True) -> LabelledImages:
+    """All pictures of `medmnist:FILE` or `images:DIR`; also those of no known class, unless `labelled`.
 
     Raises:
         DatasetError: the argument is written otherwise, or the data cannot be read.
     """
     for prefix, read in ((medmnist.PREFIX, medmnist.read), (image_folder.PREFIX, image_folder.read)):
         if argument.startswith(prefix) and argument != prefix:
-            return read(Path(argument.removeprefix(prefix)).expanduser())
+            return read(Path(argument.removeprefix(prefix)).expanduser(), labelled=labelled)
     raise DatasetError(f"pictures are written {medmnist.PREFIX}FILE or {image_folder.PREFIX}DIR")
 
 
-def read_source(argument: str, split: str | None = None) -> LabelledImages:
+def read_source(argument: str, split: str | None = None, *, labelled: bool = True) -> LabelledImages:
     """The pictures to judge a model on: the split that is named, else test, else val, else all.
 
     Raises:
         DatasetError: as `open_source`; or there is no such split.
     """
-    return open_source(argument).to_judge(split)
+    return open_source(argument, labelled=labelled).to_judge(split)
 
 
 def threshold_of(config: ModelConfig) -> float:
@@ -137,11 +141,18 @@ def assess_served(
     assert config.image is not None
     images = images.named(config.classes)
     content: dict[str, Any] = {
-        "model": {"name": config.name, "version": config.version, "digest": config.digest},
+        "model": {
+            "name": config.name,
+            "version": config.version,
+            "digest": config.digest,
+            "outcome": config.outcome,
+        },
         "data": described(images),
         "method": "the served engine, on the pictures of "
         f"{' and '.join(sorted(set(images.splits))) or 'the whole set'}",
     }
+    if "train" in images.splits:
+        content["verdict"] = [LEARNT]
     content |= assess_images(
         config, images, probability, lambda _, tensors: run_images(engine, tensors)["probability"], on_step
     )

@@ -121,6 +121,12 @@ def report(
     )
     if shipped.get("data", {}).get("digest") == data["digest"]:
         found["verdict"].insert(0, SEEN)
+    if config.outcome != physionet2012.OUTCOME:
+        found["verdict"].insert(
+            0,
+            f"The model predicts {config.outcome}; these data record {physionet2012.OUTCOME}. Every figure "
+            "is against that, and says nothing of what the model is for.",
+        )
     return about | found | {"expected": _expected(shipped)}
 
 

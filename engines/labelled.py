@@ -18,6 +18,9 @@ SPLITS = ("train", "val", "test")
 MOST_CLASSES = 64
 """More are a sign of a column that is no label."""
 
+UNLABELLED = -1
+"""The class of a picture whose source does not tell it."""
+
 Read = Callable[[int, ImageInput], F32]
 """The picture of an index, decoded: float32[height, width, 1 | 3].
 
@@ -32,7 +35,7 @@ class LabelledImages:
 
     source: what they come from, in words that hold no path.
     classes: names, sorted; empty where the source numbers them from 0.
-    labels: int64[images], index into the classes.
+    labels: int64[images], index into the classes, or `UNLABELLED`.
     names: what predictions and messages call each: its number or its row, never a file's name.
     splits: the split of each, one of `SPLITS`; empty where the source does not divide them.
     groups: the patient, or whatever must not be divided, of each; empty where unknown.
@@ -93,7 +96,7 @@ class LabelledImages:
         return self
 
     def named(self, classes: Sequence[str]) -> "LabelledImages":
-        """The same pictures, their labels counted as a model counts its classes.
+        """The same pictures, their labels counted as a model counts its classes; see `_numbers`.
 
         Raises:
             DatasetError: a picture is of a class that is not among them.
@@ -103,10 +106,12 @@ class LabelledImages:
             if most >= len(classes):
                 raise DatasetError(f"the data has a class number {most}; the classes are {list(classes)}")
             return replace(self, classes=tuple(classes))
-        unknown = sorted({self.classes[label] for label in np.unique(self.labels)} - set(classes))
+        present = [self.classes[label] for label in np.unique(self.labels) if label != UNLABELLED]
+        numbers = _numbers(present, classes)
+        unknown = sorted(set(present) - set(numbers))
         if unknown:
             raise DatasetError(f"labels {unknown} are not among the classes {list(classes)}")
-        to = np.array([classes.index(name) if name in classes else 0 for name in self.classes])
+        to = np.array([numbers.get(name, UNLABELLED) for name in self.classes] + [UNLABELLED])
         return replace(self, classes=tuple(classes), labels=to[self.labels])
 
     def tensors(
@@ -126,3 +131,19 @@ class LabelledImages:
             found.append(prepare(self.read(int(place), wanted), wanted))
             on_image()
         return stacked(found, wanted)
+
+
+def _numbers(labels: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
+    """The class that each label means, of those that mean one.
+
+    A label is a class's name; or that in other capitals, where no two classes differ by capitals alone; or,
+    where all labels are numbers and no class is called by one, the class's number, from 0.
+    """
+    folded = {name.casefold(): number for number, name in enumerate(classes)}
+    if len(folded) < len(classes):
+        folded = {}
+    exact = {name: number for number, name in enumerate(classes)}
+    found = {label: exact.get(label, folded.get(label.casefold())) for label in labels}
+    if not any(name.isdecimal() for name in classes) and all(label.isdecimal() for label in labels):
+        found = {label: int(label) if int(label) < len(classes) else None for label in labels}
+    return {label: number for label, number in found.items() if number is not None}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engines.engine import F32
 from engines.errors import DatasetError
 from engines.images import from_bytes
-from engines.labelled import MOST_CLASSES, SPLITS, LabelledImages
+from engines.labelled import MOST_CLASSES, SPLITS, UNLABELLED, LabelledImages
 from schemas.model_config import ImageInput
 
 PREFIX = "medmnist:"
@@ -33,8 +33,8 @@ SOURCES = {
 U8 = NDArray[np.uint8]
 
 
-def read(path: Path) -> LabelledImages:
-    """All splits of a file.
+def read(path: Path, *, labelled: bool = True) -> LabelledImages:
+    """All splits of a file that have labels; all that have images, unless labels are needed.
 
     Raises:
         DatasetError: the file is absent, damaged, or not in this format.
@@ -42,22 +42,29 @@ def read(path: Path) -> LabelledImages:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
+    except TypeError as error:
+        raise DatasetError(f"{path} is one array, an .npy file: MedMNIST's .npz files name theirs") from error
     except FileNotFoundError as error:
         raise DatasetError(f"no such file: {path}") from error
     except (ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError, AttributeError) as error:
         raise DatasetError(f"{path} is not a readable .npz file: fetch it again") from error
-    splits = [split for split in SPLITS if f"{split}_images" in arrays and f"{split}_labels" in arrays]
+    needed = ("images", "labels") if labelled else ("images",)
+    splits = [split for split in SPLITS if all(f"{split}_{name}" in arrays for name in needed)]
     if not splits:
         raise DatasetError(
-            f"{path} has no train, val or test images and labels, as MedMNIST's files have; "
+            f"{path} has no train, val or test {' and '.join(needed)}, as MedMNIST's files have; "
             f"it has {sorted(arrays)[:8]}"
         )
-    for split in splits:
-        _check(path, split, arrays[f"{split}_images"], arrays[f"{split}_labels"])
     parts = [arrays[f"{split}_images"] for split in splits]
+    labels = [
+        arrays.get(f"{split}_labels", np.full(part.shape[:1], UNLABELLED))
+        for split, part in zip(splits, parts, strict=True)
+    ]
+    for split, part, numbers in zip(splits, parts, labels, strict=True):
+        _check(path, split, part, numbers, known=f"{split}_labels" in arrays)
     if len({part.shape[1:] for part in parts}) > 1:
         raise DatasetError(f"{path}: the splits' images differ in size")
-    return _labelled(path, splits, parts, [arrays[f"{split}_labels"].reshape(-1) for split in splits])
+    return _labelled(path, splits, parts, [numbers.reshape(-1) for numbers in labels])
 
 
 def _labelled(
@@ -85,13 +92,19 @@ def _labelled(
     )
 
 
-def _check(path: Path, split: str, images: NDArray[np.generic], labels: NDArray[np.generic]) -> None:
+def _check(
+    path: Path, split: str, images: NDArray[np.generic], labels: NDArray[np.generic], known: bool
+) -> None:
+    if not images.shape or not len(images):
+        raise DatasetError(f"{path}: {split}_images holds no images")
     flat = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
     if images.dtype != np.uint8 or not flat or not images.size:
         raise DatasetError(
             f"{path}: {split}_images must be uint8[images, height, width] or [..., 3], "
             f"came {images.dtype}{list(images.shape)}; volumes are not taken"
         )
+    if not known:
+        return
     if labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
         raise DatasetError(
             f"{path}: {split}_labels must be one class number for each of {len(images)} images, "

@@ -34,6 +34,9 @@ T = TypeVar("T")
 PREFIX = "physionet2012:"
 """How this data set is named in commands: `physionet2012:DIR`."""
 
+OUTCOME = "in-hospital death"
+"""What the data record of every stay."""
+
 HEADER = "Time,Parameter,Value"
 _BEGINNINGS = (HEADER.encode(), codecs.BOM_UTF8 + HEADER.encode())
 DESCRIPTORS = frozenset({"Age", "Gender", "Height", "ICUType", "Weight"})

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +15,7 @@ from engines import evaluate as evaluation
 from engines import evaluate_images, evaluate_stays, physionet2012, repository
 from engines.engine import Engine
 from engines.errors import DatasetError, KindError, RepositoryError
+from engines.labelled import UNLABELLED
 from engines.repository import EVALUATION
 from worker.cli_files import check_writable
 from worker.cli_told import bar, shown, told
@@ -50,6 +52,12 @@ def evaluate(
         kept = report is not None or html is not None or as_json
         content = scored(engine, model_repository, data, split, predictions, kept, shown(progress))
         if content is None:
+            Console().print(
+                f"wrote {predictions}; no figures: they need cases with the outcome, and cases without",
+                soft_wrap=True,
+                highlight=False,
+                markup=False,
+            )
             return
         content["reproduce"] = evaluation.reproduction(
             f"riskstream model evaluate {name} --data {data.partition(':')[0]}:PATH"
@@ -141,12 +149,14 @@ def _pictures(
     kept: bool,
     show: Show,
 ) -> Content | None:
-    """The report on pictures; None where all or none have a finding and risks were all that was asked for."""
+    """The report on pictures of known class; None where risks were all that was asked for, and all of those
+    pictures, or none, have a finding."""
     if physionet2012.is_source(data):
         raise KindError(
             f"{engine.config.name} reads images: give it --data medmnist:FILE or --data images:DIR"
         )
-    images = evaluate_images.read_source(data, split)
+    alone = predictions is not None and not kept
+    images = evaluate_images.read_source(data, split, labelled=not alone).named(engine.config.classes)
     done = 0
 
     def on_batch(number: int) -> None:
@@ -157,8 +167,9 @@ def _pictures(
     probability = evaluate_images.predict(engine, images, on_batch)
     if predictions is not None:
         evaluate_images.write_predictions(images, probability, engine.config, predictions)
-    found = evaluate_images.is_finding(engine.config, images.named(engine.config.classes))
-    if predictions is not None and not kept and len(set(found.tolist())) < 2:
+    known = np.flatnonzero(images.labels != UNLABELLED)
+    images, probability = images.subset(known), probability[known]
+    if alone and len(set(evaluate_images.is_finding(engine.config, images).tolist())) < 2:
         return None
     return evaluate_images.assess_served(engine, images, probability, show)
 

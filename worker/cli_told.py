@@ -17,8 +17,11 @@ def told() -> Iterator[None]:
     try:
         yield
     except (EngineError, OSError) as error:
+        words = (
+            f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        )
         Console(stderr=True).print(
-            f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+            f"error: {words}", style="red", markup=False, highlight=False, soft_wrap=True
         )
         raise typer.Exit(1) from None
 

@@ -2,6 +2,8 @@
 
 import re
 from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast
 
@@ -26,6 +28,9 @@ HEALTHY = ("normal", "healthy", "negative", "none")
 
 SIZE = 224
 """Pixels of a side, where the data do not say: what networks for radiographs are usually given."""
+
+NEEDED = ("jinja2", "matplotlib", "onnx", "onnxscript", "sklearn", "torch")
+"""Modules of the extra `train`; some of them are in other extras too, which are not enough."""
 
 PANEL = "For imaging"
 
@@ -76,15 +81,22 @@ def train(
     with told(), bar() as progress:
         if what not in TRAINABLE:
             raise EngineError(f"there is no training for {what!r}; there is for {', '.join(TRAINABLE)}")
-        try:
-            if what == IMAGING:
-                title, figures = _imaging(data, out, threads, asked, shown(progress))
-            else:
-                title, figures = _series(what, data, out, threads, asked, shown(progress))
-        except ModuleNotFoundError as error:
-            raise ExtraError(f"training needs {error.name}: pip install 'riskstream[train]'") from error
+        _check_extra()
+        run = _imaging if what == IMAGING else partial(_series, what)
+        title, figures = run(data, out, threads, asked, shown(progress))
     print_figures(f"{title}, cross-validation", figures)
     Console().print(f"wrote {out / title}")
+
+
+def _check_extra() -> None:
+    """Find what is not installed before the data are read.
+
+    Raises:
+        ExtraError: the extra `train` is not there, or not whole.
+    """
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise ExtraError(f"training needs {', '.join(missing)}: pip install 'riskstream[train]'")
 
 
 def _series(

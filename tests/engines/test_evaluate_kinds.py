@@ -14,6 +14,7 @@ from engines.engine import Engine
 from tests.engines.conftest import golden_of
 from tests.engines.test_evaluate import stay_text
 from tests.kinds import KINDS, SERIES, inputs_of, model_of
+from worker import cli_train
 from worker.cli_model import app
 
 STAYS, PICTURES = 40, 60
@@ -99,6 +100,69 @@ def test_images(models: Path, data: dict[str, str], tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == PICTURES
     assert float(rows[0]["risk"]) == pytest.approx(float(rows[0]["ill"]) + float(rows[0]["odd"]), abs=1e-6)
+
+
+@pytest.mark.parametrize("missing", ["labels", "classes"])
+def test_pictures_of_no_known_class_get_risks_alone(
+    models: Path, data: dict[str, str], tmp_path: Path, missing: str
+) -> None:
+    with np.load(data["image"].partition(":")[2]) as archive:
+        arrays = {"test_images": archive["test_images"]}
+    if missing == "classes":
+        arrays["test_labels"] = np.zeros((PICTURES, 1), np.uint8)
+    np.savez(tmp_path / "x.npz", allow_pickle=False, **arrays)
+    source, risks = f"medmnist:{tmp_path / 'x.npz'}", tmp_path / "p.csv"
+    result = evaluated(models, "image", source, "--predictions", str(risks))
+    assert result.exit_code == 0, result.output
+    assert "no figures" in result.stdout
+    assert len(risks.read_text().splitlines()) == 1 + PICTURES
+    result = evaluated(models, "image", source, "--predictions", str(risks), "--json")
+    assert result.exit_code == 1
+    assert {"labels": "no train, val or test images and labels", "classes": "figures need"}[
+        missing
+    ] in result.stderr
+
+
+def test_pictures_learnt_from_are_told(models: Path, data: dict[str, str], tmp_path: Path) -> None:
+    with np.load(data["image"].partition(":")[2]) as archive:
+        arrays = {f"train_{name}": archive[f"test_{name}"] for name in ("images", "labels")}
+    np.savez(tmp_path / "x.npz", allow_pickle=False, **arrays)
+    result = evaluated(models, "image", f"medmnist:{tmp_path / 'x.npz'}", "--json")
+    assert "of the split train" in json.loads(result.stdout)["verdict"][0]
+
+
+def test_classes_that_the_model_has_not_are_told_before_the_work(
+    models: Path, data: dict[str, str], tmp_path: Path
+) -> None:
+    with np.load(data["image"].partition(":")[2]) as archive:
+        arrays = {"test_images": archive["test_images"], "test_labels": archive["test_labels"] + 7}
+    np.savez(tmp_path / "x.npz", allow_pickle=False, **arrays)
+    risks = tmp_path / "p.csv"
+    result = evaluated(models, "image", f"medmnist:{tmp_path / 'x.npz'}", "--predictions", str(risks))
+    assert result.exit_code == 1
+    assert "class number" in result.stderr
+    assert not risks.exists()
+
+
+def test_another_outcome_than_the_datas_is_told(models: Path, data: dict[str, str]) -> None:
+    result = evaluated(models, "features", data["series"], "--json")
+    assert json.loads(result.stdout)["verdict"][0].startswith(
+        "The model predicts nothing; these data record in-hospital death."
+    )
+
+
+def test_a_file_that_cannot_be_written_is_named(models: Path, data: dict[str, str], tmp_path: Path) -> None:
+    result = evaluated(models, "image", data["image"], "--predictions", str(tmp_path))
+    assert result.exit_code == 1
+    assert f"error: {tmp_path}: Is a directory" in result.stderr
+
+
+def test_training_says_which_extra_is_missing(monkeypatch: pytest.MonkeyPatch, data: dict[str, str]) -> None:
+    monkeypatch.setattr(cli_train, "NEEDED", ("json", "no_such_module"))
+    for what, source in (("vitals", data["series"]), ("imaging", data["image"])):
+        result = CliRunner().invoke(app, ["train", what, "--data", source])
+        assert result.exit_code == 1
+        assert "training needs no_such_module: pip install 'riskstream[train]'" in result.stderr
 
 
 def test_json_goes_to_standard_output_alone(models: Path, data: dict[str, str]) -> None:

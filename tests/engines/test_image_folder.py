@@ -7,6 +7,7 @@ import pytest
 
 from engines import image_folder
 from engines.errors import DatasetError
+from engines.labelled import UNLABELLED
 from schemas.model_config import ImageInput
 from tests.engines.pictures import dicom, empty, encoded, folder
 
@@ -44,10 +45,26 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_a_list_from_a_spreadsheet(tmp_path: Path) -> None:
-    text = "\ufefflabel;x,label,file,note\r\nq, sick ,other.png,n\r\n"
+    text = "\ufefflabel;x,Label,File ,note,SPLIT\r\nq, sick ,other.png,n,Test\r\n\r\n"
     images = image_folder.read(write(tmp_path, text))
     assert images.classes == ("sick",)
     assert images.names == ("2",)
+    assert images.splits == ("test",)
+
+
+@pytest.mark.parametrize("text", [f"file\nother.png\n{SECRET}\n", f"file,label\nother.png,\n{SECRET},\n"])
+def test_pictures_without_labels_are_read_where_none_are_needed(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(DatasetError):
+        image_folder.read(path)
+    images = image_folder.read(path, labelled=False)
+    assert images.named(("a", "b")).labels.tolist() == [UNLABELLED] * 2
+    assert len(images.tensors(SMALL)) == 2
+
+
+def test_some_labels_where_none_are_needed(tmp_path: Path) -> None:
+    images = image_folder.read(write(tmp_path, f"file,label\nother.png,b\n{SECRET},\n"), labelled=False)
+    assert images.named(("a", "b")).labels.tolist() == [1, UNLABELLED]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +73,7 @@ def test_a_list_from_a_spreadsheet(tmp_path: Path) -> None:
         ("", "must have the columns file, label"),
         ("file,class\nother.png,a\n", "must have the columns"),
         ("file,label\n", "lists no pictures"),
-        ("file,label\nother.png,a\nlost.png,b\n", "rows 3 of labels.csv: no such file"),
+        ("file,label\nother.png,a\nlost.png,b\n", "^row 3 of labels.csv: no such file"),
         ("file,label\n,a\n", "row 2 of labels.csv: no file"),
         (f"file,label\n{SECRET}\n", "row 2 of labels.csv: a label must have"),
         (f"file,label\n{SECRET},{'x' * 65}\n", "a label must have 1 to 64"),
@@ -102,3 +119,26 @@ def test_labels_in_a_models_order(tmp_path: Path) -> None:
     assert images.named(("b", "c", "a")).labels.tolist() == [0, 2]
     with pytest.raises(DatasetError, match=r"labels \['a'\] are not among the classes"):
         images.named(("b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "expected"),
+    [
+        (("SICK", "Normal"), ("normal", "sick"), [1, 0]),
+        (("a", "A"), ("a", "A"), [0, 1]),
+        (("1", "0"), ("normal", "sick"), [1, 0]),
+        (("1", "0"), ("1", "0"), [0, 1]),
+        (("2", "0"), ("normal", "sick"), None),
+        (("1", "sick"), ("normal", "sick"), None),
+        (("Ab", "aB"), ("ab", "AB"), None),
+    ],
+)
+def test_labels_in_other_capitals_and_as_numbers(
+    tmp_path: Path, labels: tuple[str, str], classes: tuple[str, str], expected: list[int] | None
+) -> None:
+    images = image_folder.read(write(tmp_path, f"file,label\nother.png,{labels[0]}\n{SECRET},{labels[1]}\n"))
+    if expected is None:
+        with pytest.raises(DatasetError, match="are not among the classes"):
+            images.named(classes)
+    else:
+        assert images.named(classes).labels.tolist() == expected

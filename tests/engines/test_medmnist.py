@@ -8,6 +8,7 @@ import pytest
 
 from engines import evaluate_images, medmnist
 from engines.errors import DatasetError
+from engines.labelled import UNLABELLED
 from schemas.model_config import ImageInput
 from tests.engines.pictures import medmnist_file
 
@@ -63,6 +64,7 @@ LABELS = np.zeros((2, 1), np.uint8)
     [
         ({"images": GREY}, "no train, val or test images"),
         ({"test_images": GREY}, "no train, val or test images"),
+        ({"test_images": GREY[:0], "test_labels": LABELS[:0]}, "holds no images"),
         ({"test_images": GREY.astype(float), "test_labels": LABELS}, "must be uint8"),
         (
             {"test_images": np.zeros((2, 28, 28, 28), np.uint8), "test_labels": LABELS},
@@ -94,6 +96,20 @@ def test_absent_and_damaged_files(tmp_path: Path) -> None:
             medmnist.read(tmp_path / "x.npz")
     with pytest.raises(DatasetError, match="not a readable"):
         medmnist.read(tmp_path)
+    with (tmp_path / "x.npz").open("wb") as file:
+        np.save(file, GREY)
+    with pytest.raises(DatasetError, match=r"an \.npy file"):
+        medmnist.read(tmp_path / "x.npz")
+
+
+def test_pictures_without_labels_are_read_where_none_are_needed(tmp_path: Path) -> None:
+    path = medmnist_file(tmp_path / "x.npz", {"val": 4}, test_images=GREY)
+    assert set(evaluate_images.read_source(f"medmnist:{path}").splits) == {"val"}
+    images = evaluate_images.read_source(f"medmnist:{path}", labelled=False)
+    assert images.splits == ("test", "test")
+    assert images.named(("a", "b")).labels.tolist() == [UNLABELLED] * 2
+    both = evaluate_images.open_source(f"medmnist:{path}", labelled=False).named(("a", "b"))
+    assert both.labels.tolist() == [0, 1, 0, 1, UNLABELLED, UNLABELLED]
 
 
 def test_a_split_that_is_not_there(tmp_path: Path) -> None:
