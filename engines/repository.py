@@ -119,7 +119,7 @@ def read_golden(path: Path) -> dict[str, F32]:
     try:
         with np.load(content, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
+    except (TypeError, ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
         raise RepositoryError(f"{path} is not a readable .npz: {error}") from error
 
 

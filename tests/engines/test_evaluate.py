@@ -158,9 +158,10 @@ def test_a_mistake_is_told_in_one_line(arguments: tuple[str, ...], message: str)
 
 def test_list() -> None:
     listed = json.loads(run("list", "--json").stdout)
-    config = repository.read_config(repository.SHIPPED, "vitals")
     fields = ("name", "kind", "version", "digest", "outcome")
-    assert listed == [{field: getattr(config, field) for field in fields}]
+    configs = repository.list_models(repository.SHIPPED)
+    assert listed == [{field: getattr(config, field) for field in fields} for config in configs]
+    assert {"pneumonia", "vitals"} <= {one["name"] for one in listed}
     assert "vitals" in run("list").stdout
 
 

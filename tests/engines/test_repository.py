@@ -1,6 +1,7 @@
 """Every check of the repository, by breaking the real thing."""
 
 import hashlib
+import io
 import re
 import shutil
 from pathlib import Path
@@ -125,7 +126,14 @@ def test_golden_outputs_that_do_not_fit(
         repository.load(repository_path, "tiny")
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"words"])
+def one_array() -> bytes:
+    """An .npy file, which is no archive."""
+    file = io.BytesIO()
+    np.save(file, np.zeros(3))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"words", one_array()])
 def test_a_golden_file_that_is_no_archive(repository_path: Path, content: bytes) -> None:
     (repository_path / "tiny/3/golden.npz").write_bytes(content)
     with pytest.raises(RepositoryError, match=r"golden\.npz is not a readable"):
