@@ -35,7 +35,7 @@ def sections(evaluation: Content, draw: ModuleType) -> list[Section | None]:
         _figures(evaluation),
         _discrimination(judged, draw),
         _calibration(judged, draw),
-        report_stays.decision(judged, draw, "of the pictures", "findings", "pictures without one"),
+        report_stays.decision(judged, draw, "of the pictures", "findings", "pictures without a finding"),
         _classes(evaluation),
         report_stays.subgroups(evaluation, draw),
         _robustness(evaluation, draw),
@@ -48,7 +48,8 @@ def sections(evaluation: Content, draw: ModuleType) -> list[Section | None]:
 def _figures(evaluation: Content) -> Section:
     judged = evaluation["judged"]
     findings = ", ".join(evaluation.get("findings", ())) or "a finding"
-    sets = {"value": judged} | {name: evaluation[name] for name in ("validation",) if name in evaluation}
+    validation = evaluation.get("validation")
+    sets = {"cross-validation": judged, "validation": validation} if validation else {"value": judged}
     rows = [
         [FIGURES[name], *(with_interval(figures, name) for figures in sets.values())]
         for name in MAIN
@@ -154,7 +155,11 @@ def _maps(evaluation: Content) -> Section | None:
         return None
     pictures = [Picture(example["png"], example["caption"]) for example in examples]
     text = [
-        "Class-activation maps come out of the graph with each prediction; here they are held to occlusion."
+        "Class-activation maps come out of the graph with each prediction; here they are held to occlusion: "
+        "a patch slid over the picture, and how far the log odds of the risk fall under it.",
+        "Rank correlation is Spearman's, between a patch's evidence in the map and that fall, its mean over "
+        "the pictures with a 95% interval. Pointing is the share of pictures whose patch of most evidence is "
+        "among the tenth that matter most by occlusion. The costs are milliseconds a picture.",
     ]
     return Section("maps", "Where the model looks", text, pictures=pictures, details=check)
 
