@@ -195,30 +195,35 @@ def _untold(what: str, done: int, of: int) -> None:
     """For callers that want no progress."""
 
 
-def shipped(repository: Path, name: str) -> dict[str, Any]:
+def shipped(repository: Path, config: ModelConfig) -> dict[str, Any]:
     """The model's own evaluation.json; empty where it has none, as a model brought from elsewhere.
+
+    One that names another graph's digest is of an earlier version, and says nothing of this one: empty too.
 
     Raises:
         RepositoryError: it cannot be read, or is no JSON object.
     """
-    path = repository / name / EVALUATION
+    path = repository / config.name / EVALUATION
     if not path.exists():
         return {}
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        found = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.MsgspecError) as error:
         raise RepositoryError(f"{path} must be a JSON object: {error}") from error
+    model = found.get("model")
+    known = model.get("digest", config.digest) if isinstance(model, dict) else config.digest
+    return found if known == config.digest else {}
 
 
 def event1_threshold(repository: Path, config: ModelConfig) -> tuple[float, str]:
     """The threshold fixed when the model was made, and where it is from.
 
-    A model without an evaluation.json is judged at its policy's first level.
+    A model without an evaluation.json of its own is judged at its policy's first level.
 
     Raises:
         RepositoryError: the model's evaluation.json cannot be read or names none.
     """
-    found = shipped(repository, config.name)
+    found = shipped(repository, config)
     if not found:
         return config.policy.levels[0].enter, "the alert policy's first level"
     threshold = found.get("event1_threshold")

@@ -92,7 +92,7 @@ def report(
     part = Rows(*(array[judged] for array in made))
     threshold, source = evaluate.event1_threshold(repository, config)
     data = physionet2012.described(list(stays))
-    shipped = evaluate.shipped(repository, config.name)
+    shipped = evaluate.shipped(repository, config)
     about: dict[str, Any] = {
         "model": {
             "name": config.name,

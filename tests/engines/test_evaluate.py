@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -163,6 +164,22 @@ def test_list() -> None:
     assert listed == [{field: getattr(config, field) for field in fields} for config in configs]
     assert {"pneumonia", "vitals"} <= {one["name"] for one in listed}
     assert "vitals" in run("list").stdout
+
+
+@pytest.mark.parametrize(("digest", "taken"), [(True, True), (False, False), (None, True)])
+def test_figures_of_another_graph_are_not_the_models(
+    tmp_path: Path, digest: bool | None, taken: bool
+) -> None:
+    config = repository.read_config(repository.SHIPPED, "vitals")
+    content: dict[str, Any] = {"event1_threshold": 0.123}
+    if digest is not None:
+        content["model"] = {"digest": config.digest if digest else "0" * 64}
+    (tmp_path / "vitals").mkdir()
+    (tmp_path / "vitals/evaluation.json").write_text(json.dumps(content))
+    threshold, source = evaluate.event1_threshold(tmp_path, config)
+    assert (threshold == 0.123) is taken
+    assert ("policy" in source) is not taken
+    assert bool(evaluate.shipped(tmp_path, config)) is taken
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"hours": {}}', '{"event1_threshold": "high"}'])
