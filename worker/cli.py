@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from worker import cli_bench, cli_model, cli_stream, config
 
@@ -84,7 +85,9 @@ def check(
     else:
         table = Table("check", "", "detail")
         for finding in findings:
-            table.add_row(finding.subject, "[green]ok" if finding.well else "[red]FAILED", finding.detail)
+            table.add_row(
+                finding.subject, "[green]ok" if finding.well else "[red]FAILED", Text(finding.detail)
+            )
         Console().print(table)
     raise typer.Exit(0 if well else 1)
 

@@ -61,7 +61,7 @@ def build(
     made = found.provenance
     took = "" if found.how == "cached" else f" in {made.seconds:.1f} s"
     Console().print(f"{found.how}{took}: {found.why}", highlight=False)
-    Console().print(f"{found.path}  {made.plan_bytes:,} bytes", highlight=False, soft_wrap=True)
+    Console().print(f"{found.path}  {made.plan_bytes:,} bytes", markup=False, highlight=False, soft_wrap=True)
 
 
 def inspect(
@@ -159,7 +159,7 @@ def _print_plan(content: dict[str, Any]) -> None:
         table.add_row(tensor["name"], tensor["mode"], tensor["type"], str(tensor["shape"]), sizes)
     console = Console()
     console.print(table)
-    console.print(f"{content['plan']}: {content['state']}", highlight=False, soft_wrap=True)
+    console.print(f"{content['plan']}: {content['state']}", markup=False, highlight=False, soft_wrap=True)
     console.print(content["engine"]["note"], highlight=False, markup=False)
 
 

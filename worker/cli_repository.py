@@ -30,7 +30,8 @@ def list_(
         return
     table = Table(*fields)
     for row in listed:
-        table.add_row(*(str(row[field])[:12] if field == "digest" else str(row[field]) for field in fields))
+        cells = (str(row[field])[: 12 if field == "digest" else None] for field in fields)
+        table.add_row(*(Text(cell) for cell in cells))
     Console().print(table)
 
 

@@ -85,7 +85,7 @@ def train(
         run = _imaging if what == IMAGING else partial(_series, what)
         title, figures = run(data, out, threads, asked, shown(progress))
     print_figures(f"{title}, cross-validation", figures)
-    Console().print(f"wrote {out / title}")
+    Console().print(f"wrote {out / title}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_extra() -> None:

@@ -166,6 +166,15 @@ def test_list() -> None:
     assert "vitals" in run("list").stdout
 
 
+def test_words_of_a_config_are_no_markup(tmp_path: Path) -> None:
+    (tmp_path / "vitals").mkdir()
+    config = json.loads((repository.SHIPPED / "vitals/config.json").read_bytes()) | {"outcome": "[/x][red]"}
+    (tmp_path / "vitals/config.json").write_text(json.dumps(config))
+    listed = run("list", "--repository", str(tmp_path))
+    assert listed.exit_code == 0
+    assert "[/x][red]" in listed.stdout
+
+
 @pytest.mark.parametrize(("digest", "taken"), [(True, True), (False, False), (None, True)])
 def test_figures_of_another_graph_are_not_the_models(
     tmp_path: Path, digest: bool | None, taken: bool
