@@ -247,7 +247,7 @@ def _subgroups(
 ) -> list[dict[str, Any]]:
     """By group of the source, where they are few: hospitals or devices rather than patients.
 
-    They are numbered in the order of their names, which may be a patient's.
+    They are numbered in the order of their names, which may be a patient's. None where each is too small.
     """
     groups = sorted(set(images.groups))
     if not 1 < len(groups) <= MOST_GROUPS:
@@ -261,7 +261,7 @@ def _subgroups(
         found.append(
             {"by": "group", "group": str(number), "n": len(here), "positives": positives, "judged": judged}
         )
-    return found
+    return found if any(one["judged"] for one in found) else []
 
 
 def _robustness(

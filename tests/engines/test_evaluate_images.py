@@ -132,7 +132,7 @@ def test_predictions_as_csv(engine: Engine, pictures: LabelledImages, tmp_path: 
 
 def test_a_folder_is_judged_by_the_names_of_its_classes(engine: Engine, tmp_path: Path) -> None:
     """Sorted names are in another order than the model's, and one class does not occur."""
-    groups = [str(number % 2) for number in range(40)]
+    groups = [str(number // 2 % 2) for number in range(40)]
     images = evaluate_images.read_source(
         f"images:{folder(tmp_path, {'nothing': 0, 'above': 1}, 20, 40, group=groups)}"
     )
@@ -140,7 +140,18 @@ def test_a_folder_is_judged_by_the_names_of_its_classes(engine: Engine, tmp_path
     assert content["judged"]["auroc"] == 1.0
     assert content["classes"]["below"] is None
     assert [row["group"] for row in content["subgroups"]] == ["1", "2"]
+    assert all(row["judged"]["auroc"] == 1.0 for row in content["subgroups"])
     assert content["data"]["groups"] == 2
+
+
+def test_groups_that_are_all_too_small_are_left_out(engine: Engine, tmp_path: Path) -> None:
+    patients = [str(number // 4) for number in range(40)]
+    images = evaluate_images.read_source(
+        f"images:{folder(tmp_path, {'nothing': 0, 'above': 1}, 20, 40, group=patients)}"
+    )
+    content = evaluate_images.assess_served(engine, images, evaluate_images.predict(engine, images))
+    assert content["subgroups"] == []
+    assert content["data"]["groups"] == 10
 
 
 def test_what_cannot_be_judged(engine: Engine, pictures: LabelledImages) -> None:
