@@ -36,7 +36,8 @@ FIGURES = {
     "ece": f"mean |mean risk - share of positives| over {metrics.BINS} groups of equal size, ordered by risk",
     "calibration_in_the_large": "mean risk less the share of positives; above 0 the risks are too high",
     "intervals": "95% percentile intervals over bootstrap resamples, drawn within each outcome except for "
-    "brier, ece and calibration_in_the_large; that of ece is moved down by what resampling alone adds",
+    "brier, ece and calibration_in_the_large; that of ece is moved down by what resampling alone adds; a "
+    "share whose resamples are all alike has Wilson's interval instead",
 }
 """What the figures of `judged` mean."""
 
@@ -86,6 +87,9 @@ def judged(
     found["intervals"] = {
         name: interval(figure, replicates[name], shifted=name == "ece") for name, figure in figures.items()
     }
+    for name, cases in _cases_of_shares(truth, risk, threshold).items():
+        if np.ptp(replicates[name]) == 0:
+            found["intervals"][name] = wilson(figures[name], cases)
     if curves:
         found["curves"] = curves_of(truth, risk, probability=probability)
     return found
@@ -178,6 +182,18 @@ def interval(figure: float, replicates: Vector, *, shifted: bool = False) -> lis
     return [round(min(float(low), figure), 4), round(max(float(high), figure), 4)]
 
 
+def wilson(share: float, cases: int) -> list[float]:
+    """[low, high] of 95% of a share of cases, rounded: Wilson's score interval, which is never a point.
+
+    Resampling cannot tell how sure 135 of 135 are; this can.
+    """
+    z2 = 1.96**2
+    middle, cases = share + z2 / (2 * max(cases, 1)), max(cases, 1)
+    reach = 1.96 * (share * (1 - share) / cases + z2 / (4 * cases**2)) ** 0.5
+    low, high = ((middle + side * reach) / (1 + z2 / cases) for side in (-1, 1))
+    return [round(max(min(low, share), 0.0), 4), round(min(max(high, share), 1.0), 4)]
+
+
 def difference(
     ours: dict[str, Vector], theirs: dict[str, Vector], figure: float, other: float, name: str
 ) -> list[float]:
@@ -199,6 +215,18 @@ def _checked(truth: NDArray[Any], risk: NDArray[Any]) -> tuple[Vector, Vector]:
     if not np.isfinite(risk).all():
         raise ValueError("judging needs risks that are finite numbers")
     return truth, risk
+
+
+def _cases_of_shares(truth: Vector, risk: Vector, threshold: float | None) -> dict[str, int]:
+    """Of how many cases each figure at the threshold is the share."""
+    if threshold is None:
+        return {}
+    return {
+        "sensitivity": int(truth.sum()),
+        "specificity": int(len(truth) - truth.sum()),
+        "positive_predictivity": int(np.sum(risk >= threshold)),
+        "accuracy": len(truth),
+    }
 
 
 def _joined(blocks: list[dict[str, Vector]]) -> dict[str, Vector]:

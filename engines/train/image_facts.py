@@ -18,6 +18,8 @@ def pictures(config: ModelConfig, evaluation: Mapping[str, Any]) -> Facts:
     classes = ", ".join(config.classes)
     counts = ", ".join(f"{number:,} {name}" for name, number in data["classes"].items())
     held_out = data["validation"]["images"]
+    in_validation = f"; {held_out:,} in validation" if held_out else "; none in validation"
+    two = len(config.classes) == 2
     return Facts(
         title=f"{' or '.join(config.findings)}, from a picture",
         form=f"{model['members']} residual convolutional networks of {model['parameters']:,} weights each, "
@@ -47,9 +49,9 @@ def pictures(config: ModelConfig, evaluation: Mapping[str, Any]) -> Facts:
             f"occlusion is {seen['rank_correlation']:.2f}",
         ),
         criteria=f"{data['source']}. {data['images']:,} pictures to learn from ({counts}); "
-        f"{data['dropped']:,} more left out, {data['dropped_because']}; {held_out:,} in validation. Golden "
-        "data are synthetic.",
-        relevance="The worker scores pictures as they are made; those it learnt from were collected and "
+        f"{data['dropped']:,} more left out, {data['dropped_because']}{in_validation}. "
+        "Golden data are synthetic.",
+        relevance="A hospital's pictures come as they are made; those it learnt from were collected and "
         "labelled afterwards, and unclear ones may have been left out.",
         representativeness="Neither age, sex nor ethnicity is known of the pictures, nor any other of these "
         "variables.",
@@ -57,10 +59,17 @@ def pictures(config: ModelConfig, evaluation: Mapping[str, Any]) -> Facts:
         "judged apart; no group of patients by age, sex or ethnicity is named in them.",
         bias="No demographic variable is an input. A picture can still show sex, age and device, and what is "
         "not recorded could not be examined: nothing can be said of bias.",
-        judged=("The threshold is where classes that weigh the same are told apart: fixed before training.",),
+        judged=(
+            "The threshold is where two classes that weigh the same are told apart: fixed before training."
+            if two
+            else "The threshold is a half, fixed before training: the findings together are more likely than "
+            "not. With several classes that is not where each weighs the same; choose it on your own "
+            "pictures.",
+        ),
         informed_by=(
-            "Cross-validation on the pictures to learn from; nothing was learnt or chosen from validation, "
-            "and no test pictures were used or looked at",
+            "Cross-validation on the pictures to learn from"
+            + ("; nothing was learnt from validation" if held_out else "")
+            + ". Pictures of a split called test stay closed",
             "Losses and calibration in which classes weigh the same, because their shares differ from source "
             "to source",
         ),

@@ -101,8 +101,9 @@ def check_classes(found: Material, parts: int) -> None:
         }
         if len(groups) < parts:
             raise DatasetError(
-                f"class {name!r} has pictures of {len(groups)} different patients to learn from; "
-                f"{parts} members need {parts}: add pictures, or train fewer members (at least 2)"
+                f"class {name!r} has {len(groups)} groups of pictures to learn from (a picture alone, or "
+                f"several that are alike, count as one); {parts} members need {parts}: add pictures, or "
+                "train fewer members (at least 2)"
             )
 
 

@@ -223,7 +223,12 @@ def _evaluation(
         "method": f"{plan.members}-fold cross-validation (seed {plan.seed}), classes spread evenly and "
         f"{'groups' if found.images.groups else 'identical pictures'} kept together: each picture is judged "
         "by the one member that did not learn from it, calibrated on the other parts. The model served "
-        "averages all members; `validation` judges it on pictures from which nothing was learnt or chosen"
+        "averages all members"
+        + (
+            "; `validation` judges it on pictures from which nothing was learnt"
+            if len(found.held_out)
+            else ""
+        )
         + (
             "."
             if found.images.groups

@@ -178,3 +178,24 @@ def many(number: int = 1500) -> tuple[F64, F64]:
     rng = np.random.default_rng(7)
     truth = (rng.random(number) < 0.2).astype(float)
     return truth, 1 / (1 + np.exp(-rng.normal(2 * truth - 2, 1)))
+
+
+def test_a_share_that_resampling_cannot_move_has_an_interval_all_the_same() -> None:
+    truth = np.repeat([0.0, 1.0], [135, 40])
+    risk = np.where(truth == 1, 0.9, 0.1)
+    found = judge.judged(truth, risk, 0.5)
+    assert found["specificity"] == 1.0
+    assert found["intervals"]["specificity"] == [0.9723, 1.0]
+    assert found["intervals"]["sensitivity"] == [0.9124, 1.0]
+    assert found["intervals"]["accuracy"][0] < found["accuracy"]
+
+
+@given(st.integers(1, 200), st.data())
+def test_wilsons_interval_solves_its_equation(cases: int, data: st.DataObject) -> None:
+    share = data.draw(st.integers(0, cases)) / cases
+    low, high = judge.wilson(share, cases)
+    assert 0 <= low <= round(share, 4) + 1e-4
+    assert round(share, 4) - 1e-4 <= high <= 1
+    for end in (low, high):
+        if 0 < end < 1:
+            assert abs(share - end) == pytest.approx(1.96 * (end * (1 - end) / cases) ** 0.5, abs=2e-4)

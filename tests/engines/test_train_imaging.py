@@ -263,7 +263,10 @@ def test_pictures_of_224_pixels(tmp_path: Path) -> None:
         (["--channels", "2"], "--channels must be 1 or 3"),
         (["--fit", "squeeze"], "--fit must be pad, crop or stretch"),
         (["--name", "Mine!"], "--name must be small letters"),
-        (["--members", "9"], "'ill' has pictures of 3 different patients to learn from; 9 members need 9"),
+        (
+            ["--members", "9"],
+            "'ill' has 3 groups of pictures to learn from (a picture alone,",
+        ),
     ],
 )
 def test_what_is_refused(tmp_path: Path, options: list[str], message: str) -> None:
