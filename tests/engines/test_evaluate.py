@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
@@ -14,6 +15,7 @@ from engines import evaluate, evaluate_stays, physionet2012, repository
 from engines.errors import RepositoryError
 from engines.physionet2012 import PARAMETERS
 from schemas.features import CHANNEL, FEATURES
+from schemas.model_card import ATTRIBUTES, ModelCard
 from worker.cli_model import app
 
 STAYS = 60
@@ -162,7 +164,7 @@ def test_list() -> None:
     fields = ("name", "kind", "version", "digest", "outcome")
     configs = repository.list_models(repository.SHIPPED)
     assert listed == [{field: getattr(config, field) for field in fields} for config in configs]
-    assert {"pneumonia", "vitals"} <= {one["name"] for one in listed}
+    assert {"bedside", "pneumonia", "vitals"} <= {one["name"] for one in listed}
     assert "vitals" in run("list").stdout
 
 
@@ -207,13 +209,28 @@ def test_a_model_from_elsewhere_is_judged_at_its_policy(tmp_path: Path) -> None:
     assert "policy" in source
 
 
-def test_the_shipped_figures_belong_to_the_shipped_graph() -> None:
-    folder = repository.SHIPPED / "vitals"
+@pytest.mark.parametrize("name", ["bedside", "pneumonia", "vitals"])
+def test_the_shipped_figures_belong_to_the_shipped_graph(name: str) -> None:
+    folder = repository.SHIPPED / name
     content = json.loads((folder / "evaluation.json").read_text())
-    config = repository.read_config(repository.SHIPPED, "vitals")
+    config = repository.read_config(repository.SHIPPED, name)
     assert content["model"]["digest"] == config.digest
-    assert content["hours"]["48"]["auroc"] >= 0.835
     card = (folder / "MODEL_CARD.md").read_text()
-    for text in (config.digest, "Open Data Commons Attribution License v1.0", "Not for clinical use"):
+    page = (folder / "evaluation.html").read_text()
+    for text in (config.digest, "Not for clinical use without local validation"):
         assert text in card
-    assert (folder / "1" / "model.onnx").stat().st_size < 10 << 20
+        assert text in page
+    made = msgspec.json.decode((folder / "model_card.json").read_bytes(), type=ModelCard)
+    assert (made.model, made.digest) == (name, config.digest)
+    numbers = [number for category in ATTRIBUTES.values() for number in category]
+    assert [attribute.number for attribute in made.source_attributes] == numbers
+    assert sum(file.stat().st_size for file in folder.rglob("*") if "plans" not in file.parts) < 10 << 20
+
+
+@pytest.mark.parametrize(("name", "auroc"), [("vitals", 0.845), ("bedside", 0.83)])
+def test_the_shipped_series_models_are_as_good_as_they_were(name: str, auroc: float) -> None:
+    content = json.loads((repository.SHIPPED / name / "evaluation.json").read_text())
+    assert content["hours"]["48"]["auroc"] >= auroc
+    assert content["hours"]["48"]["ece"] <= 0.02
+    for forecast in content["forecast"].values():
+        assert forecast["mae"] < forecast["carried_forward_mae"]

@@ -31,7 +31,7 @@ def test_loads(repository_path: Path) -> None:
 def test_the_shipped_models_load() -> None:
     for config in repository.list_models():
         repository.load(repository.SHIPPED, config.name).close()
-    assert {config.name for config in repository.list_models()} >= {"pneumonia", "vitals"}
+    assert {config.name for config in repository.list_models()} >= {"bedside", "pneumonia", "vitals"}
 
 
 def test_lists_by_name(repository_path: Path) -> None:
