@@ -41,6 +41,14 @@ log = structlog.get_logger("riskstream.app")
 STOP_S = 20.0
 """How long shutting down may take after the last checkpoint before it is cut short."""
 
+SLACK_S = 5.0
+"""What is left for closing connections before a process that is to stop ends itself."""
+
+
+def shutdown_s(rebalance_timeout_s: float) -> float:
+    """The longest that a process lives after SIGTERM; a supervisor must not kill it sooner."""
+    return rebalance_timeout_s / 2 + STOP_S + SLACK_S
+
 
 class Worker:
     """One worker process, from start to stop."""
@@ -129,7 +137,7 @@ class Worker:
     def _begin_to_stop(self) -> None:
         """Stop; should anything hang while it does, end the process all the same: its state is safe."""
         self._stop.set()
-        deadline = threading.Timer(self.settings.rebalance_timeout_s / 2 + STOP_S + 5, os._exit, [1])
+        deadline = threading.Timer(shutdown_s(self.settings.rebalance_timeout_s), os._exit, [1])
         deadline.daemon = True
         deadline.start()
 

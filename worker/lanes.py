@@ -126,7 +126,9 @@ class Lane:
             self._task.cancel()
             await asyncio.gather(self._task, self._ticks, return_exceptions=True)
             self.partition = None
-            metrics.partition_ready.labels(*self._labels).set(0)
+            # What this process says of a partition that it no longer has would be added to its owner's.
+            for gauge in (metrics.partition_ready, metrics.lag, metrics.patients):
+                gauge.labels(*self._labels).set(0)
 
     def failure(self) -> BaseException | None:
         """What ended the lane, if anything did."""

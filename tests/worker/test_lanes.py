@@ -8,6 +8,7 @@ import pytest
 from engines.engine import Engine
 from tests.worker.records import PLACE, LocalPath
 from tests.worker.test_checkpoint import HORIZON_MS, ListLog, ids, log_of, undisturbed
+from worker import metrics
 from worker.alert_log import LastAlert
 from worker.checkpoint import Checkpointer
 from worker.errors import OwnershipError, RetryError
@@ -121,6 +122,19 @@ async def test_stopped_lane_leaves_everything_stored_and_committed(station: Stat
 
     assert station.log.committed is not None
     assert station.log.committed.offset == len(station.log.records)
+
+
+async def test_stopped_lane_says_nothing_more_of_its_partition(station: Station) -> None:
+    await station.until_done()
+    station.log.records.extend(station.log.records[:3])
+    station.lane.watch()
+    gauges = (metrics.lag, metrics.patients)
+    labels = (PLACE.topic, str(PLACE.partition))
+    assert all(gauge.labels(*labels)._value.get() > 0 for gauge in gauges)
+
+    await station.lane.stop(5.0)
+
+    assert all(gauge.labels(*labels)._value.get() == 0 for gauge in (*gauges, metrics.partition_ready))
 
 
 async def test_fenced_lane_takes_nothing_while_the_group_does_not_answer(
