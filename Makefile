@@ -35,7 +35,7 @@ check: $(VENV)/.dev ## lint, format, types, import rules, generated files
 	@$(BIN)/python -m schemas.json_schema --check
 
 .PHONY: integration
-integration: $(VENV)/.dev $(KAFKA)/.complete ## the tests on Apache Kafka and redis-server (needs Java 17, Maven, redis-server)
+integration: $(VENV)/.dev $(KAFKA)/.complete ## the tests on Apache Kafka, redis-server and promtool (needs those, Java 17, Maven)
 	@$(BIN)/python -m pytest -m integration $(ARGS)
 
 .PHONY: engines
@@ -51,6 +51,10 @@ bench: $(VENV)/.demo ## the project's own comparisons; reports in build/
 .PHONY: schemas
 schemas: $(VENV)/.dev ## write schemas/json again from the message types
 	@$(BIN)/python -m schemas.json_schema
+
+.PHONY: rules
+rules: $(VENV)/.dev ## write the Prometheus Operator's copy of the rules again
+	@$(BIN)/python deploy/kubernetes/prometheusrule.py
 
 .PHONY: clean
 clean: ## remove the virtual environment, caches and reports

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from worker.app import shutdown_s
 from worker.config import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -306,6 +307,19 @@ def test_inputs_are_kept_for_as_long_as_a_rebuild_reads_back() -> None:
     found = re.search(r'^create vitals \d+ "\$\(days (\d+)\)"', script, re.MULTILINE)
     assert found
     assert int(found[1]) * 24 > Settings.model_fields["rebuild_horizon_h"].default
+
+
+def test_prometheus_has_its_rules() -> None:
+    config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    mounted = dict(volume.split(":")[:2] for volume in SERVICES["prometheus"]["volumes"])
+    for name in config["rule_files"]:
+        assert mounted[f"./deploy/prometheus/{name}"] == f"/etc/prometheus/{name}"
+
+
+@pytest.mark.parametrize("name", sorted(BUILT))
+def test_a_worker_has_the_time_to_drain(name: str) -> None:
+    longest = shutdown_s(Settings.model_fields["rebalance_timeout_s"].default)
+    assert float(SERVICES[name]["stop_grace_period"].removesuffix("s")) > longest
 
 
 def test_prometheus_scrapes_every_worker() -> None:
