@@ -42,6 +42,10 @@ integration: $(VENV)/.dev $(KAFKA)/.complete ## the tests on Apache Kafka, redis
 engines: $(VENV)/.engines ## plans of every shipped model by TensorRT for RTX, without a GPU (fetches 230 MB)
 	@$(BIN)/python -m pytest -m tensorrt $(ARGS)
 
+.PHONY: training
+training: $(VENV)/.train ## training from end to end, on small sets that the tests make (fetches PyTorch, some gigabytes)
+	@$(BIN)/python -m pytest tests/engines/test_train*.py $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.demo ## the project's own comparisons; reports in build/
 	@mkdir -p build
@@ -83,6 +87,11 @@ $(VENV)/.dev: $(VENV)/.demo
 $(VENV)/.engines: $(VENV)/.dev
 	@echo "Installing TensorRT for RTX"
 	@$(PIP) -e '.[demo,dev,tensorrt-rtx]'
+	@touch $@
+
+$(VENV)/.train: $(VENV)/.dev
+	@echo "Installing what training needs"
+	@$(PIP) -e '.[demo,dev,train]'
 	@touch $@
 
 $(KAFKA)/.complete: tests/integration/kafka/pom.xml

@@ -81,7 +81,6 @@ def train(
     with told(), bar() as progress:
         if what not in TRAINABLE:
             raise EngineError(f"there is no training for {what!r}; there is for {', '.join(TRAINABLE)}")
-        _check_extra()
         run = _imaging if what == IMAGING else partial(_series, what)
         title, figures = run(data, out, threads, asked, shown(progress))
     print_figures(f"{title}, cross-validation", figures)
@@ -89,7 +88,7 @@ def train(
 
 
 def _check_extra() -> None:
-    """Find what is not installed before the data are read.
+    """Find what is not installed before the work begins.
 
     Raises:
         ExtraError: the extra `train` is not there, or not whole.
@@ -106,6 +105,7 @@ def _series(
     if given:
         raise KindError(f"{', '.join(given)} is for imaging; {what} does without")
     source = physionet2012.parse_source(data)
+    _check_extra()
     from engines.train import vitals
 
     return what, vitals.train(source, out, show, vitals.Plan(processes=threads), what)
@@ -113,6 +113,7 @@ def _series(
 
 def _imaging(data: str, out: Path, threads: int, asked: Asked, show: Show) -> tuple[str, dict[str, Any]]:
     images = evaluate_images.open_source(data)
+    _check_extra()
     from engines.train import imaging
 
     subject = _subject(images, asked)
