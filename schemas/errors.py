@@ -2,7 +2,8 @@
 
     SchemaError
     ├── UnitError         a unit is not UCUM, or does not measure this feature
-    └── ModelConfigError  a model folder's config.json cannot be used
+    ├── ModelConfigError  a model folder's config.json cannot be used
+    └── PolicyError       an alert policy's file cannot be used
 
 Each carries a `reason`: a short fixed word, safe as a metric label and as a dead letter's reason.
 No message of these errors contains a value, an identifier or an unknown name from the input.
@@ -31,3 +32,9 @@ class ModelConfigError(SchemaError):
     """The model cannot be loaded; the message says which key to mend and how."""
 
     reason = "invalid-model-config"
+
+
+class PolicyError(SchemaError):
+    """The alert policy cannot be used; the message says which key to mend and how."""
+
+    reason = "invalid-policy"

@@ -17,6 +17,7 @@ from schemas.features import FEATURES, LOINC, MDC, Feature
 from schemas.messages import Alert, DeadLetter, Score, VitalsRecord
 from schemas.model_card import ModelCard
 from schemas.model_config import ModelConfig
+from schemas.news2_policy import News2Policy
 from schemas.stored import StoredBin, StoredPatient
 
 DIRECTORY = Path(__file__).parent / "json"
@@ -28,6 +29,7 @@ ROOTS: dict[str, type[msgspec.Struct]] = {
     "dead-letter": DeadLetter,
     "model-config": ModelConfig,
     "model-card": ModelCard,
+    "news2-policy": News2Policy,
     "feature": Feature,
     "stored-patient": StoredPatient,
     "stored-bin": StoredBin,

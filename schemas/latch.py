@@ -1,10 +1,15 @@
 """What deciding remembers of a patient; kept in Redis between records.
 
+A patient has two latches: the model's, over risks, and NEWS2's, over points. "Risk" below is either.
+
 A latch has two halves. The *trace* depends only on the recent risks, so it can be rebuilt from a bounded
 stretch of the log. The *episode* changes only with an alert, so it can be rebuilt from the alerts.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Which = Literal["risk", "news2"]
+"""Which of a patient's two latches."""
 
 
 class Trace(NamedTuple):

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from schemas.news2 import Part, Response, Scale
+
 MAX_OBSERVATIONS = 4096
 """Most observations in a record; a day of one-minute vitals fits, a mistake in a loop does not."""
 
@@ -67,7 +69,7 @@ class Source(Struct, frozen=True):
 
 
 class ModelReference(Struct, frozen=True):
-    """The model that computed a risk; `digest` is the SHA-256 of its graph."""
+    """The model that computed a risk, or NEWS2; `digest` is the SHA-256 of its graph, or of its charts."""
 
     name: str
     version: int
@@ -105,10 +107,42 @@ class ForecastPoint(Struct, frozen=True):
 
 
 class TrendPoint(Struct, frozen=True):
-    """The last risk computed in one UTC hour."""
+    """The last risk computed in one UTC hour; in an alert of NEWS2's own, the last points."""
 
     hour: datetime
     risk: float
+
+
+class EarlyWarning(Struct, frozen=True):
+    """NEWS2 of the window at the record that an alert rests on.
+
+    low, high: the total of the complete set lies between these; equal where it is complete.
+    complete: whether all seven parameters were measured recently enough; else nothing here means normal.
+    response: the clinical response that the low end calls for; `unknown` for an incomplete set of 0.
+    scale: SpO2 scale.
+    single: parameters that score 3 by themselves.
+    parts: each parameter's points.
+    missing: parameters that the window does not hold.
+    stale: parameters that were last measured longer ago than the policy's `fresh_s`.
+    """
+
+    low: int
+    high: int
+    complete: bool
+    response: Response
+    scale: Scale
+    single: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
+    missing: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
+
+
+class BedsideScore(Struct, frozen=True):
+    """qSOFA or MEWS of the same values; `missing` are parameters not measured recently enough."""
+
+    low: int
+    high: int
+    missing: tuple[str, ...] = ()
 
 
 Transition = Literal["raised", "escalated", "updated", "resolved", "expired"]
@@ -123,12 +157,16 @@ class Alert(Struct, frozen=True):
     sequence: 0 for the episode's first alert, then counting up; orders an episode's alerts.
     severity: the episode's highest severity so far, a name from the policy.
     time: event time of the transition.
-    risk: calibrated probability of the model's outcome; for `expired`, that of the last alert.
-    threshold: the policy's entry threshold of `severity`.
+    risk: calibrated probability of the model's outcome; for `expired`, that of the last alert. Null in
+        an alert of NEWS2's own, whose `model.name` is `news2`.
+    threshold: the policy's entry threshold of `severity`, in the unit of `risk` or `points`.
     expires_at: when the episode expires unless the patient is scored again.
     missing: features the model reads that the window does not hold.
     uncertainty: standard deviation of the risks of the model's members; null where it has none.
     forecast: of features that were measured, where the model forecasts.
+    points: of an alert of NEWS2's own, what its policy decided on: the low end, or the level that 3 points in
+        one parameter call for, if that is more. Null in a model's alert.
+    news2, qsofa, mews: of the window at the same record; null in `expired`, which rests on no record.
     source: the record that caused the transition; for `expired`, the last record scored before.
     """
 
@@ -141,7 +179,7 @@ class Alert(Struct, frozen=True):
     time: datetime
     raised_at: datetime
     expires_at: datetime
-    risk: float
+    risk: float | None
     threshold: float
     outcome: str
     policy_version: str
@@ -153,6 +191,10 @@ class Alert(Struct, frozen=True):
     trend: tuple[TrendPoint, ...] = ()
     uncertainty: float | None = None
     forecast: tuple[ForecastPoint, ...] = ()
+    points: float | None = None
+    news2: EarlyWarning | None = None
+    qsofa: BedsideScore | None = None
+    mews: BedsideScore | None = None
 
 
 class Score(Struct, frozen=True):

@@ -1,8 +1,9 @@
 """A model folder's `config.json`, in Triton's words, with the alert policy that goes with the model."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import msgspec
 from msgspec import Meta, Struct
@@ -11,9 +12,44 @@ from schemas.errors import ModelConfigError
 from schemas.features import CHANNEL
 from schemas.window import WINDOW_BINS
 
+NEWS2 = "news2"
+"""What alerts of the early warning score's own name as their model; no model may be called so."""
+
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Meta(ge=0.0)]
 TensorName = Annotated[str, Meta(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$")]
+
+
+class AlertLevel(Protocol):
+    """One severity of any policy; fields as in `Level`, `enter` in the policy's own unit."""
+
+    @property
+    def severity(self) -> str: ...
+    @property
+    def enter(self) -> float: ...
+    @property
+    def persistence_s(self) -> float: ...
+
+
+class AlertPolicy(Protocol):
+    """What deciding needs of any policy, over risks or points; fields as in `Policy`."""
+
+    @property
+    def version(self) -> str: ...
+    @property
+    def levels(self) -> Sequence[AlertLevel]: ...
+    @property
+    def exit(self) -> float: ...
+    @property
+    def resolve_s(self) -> float: ...
+    @property
+    def refractory_s(self) -> float: ...
+    @property
+    def update_delta(self) -> float: ...
+    @property
+    def expiry_s(self) -> float: ...
+    @property
+    def memory_s(self) -> float: ...
 
 
 class Level(Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,7 +87,7 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def memory_s(self) -> float:
         """How far back, in event time, a decision looks at risks."""
-        return max(self.resolve_s, *(level.persistence_s for level in self.levels))
+        return memory_s(self)
 
 
 class Tensor(Struct, frozen=True, forbid_unknown_fields=True):
@@ -166,7 +202,12 @@ def load(path: Path) -> ModelConfig:
     return config
 
 
-def policy_complaints(policy: Policy) -> list[str]:
+def memory_s(policy: AlertPolicy) -> float:
+    """How far back, in seconds of event time, a decision under a policy looks."""
+    return max(policy.resolve_s, *(level.persistence_s for level in policy.levels))
+
+
+def policy_complaints(policy: AlertPolicy) -> list[str]:
     """What is wrong with a policy beyond its types; empty when nothing is."""
     complaints = []
     enters = [level.enter for level in policy.levels]
@@ -182,7 +223,8 @@ def policy_complaints(policy: Policy) -> list[str]:
 
 
 def _complaints(config: ModelConfig) -> list[str]:
-    return policy_complaints(config.policy) + (
+    reserved = [f"name: `{NEWS2}` is the early warning score's own"] if config.name == NEWS2 else []
+    return [*reserved, *policy_complaints(config.policy)] + (
         _image_complaints(config) if config.kind == "image" else _series_complaints(config)
     )
 

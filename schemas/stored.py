@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from schemas.latch import Episode, Trace
 
-LAYOUT = 1
+LAYOUT = 2
 """Raise it when a layout, the feature table's order or the meaning of a field changes."""
 
 
@@ -39,6 +39,7 @@ class StoredPatient(Struct, frozen=True, array_like=True):
     hidden: float32[width], recurrent state before the open bin; null for zeros.
     recent: channel and its recent values, 8 bytes each: uint32 ms before `newest_ms`, float32 value.
     event_ids: uint64[m], digests of recent event ids, oldest first.
+    trace, episode: the model's latch. news2_trace, news2_episode: NEWS2's.
     model: digest of the model that `hidden` belongs to.
     """
 
@@ -56,4 +57,6 @@ class StoredPatient(Struct, frozen=True, array_like=True):
     event_ids: bytes
     trace: Trace | None
     episode: Episode | None
+    news2_trace: Trace | None
+    news2_episode: Episode | None
     model: str

@@ -374,7 +374,7 @@ def _comparable(patient: Patient) -> Any:
     patient.applied = 0
     hours = sorted(patient.filled_bins())
     bins = [codec.encode_bin(patient, hour) for hour in hours]
-    return hours, bins, codec.encode_hot(patient, ""), patient.latch
+    return hours, bins, codec.encode_hot(patient, ""), patient.latches
 
 
 async def undisturbed(site: Site, ends: dict[int, int]) -> Outcome:

@@ -4,20 +4,20 @@ Alerts are published to the partition with the input partition's number, so one 
 its first record: an open episode may be as old as the topic.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import NamedTuple
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from schemas.latch import Episode
+from schemas.latch import Episode, Which
 from schemas.messages import Alert
-from schemas.model_config import ModelConfig
 from worker import metrics
 from worker.config import Settings
 from worker.decode import milliseconds
 from worker.errors import RetryError
+from worker.messages import Voice
 from worker.partition import Place
 
 SILENT_S = 30
@@ -31,10 +31,19 @@ class LastAlert(NamedTuple):
     expired_ms: int | None
 
 
+LastAlerts = dict[Which, dict[str, LastAlert]]
+"""By latch, then by patient id."""
+
+
+def no_alerts() -> LastAlerts:
+    """An empty log."""
+    return {"risk": {}, "news2": {}}
+
+
 async def last_alerts(
-    settings: Settings, place: Place, config: ModelConfig, before: int
-) -> dict[str, LastAlert]:
-    """The last alert of each patient that a record before offset `before` caused, by patient id.
+    settings: Settings, place: Place, voices: Mapping[Which, Voice], before: int
+) -> LastAlerts:
+    """Each patient's last alert, of the model and of NEWS2, that a record before offset `before` caused.
 
     Raises:
         RetryError: Kafka did not answer.
@@ -43,7 +52,7 @@ async def last_alerts(
         **settings.kafka_client(), enable_auto_commit=False, auto_offset_reset="earliest"
     )
     tp = TopicPartition(settings.topic_alerts, place.partition)
-    found: dict[str, LastAlert] = {}
+    found = no_alerts()
     decoder = msgspec.json.Decoder(Alert)
     try:
         await consumer.start()
@@ -51,7 +60,7 @@ async def last_alerts(
         await consumer.seek_to_beginning(tp)
         async for value in _values(consumer, tp):
             try:
-                _enter(found, decoder.decode(value), place, config, before)
+                enter(found, decoder.decode(value), place, voices, before)
             except msgspec.MsgspecError:
                 metrics.rejections.labels("alert-log", "invalid-message").inc()
     except (KafkaError, OSError, TimeoutError) as error:
@@ -74,12 +83,15 @@ async def _values(consumer: AIOKafkaConsumer, tp: TopicPartition) -> AsyncIterat
             yield record.value or b""
 
 
-def _enter(found: dict[str, LastAlert], alert: Alert, place: Place, config: ModelConfig, before: int) -> None:
+def enter(logged: LastAlerts, alert: Alert, place: Place, voices: Mapping[Which, Voice], before: int) -> None:
+    """Take the next alert of the log, unless it is another partition's, another model's or too new."""
     source = alert.source
     if (source.cluster, source.topic, source.partition) != place or source.offset >= before:
         return
-    if alert.model.name != config.name:
+    which = next((which for which, voice in voices.items() if voice.model.name == alert.model.name), None)
+    if which is None:
         return
+    found, policy = logged[which], voices[which].policy
     opened = int(alert.episode.rsplit("/", 1)[1])
     last = found.get(alert.patient)
     if alert.transition == "expired":
@@ -90,7 +102,7 @@ def _enter(found: dict[str, LastAlert], alert: Alert, place: Place, config: Mode
         return
     again = last is not None and (last.episode.opened, last.episode.sequence) == (opened, alert.sequence)
     expired = last.expired_ms if last is not None and again else None
-    severities = [level.severity for level in config.policy.levels]
+    severities = [level.severity for level in policy.levels]
     level = severities.index(alert.severity) if alert.severity in severities else 0
     episode = Episode(
         opened,
@@ -98,7 +110,7 @@ def _enter(found: dict[str, LastAlert], alert: Alert, place: Place, config: Mode
         alert.sequence,
         milliseconds(alert.raised_at),
         milliseconds(alert.time),
-        alert.risk,
+        (alert.risk if alert.points is None else alert.points) or 0.0,
         alert.transition != "resolved",
     )
     found[alert.patient] = LastAlert(episode, expired)

@@ -19,8 +19,10 @@ from faust.types import TP
 from engines import repository
 from engines.engine import Engine
 from engines.steps import SeriesModel, require_series
-from worker import metrics
-from worker.alert_log import LastAlert, last_alerts
+from schemas import news2_policy
+from schemas.errors import PolicyError
+from worker import early_warning, metrics
+from worker.alert_log import LastAlerts, last_alerts
 from worker.batch import Batcher
 from worker.checkpoint import Checkpointer
 from worker.cluster import Cluster, complaints, describe
@@ -96,7 +98,9 @@ class Worker:
         if cluster is None or self._stop.is_set():
             return
         self._store = store = Store(self.settings, cluster.vitals_id)
-        self._batcher = Batcher(engine, verify, self.settings.infer_timeout_s)
+        self._batcher = Batcher(
+            engine, verify, self.settings.infer_timeout_s, self.settings.engine_patience_s
+        )
         self._lanes = Lanes(cluster.id)
         with tempfile.TemporaryDirectory(prefix="riskstream-") as folder:
             app = chunk_app(self.settings, self._lanes, folder)
@@ -186,13 +190,18 @@ class Worker:
     def _stages(self, app: Any, engine: Engine, batcher: Batcher, store: Store) -> Stages:
         settings, config = self.settings, engine.config
         model = SeriesModel(config)
+        try:
+            news2 = news2_policy.load(settings.news2_policy)
+        except PolicyError as error:
+            raise FatalError(str(error)) from None
+        voices = early_warning.voices(config, engine.backend, news2)
         topics = (settings.topic_alerts, settings.topic_scores, settings.topic_dead_letters)
 
         def author(partition: Partition) -> Author:
-            return Author(partition.place, config, engine.backend, topics)
+            return Author(partition.place, voices, topics)
 
-        async def alert_log(place: Place, before: int) -> dict[str, LastAlert]:
-            return await last_alerts(settings, place, config, before)
+        async def alert_log(place: Place, before: int) -> LastAlerts:
+            return await last_alerts(settings, place, voices, before)
 
         limits = Limits(
             settings.max_record_bytes,
@@ -201,6 +210,7 @@ class Worker:
         )
         pipeline = Pipeline(
             model,
+            news2,
             batcher.infer,
             self._publisher.publish,
             author,
@@ -208,11 +218,17 @@ class Worker:
             publish_scores=settings.publish_scores,
         )
         horizon_ms = round(settings.rebuild_horizon_h * 3_600_000)
-        restorer = Restorer(store, app.consumer, model, batcher.infer, horizon_ms)
+        restorer = Restorer(store, app.consumer, model, pipeline.policies, batcher.infer, horizon_ms)
         checkpointer = Checkpointer(store, app.consumer, config.digest)
         self._checkpointer = checkpointer
         return Stages(
-            pipeline, restorer, checkpointer, app.consumer, alert_log, settings.checkpoint_interval_s
+            pipeline,
+            restorer,
+            checkpointer,
+            app.consumer,
+            alert_log,
+            batcher.answers,
+            settings.checkpoint_interval_s,
         )
 
     def _live(self) -> tuple[bool, str]:
@@ -236,6 +252,7 @@ class Worker:
             "checkpoints": self._checkpointer is None or not self._checkpointer.failing,
             "partitions": len(lanes),
             "partitions_ready": sum(lane.ready for lane in lanes),
+            "news2_alone": sum(lane.floored for lane in lanes),
             "backend": batcher.engine.backend if batcher else None,
             "model": batcher.engine.config.name if batcher else None,
             "version": batcher.engine.config.version if batcher else None,
@@ -243,7 +260,8 @@ class Worker:
         ready = (
             state["joined"] and state["redis"] and state["checkpoints"] and all(lane.ready for lane in lanes)
         )
-        return bool(ready and batcher and not batcher.hung), state
+        answers = batcher is not None and not batcher.hung and not state["news2_alone"]
+        return bool(ready and answers), state
 
 
 def _log_tasks() -> None:

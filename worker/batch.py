@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from engines.engine import Engine
 from engines.errors import EngineError
 from worker import metrics
-from worker.errors import EngineDownError, EngineHungError
+from worker.errors import EngineDownError, EngineHungError, EngineSilentError
 
 F32 = NDArray[np.float32]
 Tensors = Mapping[str, F32]
+T = TypeVar("T")
 
 
 class _Request(NamedTuple):
@@ -36,14 +37,28 @@ class Batcher:
 
     A row that the engine fails on comes back as NaN, and fails no other row: the batch is halved until
     the row is found. Order between callers is not promised.
+
+    While a call takes longer than the patience, every caller is refused at once, until it comes back. Then
+    the patience is doubled, until a call comes back within what it was at first: a slow engine is waited for.
     """
 
-    def __init__(self, engine: Engine, verify: Callable[[], None], timeout_s: float) -> None:
-        """Serve `engine`; `verify` raises an EngineError when it no longer reproduces its golden data."""
+    def __init__(
+        self, engine: Engine, verify: Callable[[], None], timeout_s: float, patience_s: float
+    ) -> None:
+        """Serve an engine.
+
+        Args:
+            engine: it.
+            verify: raises an EngineError when the engine no longer reproduces its golden data.
+            timeout_s: an engine call that takes longer is hung for good.
+            patience_s: callers wait so long for an engine call.
+        """
         self.engine = engine
         self.hung = False
         self._verify = verify
         self._timeout_s = timeout_s
+        self._patience_s = self._first_patience_s = patience_s
+        self._late: asyncio.Task[None] | None = None
         self._largest = engine.config.dynamic_batching.max_batch_size
         self._waiting: deque[_Request] = deque()
         self._runner: asyncio.Task[None] | None = None
@@ -53,7 +68,7 @@ class Batcher:
         """Outputs for any number of rows, in order.
 
         Raises:
-            EngineDownError: the engine fails even its golden data; worth trying again later.
+            EngineDownError: the engine fails even its golden data, or takes long; worth trying again later.
             EngineHungError: a call has outlived its deadline; this engine is lost.
         """
         rows = len(next(iter(inputs.values())))
@@ -113,15 +128,48 @@ class Batcher:
         metrics.batch_flushes.labels("full" if full else "idle").inc()
         return batch
 
+    async def answers(self) -> bool:
+        """Whether the engine reproduces its golden data, within the patience.
+
+        Raises:
+            EngineHungError: the engine is lost.
+        """
+        try:
+            await self._in_thread(self._verify)
+        except (EngineError, EngineDownError):
+            return False
+        return True
+
     async def _call(self, inputs: Tensors) -> dict[str, F32]:
+        return await self._in_thread(lambda: self._run_sparing(inputs))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Do something in the engine's thread, within the patience."""
         if self.hung:
             raise EngineHungError("the engine hangs")
-        call = asyncio.get_running_loop().run_in_executor(self._thread, self._run_sparing, inputs)
-        try:
-            return await asyncio.wait_for(asyncio.shield(call), self._timeout_s)
-        except TimeoutError:
-            self.hung = True
-            raise EngineHungError(f"an engine call took more than {self._timeout_s} s") from None
+        if self._late is not None:
+            raise EngineSilentError("an engine call has not come back yet")
+        started = time.perf_counter()
+        call = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        await asyncio.wait({call}, timeout=min(self._patience_s, self._timeout_s))
+        if call.done():
+            if time.perf_counter() - started <= self._first_patience_s:
+                self._patience_s = self._first_patience_s
+            return call.result()
+        if self._patience_s < self._timeout_s:
+            self._late = asyncio.create_task(self._come_back(call))
+            raise EngineSilentError(f"an engine call takes more than {self._patience_s} s")
+        self.hung = True
+        raise EngineHungError(f"an engine call took more than {self._timeout_s} s")
+
+    async def _come_back(self, call: asyncio.Future[T]) -> None:
+        """Wait on for a late call; nobody waits for its result any more."""
+        await asyncio.wait({call}, timeout=self._timeout_s - self._patience_s)
+        self.hung = not call.done()
+        if call.done():
+            call.exception()
+        self._patience_s *= 2
+        self._late = None
 
     def _observe(self, rows: int, seconds: float) -> None:
         labels = (self.engine.config.name, self.engine.backend)

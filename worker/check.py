@@ -6,6 +6,8 @@ from typing import NamedTuple
 from engines import repository
 from engines.errors import EngineError
 from engines.steps import require_series
+from schemas import news2_policy
+from schemas.errors import PolicyError
 from schemas.window import WINDOW_BINS
 from worker.cluster import complaints, describe
 from worker.config import Settings
@@ -66,22 +68,25 @@ async def _redis(settings: Settings) -> Finding:
 
 async def _model(settings: Settings) -> Finding:
     try:
+        news2 = news2_policy.load(settings.news2_policy)
         require_series(repository.read_config(settings.model_repository, settings.model))
         engine = await asyncio.to_thread(
             repository.load, settings.model_repository, settings.model, settings.backend
         )
-    except EngineError as error:
+    except (EngineError, PolicyError) as error:
         return Finding("model", False, str(error))
     engine.close()
     config = engine.config
     hours = settings.rebuild_horizon_h
     # A window, the silence after it, and what a trace remembers: across one silence that does not expire it.
-    remembered_s = max(config.policy.memory_s + config.policy.expiry_s, TREND_MS / 1000 + 3600)
+    policies = (config.policy, news2)
+    remembered_s = max(*(p.memory_s + p.expiry_s for p in policies), TREND_MS / 1000 + 3600)
     needed = 2 * WINDOW_BINS + remembered_s / 3600
     if hours < needed:
-        return Finding(
-            "model", False, f"rebuild_horizon_h is {hours:g}; this model's policy needs {needed:g}"
-        )
+        return Finding("model", False, f"rebuild_horizon_h is {hours:g}; the policies need {needed:g}")
     return Finding(
-        "model", True, f"{config.name} version {config.version} on {engine.backend}, golden data agree"
+        "model",
+        True,
+        f"{config.name} version {config.version} on {engine.backend}, golden data agree; "
+        f"NEWS2 policy {news2.version}",
     )

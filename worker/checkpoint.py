@@ -60,13 +60,18 @@ class Checkpointer:
         self.failing = False
 
     async def checkpoint(self, partition: Partition) -> bool:
-        """Make the partition durable up to its position; False when Redis or Kafka is away: try again.
+        """Make the partition durable up to its position.
+
+        False when Redis or Kafka is away: try again. False too while it replays, and while NEWS2 answers
+        alone: its memory is not whole then.
 
         Raises:
             OwnershipError: another worker owns the partition.
         """
         async with partition.checkpointing:
-            return not partition.replaying and await self._checkpoint(partition)
+            if partition.replaying or partition.unanswered is not None:
+                return False
+            return await self._checkpoint(partition)
 
     async def _checkpoint(self, partition: Partition) -> bool:
         started = time.perf_counter()

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, FilePath, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
+from schemas import news2_policy
 from schemas.window import WINDOW_BINS
 
 _PREFIX = "RISKSTREAM_"
@@ -93,6 +94,10 @@ class Settings(BaseSettings):
     model_repository: Path = Field(DEFAULT_MODELS, description="folder of model folders")
     backend: Literal["onnxruntime"] = "onnxruntime"
     infer_timeout_s: float = Field(20.0, gt=0, le=300, description="an engine call longer than this is hung")
+    engine_patience_s: float = Field(
+        2.0, gt=0, le=300, description="NEWS2 answers alone while an engine call takes longer than this"
+    )
+    news2_policy: Path = Field(news2_policy.SHIPPED, description="NEWS2's own alert policy, a JSON file")
 
     # The path
     checkpoint_interval_s: float = Field(1.0, gt=0, le=60)

@@ -1,5 +1,7 @@
 """Risk + policy + latch -> alert transitions. A pure function: it reads no clock but event time.
 
+The same machine serves risks in [0, 1] under a model's policy and points under NEWS2's; "risk" is either.
+
 A latch has two halves. The *trace* depends only on the recent risks: since when the risk has been above
 each level and below the exit, clamped to the times the policy asks for, so that it can be rebuilt from a
 bounded stretch of the log. The *episode* changes only with an alert, so it can be rebuilt from the alerts.
@@ -11,7 +13,7 @@ from typing import NamedTuple
 
 from schemas.latch import Episode, Latch, Trace
 from schemas.messages import Transition
-from schemas.model_config import Policy
+from schemas.model_config import AlertPolicy
 
 TREND_MS = 6 * 3_600_000
 """How long the trend in an alert reaches back."""
@@ -26,21 +28,24 @@ class Step(NamedTuple):
     time: int
 
 
-def decide(policy: Policy, latch: Latch, time: int, risk: float, offset: int) -> tuple[Latch, list[Step]]:
+def decide(
+    policy: AlertPolicy, latch: Latch, time: int, risk: float, offset: int, held: float | None = None
+) -> tuple[Latch, list[Step]]:
     """The latch after one more score, and the transitions that it causes, in order.
 
     Args:
         policy: the policy in force.
         latch: the latch before.
         time: event time of the score, ms; not before the latch's.
-        risk: calibrated probability.
+        risk: calibrated probability, or points.
         offset: of the record that was scored.
+        held: what must be below the exit for the episode to resolve, where that is not the risk itself.
     """
     steps: list[Step] = []
     latch, expired = expire(policy, latch, time)
     if expired is not None:
         steps.append(expired)
-    trace = _extend(policy, latch.trace, time, risk, offset)
+    trace = _extend(policy, latch.trace, time, risk, offset, risk if held is None else held)
     before = remembered(policy, latch.episode, time)
     transition = _transition(policy, before, trace)
     if transition is None:
@@ -62,7 +67,7 @@ def decide(policy: Policy, latch: Latch, time: int, risk: float, offset: int) ->
     return Latch(trace, after), steps
 
 
-def expire(policy: Policy, latch: Latch, now: int) -> tuple[Latch, Step | None]:
+def expire(policy: AlertPolicy, latch: Latch, now: int) -> tuple[Latch, Step | None]:
     """Forget a latch whose patient has been silent for the expiry time at `now`, ms of event time.
 
     An open episode gives an `expired` transition, dated at the expiry.
@@ -77,7 +82,7 @@ def expire(policy: Policy, latch: Latch, now: int) -> tuple[Latch, Step | None]:
     return Latch(), Step("expired", ended, trace, at)
 
 
-def fitted(policy: Policy, latch: Latch) -> Latch:
+def fitted(policy: AlertPolicy, latch: Latch) -> Latch:
     """A stored latch under a policy that may have other levels: its trace begins anew then."""
     levels = len(policy.levels)
     trace, episode = latch
@@ -88,14 +93,14 @@ def fitted(policy: Policy, latch: Latch) -> Latch:
     return Latch(trace, episode)
 
 
-def remembered(policy: Policy, episode: Episode | None, time: int) -> Episode | None:
+def remembered(policy: AlertPolicy, episode: Episode | None, time: int) -> Episode | None:
     """The episode as far as it matters at `time`: a closed one only while its refractory time runs."""
     if episode is None or episode.active or time < episode.alerted + seconds_ms(policy.refractory_s):
         return episode
     return None
 
 
-def _transition(policy: Policy, episode: Episode | None, trace: Trace) -> Transition | None:
+def _transition(policy: AlertPolicy, episode: Episode | None, trace: Trace) -> Transition | None:
     level = _level(policy, trace)
     quiet = episode is not None and trace.time < episode.alerted + seconds_ms(policy.refractory_s)
     if episode is None or not episode.active:
@@ -112,7 +117,7 @@ def _transition(policy: Policy, episode: Episode | None, trace: Trace) -> Transi
     return None
 
 
-def _level(policy: Policy, trace: Trace) -> int:
+def _level(policy: AlertPolicy, trace: Trace) -> int:
     """Highest level whose persistence is reached; -1 for none."""
     reached = -1
     for i, (level, since) in enumerate(zip(policy.levels, trace.above, strict=True)):
@@ -121,7 +126,9 @@ def _level(policy: Policy, trace: Trace) -> int:
     return reached
 
 
-def _extend(policy: Policy, trace: Trace | None, time: int, risk: float, offset: int) -> Trace:
+def _extend(
+    policy: AlertPolicy, trace: Trace | None, time: int, risk: float, offset: int, held: float
+) -> Trace:
     hour = time // 3_600_000
     trend: tuple[tuple[int, float], ...] = ()
     above: tuple[int | None, ...] = (None,) * len(policy.levels)
@@ -136,7 +143,7 @@ def _extend(policy: Policy, trace: Trace | None, time: int, risk: float, offset:
             _since(since, risk >= level.enter, time, seconds_ms(level.persistence_s))
             for since, level in zip(above, policy.levels, strict=True)
         ),
-        _since(below, risk < policy.exit, time, seconds_ms(policy.resolve_s)),
+        _since(below, held < policy.exit, time, seconds_ms(policy.resolve_s)),
         time,
         risk,
         offset,

@@ -162,6 +162,7 @@ class _Demo:
             records=records_of(counters, logged),
             scores=len(self.tally.scored),
             alerts=self.tally.alerts,
+            news2_alerts=self.tally.news2_alerts,
             latency_ms=percentiles(self.tally.latencies_ms()),
             events_per_second=round(counters.total / took, 1),
             cpu_us_per_event=round(1e6 * cpu_s / counters.total, 1) if counters.total else None,

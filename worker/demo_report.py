@@ -61,6 +61,7 @@ class Tally:
         self.scored: dict[Coordinates, float] = {}
         self.refused: set[Coordinates] = set()
         self.alerts: dict[Transition, int] = dict.fromkeys(get_args(Transition), 0)
+        self.news2_alerts: dict[Transition, int] = dict.fromkeys(get_args(Transition), 0)
         self._alert_ids: set[str] = set()
 
     def confirmed(self, record: Confirmed) -> None:
@@ -83,7 +84,8 @@ class Tally:
         if alert.id in self._alert_ids:
             return False
         self._alert_ids.add(alert.id)
-        self.alerts[alert.transition] += 1
+        counted = self.alerts if alert.points is None else self.news2_alerts
+        counted[alert.transition] += 1
         return True
 
     def dead_letter(self, letter: DeadLetter) -> None:
@@ -118,12 +120,14 @@ class Report(Struct, frozen=True):
     events_per_second: records over the time from the first one sent until all had a fate.
     cpu_us_per_event: CPU time of the worker processes over records.
     lost: records in the log without a fate.
+    alerts, news2_alerts: the model's transitions, and NEWS2's own.
     complaints: what does not add up; empty when all is well.
     """
 
     records: Records
     scores: int
     alerts: dict[Transition, int]
+    news2_alerts: dict[Transition, int]
     latency_ms: dict[str, float | None]
     events_per_second: float
     cpu_us_per_event: float | None

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from schemas.messages import Alert, BasisInput, Score
+from schemas.messages import Alert, BasisInput, EarlyWarning, Score
 from worker.demo_report import Report
 
 SHOWN_PATIENTS = 12
@@ -103,7 +103,7 @@ class _Line:
     def __init__(self) -> None:
         self.risk = 0.0
         self.asof = ""
-        self.severity = ""
+        self.open: dict[str, str] = {}
         self.trend: deque[float] = deque(maxlen=_TREND)
         self._hour = -1
 
@@ -142,7 +142,7 @@ class LiveView:
 
     def alert(self, alert: Alert) -> None:
         line = self._patients.setdefault(alert.patient, _Line())
-        line.severity = "" if alert.transition in ("resolved", "expired") else alert.severity
+        line.open[alert.model.name] = "" if alert.transition in ("resolved", "expired") else alert.severity
         if alert.transition != "updated":
             style = _STYLES.get(alert.transition, "")
             self._alerts.append(Text(alert_line(alert), style, no_wrap=True, overflow="ellipsis"))
@@ -160,14 +160,15 @@ class LiveView:
         table = Table("patient", "risk", "", "by hour", "open alert", "as of", expand=True, box=None)
         riskiest = sorted(self._patients.items(), key=lambda item: -item[1].risk)
         for patient, line in riskiest[:SHOWN_PATIENTS]:
-            style = "bold red" if line.severity else ""
+            severities = ", ".join(f"{name} {open_}" for name, open_ in line.open.items() if open_)
+            style = "bold red" if severities else ""
             bar = "█" * round(20 * line.risk)
             table.add_row(
                 escape(patient),
                 f"{line.risk:.2f}",
                 bar,
                 sparkline(line.trend),
-                line.severity,
+                severities,
                 line.asof,
                 style=style,
             )
@@ -182,11 +183,29 @@ def sparkline(risks: "deque[float]") -> str:
 
 def alert_line(alert: Alert) -> str:
     """One alert in one line; behind each input, what it adds to the risk."""
+    line = f"{alert.time:%Y-%m-%d %H:%M}  {alert.transition:<9}  {alert.patient:<12}  {alert.severity:<8}  "
+    warning = "" if alert.news2 is None else f"{_warning(alert.news2):<11}  "
+    if alert.risk is None:
+        return f"{line}{warning.strip() or 'NEWS2'} ({_called_for(alert)})  {_scoring(alert)}"
     inputs = ", ".join(_input(i) for i in weightiest(alert.inputs))
-    return (
-        f"{alert.time:%Y-%m-%d %H:%M}  {alert.transition:<9}  {alert.patient:<12}  {alert.severity:<8}  "
-        f"risk {alert.risk:.2f} (threshold {alert.threshold:.2f})  {inputs}"
-    )
+    return f"{line}risk {alert.risk:.2f} (threshold {alert.threshold:.2f})  {warning}{inputs}"
+
+
+def _called_for(alert: Alert) -> str:
+    """What an alert of NEWS2's own goes by: the threshold, or a 3 in one parameter."""
+    single = alert.news2 is not None and alert.points is not None and alert.news2.low < alert.points
+    return "3 in one parameter" if single else f"threshold {alert.threshold:g}"
+
+
+def _scoring(alert: Alert) -> str:
+    """The parameters that have points, with these."""
+    parts = alert.news2.parts if alert.news2 is not None else ()
+    return ", ".join(f"{part.parameter} {part.low}" for part in parts if part.low)
+
+
+def _warning(warning: EarlyWarning) -> str:
+    """NEWS2 as a number, or as the interval of an incomplete set."""
+    return f"NEWS2 {warning.low}" if warning.complete else f"NEWS2 {warning.low}-{warning.high}"
 
 
 def weightiest(inputs: tuple[BasisInput, ...]) -> list[BasisInput]:
@@ -206,6 +225,7 @@ def summary(report: Report) -> str:
     fates = f"{records.scored:,} scored, {records.stored:,} stored, {records.duplicate:,} duplicate, "
     fates += f"{records.dead_lettered:,} dead-lettered"
     transitions = ", ".join(f"{count:,} {name}" for name, count in alerts.items())
+    warnings = ", ".join(f"{count:,} {name}" for name, count in report.news2_alerts.items())
     times = ", ".join(f"{name} {'-' if ms is None else f'{ms:,.0f}'} ms" for name, ms in latency.items())
     cpu = "-" if report.cpu_us_per_event is None else f"{report.cpu_us_per_event:,.0f} µs"
     return "\n".join(
@@ -213,6 +233,7 @@ def summary(report: Report) -> str:
             f"patients   {report.patients:,} from {report.source}",
             f"records    {records.in_:,} in: {fates}; {report.lost:,} lost",
             f"alerts     {transitions}",
+            f"by NEWS2   {warnings}",
             f"latency    {times} from producer to score",
             f"pace       {report.events_per_second:,.0f} records/s, {cpu} of worker CPU a record",
             f"model      {report.model} on {report.backend}",

@@ -2,7 +2,8 @@
 
     WorkerError
     ├── RetryError            wait and do the same again; nothing is lost meanwhile
-    │   ├── EngineDownError   the engine fails its own golden data
+    │   ├── EngineDownError   the engine fails its own golden data; NEWS2 answers alone until it agrees again
+    │   │   └── EngineSilentError   an engine call takes long; it may yet come back
     │   ├── PublishError      the broker has not confirmed a publish in time
     │   └── StoreError        Redis did not answer, or refused a write
     ├── OwnershipError        another worker owns the partition now; throw its memory away
@@ -30,6 +31,12 @@ class EngineDownError(RetryError):
     """The engine fails its own golden data. Check the model folder and the device."""
 
     reason = "engine-down"
+
+
+class EngineSilentError(EngineDownError):
+    """An engine call takes longer than its callers wait. Look at the device, and at what else it does."""
+
+    reason = "engine-silent"
 
 
 class PublishError(RetryError):

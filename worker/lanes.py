@@ -3,6 +3,9 @@
 A lane restores its partition, seeks to where that starts, then takes chunks until it is revoked. The
 three fates of an error are decided here, by class: `RetryError` waits and goes on, `OwnershipError`
 throws the partition's memory away and starts over, anything else stops the process.
+
+An engine that does not answer holds up nothing but the model's part: the lane reads on for NEWS2's sake, and
+starts over from its last checkpoint once the engine answers, so that every record gets its score and alerts.
 """
 
 import asyncio
@@ -14,7 +17,7 @@ import structlog
 from faust.types import TP
 
 from worker import metrics
-from worker.alert_log import LastAlert
+from worker.alert_log import LastAlerts
 from worker.checkpoint import Checkpointer, Committer
 from worker.decode import Record
 from worker.errors import OwnershipError, RetryError
@@ -48,7 +51,7 @@ class Consumer(Log, Committer, Protocol):
     def log_end(self, place: Place) -> int | None: ...
 
 
-AlertLog = Callable[[Place, int], Awaitable[dict[str, LastAlert]]]
+AlertLog = Callable[[Place, int], Awaitable[LastAlerts]]
 
 
 class Lane:
@@ -65,6 +68,7 @@ class Lane:
         self._accepting = False
         self._rebuilding = False
         self._doubtful = False
+        self._warned = 0
         self._stopped = False
         self._task = asyncio.create_task(self._run(), name=f"lane-{place.partition}")
         self._ticks = asyncio.create_task(self._tick(), name=f"ticks-{place.partition}")
@@ -88,10 +92,18 @@ class Lane:
         """Whether chunks may not be fetched only because enough are here."""
         return self._accepting and self._outstanding >= OUTSTANDING
 
+    @property
+    def floored(self) -> bool:
+        """Whether NEWS2 answers alone."""
+        return self.partition is not None and self.partition.unanswered is not None
+
     def lag(self) -> int | None:
-        """Records in the log not yet handled; None when not known yet."""
+        """Records in the log that the model has not answered; None when not known yet."""
+        return None if self.partition is None else self._behind(self.partition.answered)
+
+    def _behind(self, position: int) -> int | None:
         end = max(self._stages.consumer.log_end(self.place) or 0, self._end)
-        return None if not end or self.partition is None else max(end - self.partition.position, 0)
+        return max(end - position, 0) if end else None
 
     def put(self, chunk: Chunk) -> None:
         """Take a chunk that follows what came before; else seek again, once what is here is done."""
@@ -127,7 +139,7 @@ class Lane:
             await asyncio.gather(self._task, self._ticks, return_exceptions=True)
             self.partition = None
             # What this process says of a partition that it no longer has would be added to its owner's.
-            for gauge in (metrics.partition_ready, metrics.lag, metrics.patients):
+            for gauge in (metrics.partition_ready, metrics.lag, metrics.patients, metrics.floor_active):
                 gauge.labels(*self._labels).set(0)
 
     def failure(self) -> BaseException | None:
@@ -140,13 +152,15 @@ class Lane:
     def watch(self) -> None:
         """Note since when there has been something to do and nothing has moved; never waits."""
         lag, position = self.lag(), self.partition.position if self.partition is not None else -1
-        if not lag or position != self._watched:
+        unread = None if self.partition is None else self._behind(position)
+        if not unread or position != self._watched:
             self.stuck_since = None
         elif self.stuck_since is None:
             self.stuck_since = time.perf_counter()
         self._watched = position
         if lag is not None:
             metrics.lag.labels(*self._labels).set(lag)
+        metrics.floor_active.labels(*self._labels).set(self.floored)
         if self.partition is not None:
             metrics.patients.labels(*self._labels).set(len(self.partition.patients))
 
@@ -162,6 +176,7 @@ class Lane:
                 except RetryError:
                     continue
             await self.checkpoint(caught_up=self.lag() == 0)
+            await self._leave_floor()
 
     async def checkpoint(self, *, caught_up: bool) -> None:
         """Publish what has expired in silence, then checkpoint.
@@ -179,14 +194,24 @@ class Lane:
             await self._stages.checkpointer.checkpoint(partition)
         except OwnershipError:
             log.warning("partition taken over", partition=self.place.partition)
-            self._restart()
+            self._restart(doubtful=True)
 
-    def _restart(self) -> None:
-        """Start over, once the group has said that the partition is still this worker's."""
+    async def _leave_floor(self) -> None:
+        """Start over with the model, if NEWS2 answers alone and the engine has come back."""
+        partition = self.partition
+        if partition is None or partition.unanswered is None or not await self._stages.answers():
+            return
+        async with partition.lock:
+            log.info("the model answers again", partition=self.place.partition, records=self.lag())
+            self._warned = partition.position
+            self._restart(doubtful=False)
+
+    def _restart(self, *, doubtful: bool) -> None:
+        """Start over; if doubtful, once the group has said that the partition is still this worker's."""
         if self._stopped:
             return
         self._accepting = False
-        self._doubtful = True
+        self._doubtful = doubtful
         self.partition = None
         self._task.cancel()
         self._task = asyncio.create_task(self._run(), name=f"lane-{self.place.partition}")
@@ -198,6 +223,7 @@ class Lane:
             if records is None:
                 await self._seek(self._expected)
                 continue
+            answered = not self.floored
             async with partition.lock:
                 before, after = _split(records, partition)
                 if before:
@@ -209,6 +235,8 @@ class Lane:
                     await self._finish_rebuild(partition)
                 if after:
                     await self._stages.pipeline.process(partition, after)
+            if answered and self.floored:
+                log.error("the model does not answer: NEWS2 alone", partition=self.place.partition)
             self._outstanding -= 1
             self.moved_at = time.perf_counter()
 
@@ -233,6 +261,7 @@ class Lane:
                     "partition cannot be restored yet", partition=self.place.partition, reason=error.reason
                 )
                 await asyncio.sleep(RETRY_S)
+        partition.warned = self._warned
         self.partition = partition
         self.moved_at = time.perf_counter()
         await self._seek(partition.position)
@@ -279,7 +308,7 @@ class Lane:
                     "alert log cannot be read yet", partition=self.place.partition, reason=error.reason
                 )
                 await asyncio.sleep(RETRY_S)
-        adopt_episodes(partition, last, self._stages.pipeline.model.config.policy)
+        adopt_episodes(partition, last, self._stages.pipeline.policies)
         self._rebuilding = False
         metrics.partition_ready.labels(*self._labels).set(1)
         log.info(
@@ -297,9 +326,11 @@ class Stages:
         checkpointer: Checkpointer,
         consumer: Consumer,
         alert_log: AlertLog,
+        answers: Callable[[], Awaitable[bool]],
         interval_s: float = 1.0,
     ) -> None:
-        """`interval_s` is the time between two checkpoints of a lane."""
+        """`answers` says whether the engine does; `interval_s` is the time between a lane's checkpoints."""
+        self.answers = answers
         self.interval_s = interval_s
         self.pipeline = pipeline
         self.restorer = restorer

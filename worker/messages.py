@@ -1,6 +1,6 @@
 """Decisions and refusals -> the messages that carry them. Same input, same bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import NamedTuple
@@ -11,10 +11,13 @@ import numpy as np
 
 from engines.steps import Prediction, SeriesModel
 from schemas.features import CHANNEL, FEATURES, IS_STATIC
+from schemas.latch import Which
 from schemas.messages import (
     Alert,
     BasisInput,
+    BedsideScore,
     DeadLetter,
+    EarlyWarning,
     ForecastPoint,
     ModelReference,
     Rejection,
@@ -22,7 +25,7 @@ from schemas.messages import (
     Source,
     TrendPoint,
 )
-from schemas.model_config import ModelConfig
+from schemas.model_config import AlertPolicy, ModelConfig
 from schemas.window import HOUR_MS, NEVER
 from worker.decide import Step
 from worker.decode import Record
@@ -54,36 +57,51 @@ class Basis(NamedTuple):
     missing: tuple[str, ...] = ()
     uncertainty: float | None = None
     forecast: tuple[ForecastPoint, ...] = ()
+    news2: EarlyWarning | None = None
+    qsofa: BedsideScore | None = None
+    mews: BedsideScore | None = None
+
+
+class Voice(NamedTuple):
+    """Who raises an alert, by which policy; fields as in `Alert`."""
+
+    model: ModelReference
+    backend: str
+    outcome: str
+    policy: AlertPolicy
+
+
+def model_voice(config: ModelConfig, backend: str) -> Voice:
+    """The voice of a model that a backend computes."""
+    reference = ModelReference(config.name, config.version, config.digest)
+    return Voice(reference, backend, config.outcome, config.policy)
 
 
 class Author:
-    """Writes the messages of one partition, for one model.
+    """Writes the messages of one partition.
 
     Args:
         place: the input partition.
-        config: of the model that computes the risks.
-        backend: that computes them.
+        voices: the model's, and NEWS2's.
         topics: names of the alert, score and dead-letter topics.
     """
 
-    def __init__(self, place: Place, config: ModelConfig, backend: str, topics: tuple[str, str, str]) -> None:
+    def __init__(self, place: Place, voices: Mapping[Which, Voice], topics: tuple[str, str, str]) -> None:
         self._place = place
-        self._config = config
-        self._backend = backend
+        self._voices = voices
         self._alerts, self._scores, self._dead_letters = topics
-        self._model = ModelReference(config.name, config.version, config.digest)
         self._uri = f"/riskstream/{place.cluster}/{place.topic}/{place.partition}"
 
-    def alert(self, step: Step, patient_id: str, basis: Basis) -> Outgoing:
-        """An alert transition; `basis` is that of the score that it rests on.
+    def alert(self, which: Which, step: Step, patient_id: str, basis: Basis) -> Outgoing:
+        """An alert transition of the model's or NEWS2's; `basis` is that of the record that it rests on.
 
         An expiry rests on no score. It says only what the alert log and the records' times say, so that
         it is the same after a rebuild that began in the middle of its patient's window.
         """
-        policy, episode, trace = self._config.policy, step.episode, step.trace
+        (model, backend, outcome, policy), episode, trace = self._voices[which], step.episode, step.trace
         cluster, topic, partition = self._place
         name = f"{cluster}/{topic}/{partition}/{episode.opened}"
-        identifier = str(uuid5(NAMESPACE, f"{name}|{self._config.name}|{step.transition}|{episode.sequence}"))
+        identifier = str(uuid5(NAMESPACE, f"{name}|{model.name}|{step.transition}|{episode.sequence}"))
         trend = tuple(TrendPoint(moment(hour * HOUR_MS), risk) for hour, risk in trace.trend)
         if step.transition == "expired":
             trend = ()
@@ -98,18 +116,22 @@ class Author:
             time=moment(step.time),
             raised_at=moment(episode.raised),
             expires_at=moment(trace.time + round(policy.expiry_s * 1000)),
-            risk=episode.alerted_risk,
+            risk=episode.alerted_risk if which == "risk" else None,
             threshold=level.enter,
-            outcome=self._config.outcome,
+            outcome=outcome,
             policy_version=policy.version,
-            model=self._model,
-            backend=self._backend,
+            model=model,
+            backend=backend,
             source=Source(cluster, topic, partition, trace.offset),
             inputs=basis.inputs,
             missing=basis.missing,
             trend=trend,
             uncertainty=basis.uncertainty,
             forecast=basis.forecast,
+            points=episode.alerted_risk if which == "news2" else None,
+            news2=basis.news2,
+            qsofa=basis.qsofa,
+            mews=basis.mews,
         )
         headers = cloud_event(f"alert.{step.transition}", identifier, self._uri)
         return Outgoing(self._alerts, patient_id.encode(), _encode(alert), headers, partition)
@@ -119,8 +141,8 @@ class Author:
     ) -> Outgoing:
         """One score."""
         cluster, topic, partition = self._place
-        config, source = self._config, Source(cluster, topic, partition, offset)
-        score = Score(patient_id, moment(time_ms), risk, config.name, config.version, source, uncertainty)
+        model, source = self._voices["risk"].model, Source(cluster, topic, partition, offset)
+        score = Score(patient_id, moment(time_ms), risk, model.name, model.version, source, uncertainty)
         identifier = f"{cluster}/{topic}/{partition}/{offset}"
         return Outgoing(
             self._scores, patient_id.encode(), _encode(score), cloud_event("score", identifier, self._uri)
@@ -167,7 +189,7 @@ def basis(
     missing: list[str] = []
     scored = plan.scored[i]
     for name, channel, part in zip(model.config.features, model.columns, contributions, strict=True):
-        feature, value = FEATURES[channel], _short(plan.rows.values[i, channel])
+        feature, value = FEATURES[channel], short(plan.rows.values[i, channel])
         elapsed = plan.rows.elapsed[i, channel]
         if elapsed >= NEVER:
             missing.append(name)
@@ -202,7 +224,7 @@ def _forecast(plan: Plan, i: int, model: SeriesModel, prediction: Prediction) ->
     for name, value in zip(ahead.features, prediction.forecast[i], strict=True):
         channel = CHANNEL[name]
         if plan.rows.elapsed[i, channel] < NEVER and np.isfinite(value):
-            last, unit = _short(plan.rows.values[i, channel]), FEATURES[channel].unit
+            last, unit = short(plan.rows.values[i, channel]), FEATURES[channel].unit
             points.append(ForecastPoint(name, round(float(value), 3), unit, ahead.horizon_s, last))
     return tuple(points)
 
@@ -215,6 +237,6 @@ def moment(time_ms: int) -> datetime:
     return datetime.fromtimestamp(min(max(time_ms, _EARLIEST_MS), _LATEST_MS) / 1000, UTC)
 
 
-def _short(value: np.float32) -> float:
+def short(value: np.float32) -> float:
     """A float32 as the shortest decimal that gives it again."""
     return float(np.format_float_positional(value, unique=True, trim="0"))

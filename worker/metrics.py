@@ -20,7 +20,10 @@ event_age = Histogram(
     "riskstream_event_age_seconds", "Event time to confirmed publish of a scored record", buckets=_SLOW
 )
 end_to_end = Histogram(
-    "riskstream_end_to_end_seconds", "Input record's timestamp to its confirmed alert", buckets=_SLOW
+    "riskstream_end_to_end_seconds",
+    "Input record's timestamp to its confirmed alert, by who raised it",
+    ["model"],
+    buckets=_SLOW,
 )
 batch_size = Histogram("riskstream_batch_size_rows", "Rows in a batch", buckets=_ROWS)
 batch_flushes = Counter("riskstream_batch_flushes_total", "Batches by why they were closed", ["reason"])
@@ -37,7 +40,14 @@ inference_duration = Histogram(
 )
 engine_failures = Counter("riskstream_engine_failures_total", "Failed engine calls", ["reason"])
 backend_in_use = Gauge("riskstream_backend_info", "1 for the backend in use", ["model", "version", "backend"])
-alerts = Counter("riskstream_alerts_total", "Alerts by transition and severity", ["transition", "severity"])
+alerts = Counter(
+    "riskstream_alerts_total",
+    "Alerts by who raised them, a model or news2, transition and severity",
+    ["model", "transition", "severity"],
+)
+floor_active = Gauge(
+    "riskstream_floor_active", "1 while NEWS2 answers alone, for want of the model", ["topic", "partition"]
+)
 risk = Histogram(
     "riskstream_risk_ratio",
     "Risks computed",

@@ -6,6 +6,7 @@ import secrets
 import time
 from typing import NamedTuple
 
+from schemas.latch import Which
 from worker.patient import FORGET_MS, Patient
 
 QUIET_S = 3600.0
@@ -38,6 +39,9 @@ class Partition:
     seen_s: when this process last took a record of a patient, `perf_counter` seconds; housekeeping only.
     dirty: ids of patients changed since the last checkpoint.
     gone: ids of patients forgotten since the last checkpoint.
+    expired_early: patient and latch whose expiry a timer has published, and no record of theirs since.
+    unanswered: offset of the first record that the model has not answered, while NEWS2 answers alone.
+    warned: NEWS2's alerts of records before this offset were confirmed before the memory was made.
     lease: the right to write the state in Redis; None while there is none.
     whole: false while a chunk is being applied; state that stayed so is never stored.
     lock: held while a chunk is handled; a checkpoint takes its snapshot between chunks.
@@ -54,12 +58,19 @@ class Partition:
         self.lease: Lease | None = None
         self.began_s = time.perf_counter()
         self.seen_s: dict[str, float] = {}
-        self.expired_early: set[str] = set()
+        self.expired_early: set[tuple[str, Which]] = set()
+        self.unanswered: int | None = None
+        self.warned = 0
         self.committed = -1
         self.metadata = ""
         self.whole = True
         self.lock = asyncio.Lock()
         self.checkpointing = asyncio.Lock()
+
+    @property
+    def answered(self) -> int:
+        """Offset up to which the model has answered."""
+        return self.position if self.unanswered is None else self.unanswered
 
     @property
     def replaying(self) -> bool:
@@ -104,11 +115,24 @@ class Partition:
         """
         limit = self.stream_ms() - FORGET_MS
         for patient in self.quiet():
-            key, episode = patient.id, patient.latch.episode
-            ended = episode is None or not episode.active or key in self.expired_early
-            if ended and patient.touched_ms < limit:
+            key = patient.id
+            if patient.touched_ms < limit and not self._open(patient):
                 del self.patients[key]
                 self.seen_s.pop(key, None)
                 self.dirty.discard(key)
-                self.expired_early.discard(key)
+                self.came(key)
                 self.gone.add(key)
+
+    def came(self, patient_id: str) -> None:
+        """Note that a patient is not silent, or forgotten: what expired early may do so again."""
+        self.expired_early.discard((patient_id, "risk"))
+        self.expired_early.discard((patient_id, "news2"))
+
+    def _open(self, patient: Patient) -> bool:
+        """Whether an episode of the patient's is open whose expiry has not been published."""
+        return any(
+            latch.episode is not None
+            and latch.episode.active
+            and (patient.id, which) not in self.expired_early
+            for which, latch in patient.latches.items()
+        )

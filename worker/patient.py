@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.features import STATIC
-from schemas.latch import Latch
+from schemas.latch import Latch, Which
 from schemas.window import CHANNELS, HOUR_MS, WINDOW_BINS, Carried, Rows, carry, rows
 
 RECENT_EVENTS = 64
@@ -67,6 +67,7 @@ class Patient:
     failed: the engine failed on the state, so it must be computed anew.
     carried: what the closed bins hand to the open one.
     carried_times: event time in ms of each carried value, int64[channels]; never changed in place.
+    latches: what deciding remembers, of the model's risks and of NEWS2.
     dirty_bins, stored_bins: bins changed since they were last stored; bins that the store holds.
     """
 
@@ -80,7 +81,7 @@ class Patient:
         "failed",
         "hidden",
         "id",
-        "latch",
+        "latches",
         "newest_ms",
         "open",
         "recent",
@@ -107,7 +108,7 @@ class Patient:
         self.carried_times: NDArray[np.int64] = np.zeros(CHANNELS, dtype=np.int64)
         self.recent: dict[int, list[Recent]] = {}
         self.event_ids: dict[int, None] = {}
-        self.latch = Latch()
+        self.latches: dict[Which, Latch] = {"risk": Latch(), "news2": Latch()}
         self.dirty_bins: set[int] = set()
         self.stored_bins: set[int] = set()
 

@@ -1,6 +1,7 @@
 """The path of a chunk of records, from bytes to confirmed alerts.
 
     decode -> normalise -> state      `_apply`: changes the patients in memory, plans what to compute
+    NEWS2                             `_warn`: its own alerts, confirmed before the model is asked
     batch -> infer                    `infer`: calibrated risks, one for each record that changed a patient
     decide                            `_decide`: alert transitions; pure but for the latch it replaces
     explain                           `_explain`: what each input adds to the risk, for scores that alert
@@ -8,25 +9,32 @@
 
 What comes out depends only on the records, their order within each patient and the state before: not on
 chunk borders, batches, timing or restarts. The checkpoint (`checkpoint.py`) follows in its own time.
+
+When the engine does not answer, NEWS2 answers alone: the partition notes where (`unanswered`), and from there
+on chunks are applied and warned of only. That memory is never stored. Once the engine answers, the lane drops
+it and reads again from its checkpoint, so that the model's alerts are those of an undisturbed run.
 """
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.steps import Prediction, SeriesModel
+from schemas.latch import Which
 from schemas.messages import Rejection
-from schemas.model_config import Policy
-from schemas.window import NEVER
-from worker import metrics
+from schemas.model_config import AlertPolicy
+from schemas.news2_policy import News2Policy
+from worker import early_warning, metrics
+from worker.accounting import count, count_warnings, observe
+from worker.change import Change, Fate, Lapse
 from worker.decide import Step, decide, expire
 from worker.decode import Event, Record, Refusal, decode
-from worker.errors import RetryError
+from worker.early_warning import Warned
+from worker.errors import EngineDownError
 from worker.explain import explain
 from worker.infer import Run, infer
 from worker.messages import Author, Basis, basis, finite, uncertainty
@@ -38,10 +46,6 @@ from worker.publish import Outgoing
 from worker.state import apply, event_digest, plan_score, remember_event
 
 F32 = NDArray[np.float32]
-T = TypeVar("T")
-
-Fate = Literal["scored", "stored", "duplicate", "dead_lettered", "skipped"]
-"""`skipped` is a record that an earlier owner has already given its fate."""
 
 
 class Publish(Protocol):
@@ -59,27 +63,12 @@ class Limits:
         self.future_ms = future_ms
 
 
-class Change:
-    """What a chunk did to the patients: a plan to compute, and every record's fate so far.
-
-    steps: by number of the score in the plan, the transitions it caused.
-    lapsed: (patient id, expiry) of patients that start anew.
-    """
-
-    def __init__(self, chunk: Sequence[Record], *, keeps_windows: bool) -> None:
-        self.plan = Plan(len(chunk), keeps_windows=keeps_windows)
-        self.fates: list[Fate] = ["dead_lettered"] * len(chunk)
-        self.rejections: dict[int, list[Rejection]] = {}
-        self.accepted: list[int] = [0] * len(chunk)
-        self.steps: dict[int, list[Step]] = {}
-        self.lapsed: list[tuple[str, Step]] = []
-
-
 class Pipeline:
-    """The path for one model.
+    """The path for one model, NEWS2 beside it.
 
     Args:
         model: layout of the served model.
+        news2: NEWS2's policy.
         run: the batcher's `infer`.
         publish: the publisher's `publish`.
         author: gives the writer of a partition's messages.
@@ -90,6 +79,7 @@ class Pipeline:
     def __init__(
         self,
         model: SeriesModel,
+        news2: News2Policy,
         run: Run,
         publish: Publish,
         author: Callable[[Partition], Author],
@@ -98,6 +88,8 @@ class Pipeline:
         publish_scores: bool,
     ) -> None:
         self.model = model
+        self.policies: dict[Which, AlertPolicy] = {"risk": model.config.policy, "news2": news2}
+        self._news2 = news2
         self._run = run
         self._publish = publish
         self._author = author
@@ -112,43 +104,73 @@ class Pipeline:
         partition.whole = False
         with _timed("apply"):
             change = self._apply(partition, chunk)
+        await self._warn(partition, chunk, change)
+        if partition.unanswered is None:
+            try:
+                await self._answer(partition, chunk, change)
+                partition.whole = True
+            except EngineDownError as error:
+                metrics.engine_failures.labels(error.reason).inc()
+                partition.unanswered = partition.position
+        partition.position = chunk[-1].offset + 1
+        return change
+
+    async def _warn(self, partition: Partition, chunk: Sequence[Record], change: Change) -> None:
+        """NEWS2's part of a chunk."""
+        with _timed("news2"):
+            warned = early_warning.decide_all(self._news2, chunk, (change.plan, change.beside))
+        if partition.replaying:
+            return
+        # What was confirmed before the engine came back and records were read again is not said twice.
+        change.warned = [w for w in warned if chunk[w.plan.scored[w.i].at].offset >= partition.warned]
+        lapsed = [lapse for lapse in change.lapsed["news2"] if chunk[lapse.at].offset >= partition.warned]
+        if change.warned or lapsed:
+            with _timed("warn"):
+                await self._publish(self._write_warnings(partition, change.warned, lapsed))
+            count_warnings(chunk, change, self._news2)
+
+    async def _answer(self, partition: Partition, chunk: Sequence[Record], change: Change) -> None:
+        """The model's part of a chunk."""
         with _timed("infer"):
             prediction = await self._infer(change.plan)
         with _timed("decide"):
             self._decide(chunk, change, prediction.risk)
-        if not partition.replaying:
-            with _timed("explain"):
-                contributions = await self._explain(change, prediction.risk)
-            with _timed("write"):
-                messages = self._write(partition, chunk, change, prediction, contributions)
-            with _timed("publish"):
-                await self._publish(messages)
-            _count(partition, change, self.model.config.policy)
-            _observe(chunk, change, prediction.risk, self.model)
-        else:
+        if partition.replaying:
             metrics.replayed.inc(len(chunk))
-        partition.position = chunk[-1].offset + 1
-        partition.whole = True
-        return change
+            return
+        with _timed("explain"):
+            contributions = await self._explain(change, prediction.risk)
+        with _timed("write"):
+            messages = self._write(partition, chunk, change, prediction, contributions)
+        with _timed("publish"):
+            await self._publish(messages)
+        count(partition.place.topic, change, self.model.config)
+        observe(chunk, change, prediction.risk, self.model)
 
     async def expire_silent(self, partition: Partition, now_ms: int) -> None:
         """Publish `expired` for episodes whose patients are silent, before a record of theirs brings it out.
 
         The latch stays: the patient's next record, if it comes, publishes the same alert with the same id.
+        While the model does not answer, its latches stand still, and say nothing of who is silent.
         """
-        lapsed = []
+        told: list[tuple[str, Which, Step]] = []
         for patient in partition.quiet():
-            if patient.id not in partition.expired_early:
-                _, step = expire(self.model.config.policy, patient.latch, now_ms)
+            for which, latch in patient.latches.items():
+                if (patient.id, which) in partition.expired_early:
+                    continue
+                if which == "risk" and partition.unanswered is not None:
+                    continue
+                _, step = expire(self.policies[which], latch, now_ms)
                 if step is not None:
-                    lapsed.append((patient.id, step))
-        if lapsed:
+                    told.append((patient.id, which, step))
+        if told:
             author = self._author(partition)
-            await self._publish([author.alert(step, key, Basis()) for key, step in lapsed])
-            partition.expired_early |= {key for key, _ in lapsed}
+            await self._publish([author.alert(which, step, key, Basis()) for key, which, step in told])
+            partition.expired_early |= {(key, which) for key, which, _ in told}
 
     def _apply(self, partition: Partition, chunk: Sequence[Record]) -> Change:
-        change = Change(chunk, keeps_windows=self.model.whole or not partition.replaying)
+        answers = partition.unanswered is None
+        change = Change(chunk, keeps_windows=answers and (self.model.whole or not partition.replaying))
         for index, record in enumerate(chunk):
             event = decode(record, self._limits.record_bytes)
             if isinstance(event, Refusal):
@@ -177,29 +199,34 @@ class Pipeline:
         rejections.extend(applied.rejections)
         if not applied.accepted:
             return "dead_lettered"
-        self._enter(partition, patient, change)
+        self._enter(partition, patient, index, change)
         change.accepted[index] = applied.accepted
         remember_event(patient, digest)
         patient.touched_ms = max(patient.touched_ms, record.timestamp)
         partition.seen_s[patient.id] = time.perf_counter()
         partition.dirty.add(patient.id)
-        partition.expired_early.discard(patient.id)
+        partition.came(patient.id)
         if not applied.scorable:
+            if patient.open >= 0:
+                plan_score(patient, index, change.beside)
             return "stored"
         plan_score(patient, index, change.plan)
         return "scored"
 
-    def _enter(self, partition: Partition, patient: Patient, change: Change) -> None:
+    def _enter(self, partition: Partition, patient: Patient, index: int, change: Change) -> None:
         """Enter the patient; what is left of an earlier one under its id, an open episode, has expired."""
         before = partition.patients.get(patient.id)
         partition.patients[patient.id] = patient
-        if before is not None and before is not patient and before.latch.trace is not None:
-            _, step = expire(self.model.config.policy, before.latch, before.latch.trace.time + FORGET_MS + 1)
-            if step is not None:
-                change.lapsed.append((patient.id, step))
+        if before is None or before is patient:
+            return
+        for which, latch in before.latches.items():
+            if latch.trace is not None:
+                _, step = expire(self.policies[which], latch, latch.trace.time + FORGET_MS + 1)
+                if step is not None:
+                    change.lapsed[which].append(Lapse(index, patient.id, step))
 
     async def _infer(self, plan: Plan) -> Prediction:
-        return await _answered(lambda: infer(plan, self.model, self._run))
+        return await infer(plan, self.model, self._run)
 
     def _decide(self, chunk: Sequence[Record], change: Change, risks: F32) -> None:
         policy = self.model.config.policy
@@ -210,7 +237,8 @@ class Pipeline:
                 change.rejections[scored.at].append(Rejection("inference-failed"))
                 continue
             offset = chunk[scored.at].offset
-            patient.latch, steps = decide(policy, patient.latch, scored.time_ms, risk, offset)
+            latch = patient.latches["risk"]
+            patient.latches["risk"], steps = decide(policy, latch, scored.time_ms, risk, offset)
             if steps:
                 change.steps[i] = steps
 
@@ -219,8 +247,20 @@ class Pipeline:
         alerting = [i for i, steps in change.steps.items() if any(s.transition != "expired" for s in steps)]
         if not alerting:
             return {}
-        found = await _answered(lambda: explain(change.plan, alerting, risks, self.model, self._run))
+        found = await explain(change.plan, alerting, risks, self.model, self._run)
         return dict(zip(alerting, found, strict=True))
+
+    def _write_warnings(
+        self, partition: Partition, warned: Sequence[Warned], lapsed: Sequence[Lapse]
+    ) -> list[Outgoing]:
+        author = self._author(partition)
+        messages = [author.alert("news2", lapse.step, lapse.patient_id, Basis()) for lapse in lapsed]
+        for step, plan, i in warned:
+            because = Basis()
+            if step.transition != "expired":
+                because = early_warning.assess(self._news2, plan, i).basis()
+            messages.append(author.alert("news2", step, plan.scored[i].patient.id, because))
+        return messages
 
     def _write(
         self,
@@ -231,13 +271,15 @@ class Pipeline:
         contributions: Mapping[int, F32],
     ) -> list[Outgoing]:
         author, plan, model = self._author(partition), change.plan, self.model
-        messages = [author.alert(lapse, patient_id, Basis()) for patient_id, lapse in change.lapsed]
+        lapsed = change.lapsed["risk"]
+        messages = [author.alert("risk", lapse.step, lapse.patient_id, Basis()) for lapse in lapsed]
         for i, scored in enumerate(plan.scored):
             for step in change.steps.get(i, ()):
                 because = Basis()
                 if step.transition != "expired":
                     because = basis(plan, i, model, prediction, [finite(c) for c in contributions[i]])
-                messages.append(author.alert(step, scored.patient.id, because))
+                    because = early_warning.assess(self._news2, plan, i).beside(because)
+                messages.append(author.alert("risk", step, scored.patient.id, because))
             if self._publish_scores and change.fates[scored.at] == "scored":
                 risk, offset = round(float(prediction.risk[i]), 6), chunk[scored.at].offset
                 spread = uncertainty(prediction, i)
@@ -248,57 +290,8 @@ class Pipeline:
         return messages
 
 
-async def _answered(ask: Callable[[], Awaitable[T]]) -> T:
-    """What the engine answers, asked again until it does."""
-    delay = 0.1
-    while True:
-        try:
-            return await ask()
-        except RetryError as error:
-            metrics.engine_failures.labels(error.reason).inc()
-        await asyncio.sleep(delay)
-        delay = min(2 * delay, 5.0)
-
-
 @contextmanager
 def _timed(stage: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     metrics.stage_duration.labels(stage).observe(time.perf_counter() - started)
-
-
-def _count(partition: Partition, change: Change, policy: Policy) -> None:
-    """Count fates, refusals and alerts; the one place where records are accounted for."""
-    topic = partition.place.topic
-    for fate in ("scored", "stored", "duplicate", "dead_lettered"):
-        number = change.fates.count(fate)
-        if number:
-            metrics.records.labels(topic, fate).inc(number)
-    for steps in change.steps.values():
-        for step in steps:
-            severity = policy.levels[step.episode.level].severity
-            metrics.alerts.labels(step.transition, severity).inc()
-    accepted = sum(change.accepted)
-    metrics.observations.labels("accepted").inc(accepted)
-    for rejections in change.rejections.values():
-        for rejection in rejections:
-            stage = "observation" if rejection.path.startswith("$.observations[") else "record"
-            metrics.rejections.labels(stage, rejection.reason).inc()
-            if stage == "observation":
-                metrics.observations.labels("rejected").inc()
-
-
-def _observe(chunk: Sequence[Record], change: Change, risks: F32, model: SeriesModel) -> None:
-    """Ages, risks and missing features of a chunk's scores, once published."""
-    now_ms = time.time_ns() // 1_000_000
-    scored = change.plan.scored
-    for i, score in enumerate(scored):
-        metrics.event_age.observe(max(now_ms - score.time_ms, 0) / 1000)
-        if not np.isnan(risks[i]):
-            metrics.risk.observe(float(risks[i]))
-    for index in {scored[i].at for i in change.steps}:
-        metrics.end_to_end.observe(max(now_ms - chunk[index].timestamp, 0) / 1000)
-    missing = (change.plan.rows.elapsed[: len(scored), model.columns] >= NEVER).sum(axis=0)
-    for name, count in zip(model.config.features, missing, strict=True):
-        if count:
-            metrics.feature_missing.labels(name).inc(int(count))

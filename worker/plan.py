@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.window import CHANNELS, WINDOW_BINS, Rows, rows
+from schemas.window import CHANNELS, HOUR_MS, WINDOW_BINS, Rows, rows
 from worker.patient import F32, Patient
 
 
@@ -95,3 +95,18 @@ class Scored(NamedTuple):
     open: int
     carried_times: NDArray[np.int64]
     window: Window | None
+
+
+def input_times(plan: Plan, columns: NDArray[np.intp], i: int | None = None) -> NDArray[np.int64]:
+    """Event times in ms of the values in a plan's rows, int64[rows, columns]; of unknown ones meaningless.
+
+    Args:
+        columns: channels.
+        i: this row alone, all rows if None.
+    """
+    chosen = slice(0, len(plan.scored)) if i is None else slice(i, i + 1)
+    scored = plan.scored[chosen]
+    within = plan.times[chosen][:, columns].astype(np.int64)
+    opened = np.array([[score.open] for score in scored], dtype=np.int64) * HOUR_MS
+    carried = np.stack([score.carried_times for score in scored])[:, columns]
+    return np.where(plan.rows.elapsed[chosen][:, columns] == 0, opened + within, carried)

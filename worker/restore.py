@@ -16,13 +16,13 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from engines.steps import SeriesModel
-from schemas.latch import Episode
-from schemas.model_config import Policy
+from schemas.latch import Episode, Which
+from schemas.model_config import AlertPolicy
 from worker import metrics
-from worker.alert_log import LastAlert
+from worker.alert_log import LastAlerts
 from worker.codec import LayoutError, decode
 from worker.decide import fitted, remembered
-from worker.errors import OwnershipError, StoreError
+from worker.errors import EngineDownError, OwnershipError, StoreError
 from worker.infer import Run, infer
 from worker.partition import Lease, Partition, Place
 from worker.plan import Plan
@@ -49,10 +49,19 @@ class Restored(NamedTuple):
 class Restorer:
     """Decides where a partition starts and loads its state."""
 
-    def __init__(self, store: Store, log: Log, model: SeriesModel, run: Run, horizon_ms: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        log: Log,
+        model: SeriesModel,
+        policies: Mapping[Which, AlertPolicy],
+        run: Run,
+        horizon_ms: int,
+    ) -> None:
         self._store = store
         self._log = log
         self._model = model
+        self._policies = policies
         self._run = run
         self._horizon_ms = horizon_ms
 
@@ -120,34 +129,42 @@ class Restorer:
             for stored in await self._store.load(place):
                 patient, same_model = decode(stored.hot, stored.bins, self._model.config.digest)
                 partition.patients[patient.id] = patient
-                patient.latch = fitted(self._model.config.policy, patient.latch)
+                for which, latch in patient.latches.items():
+                    patient.latches[which] = fitted(self._policies[which], latch)
                 if not same_model and patient.open >= 0:
                     patient.hidden = None  # another model's, perhaps of another width
                     plan_encoding(patient, plan)
                     partition.dirty.add(patient.id)
         except (LayoutError, StoreError):
             return await self._rebuild(place, committed, first)
-        await infer(plan, self._model, self._run)
+        try:
+            await infer(plan, self._model, self._run)
+        except EngineDownError as error:
+            metrics.engine_failures.labels(error.reason).inc()
+            partition.unanswered, partition.whole = partition.position, False
         metrics.restores.labels("replayed" if partition.replaying else "loaded").inc()
         return Restored(partition, False)
 
 
-def adopt_episodes(partition: Partition, last_alerts: Mapping[str, LastAlert], policy: Policy) -> None:
+def adopt_episodes(
+    partition: Partition, last_alerts: LastAlerts, policies: Mapping[Which, AlertPolicy]
+) -> None:
     """Give rebuilt patients the episodes that the alert log shows; discard those that the replay made up.
 
     An `expired` alert that a timer published ahead of the patient's next record leaves the episode open,
     as it was in the memory of the worker that published it.
     """
     for key, patient in partition.patients.items():
-        last, trace = last_alerts.get(key), patient.latch.trace
-        episode: Episode | None = None
-        if last is None or trace is None:
-            pass
-        elif last.expired_ms is None or trace.time <= last.expired_ms:
-            episode = remembered(policy, last.episode, trace.time)
-            if last.expired_ms is not None:
-                partition.expired_early.add(key)
-        patient.latch = patient.latch._replace(episode=episode)
+        for which, latch in patient.latches.items():
+            last, trace = last_alerts[which].get(key), latch.trace
+            episode: Episode | None = None
+            if last is None or trace is None:
+                pass
+            elif last.expired_ms is None or trace.time <= last.expired_ms:
+                episode = remembered(policies[which], last.episode, trace.time)
+                if last.expired_ms is not None:
+                    partition.expired_early.add((key, which))
+            patient.latches[which] = latch._replace(episode=episode)
         partition.dirty.add(key)
         patient.stored_bins.clear()
         patient.dirty_bins = patient.filled_bins()

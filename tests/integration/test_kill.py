@@ -151,7 +151,7 @@ async def test_disturbed_is_equal_to_undisturbed(
     assert not differences, "\n".join(differences)
     assert killing.unaccounted(len(records), disturbed, reference) == []
     assert len(reference.alerts) >= 10
-    assert disturbed.backends == {"onnxruntime-cpu"}
+    assert disturbed.backends == {"onnxruntime-cpu", "charts"}
     if disturb is rebuild_from_the_log:
         assert any(line["event"] == "partition rebuilt from the log" for line in lines)
 

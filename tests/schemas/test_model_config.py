@@ -105,6 +105,7 @@ def test_a_config_is_read(tmp_path: Path) -> None:
         (put("state", 0, "input", value="memory"), ["input tensors must be", "'memory'", "'hidden'"]),
         (put("dynamic_batching", value={"max_batch_size": 0}), ["$.dynamic_batching.max_batch_size"]),
         (put("golden_tolerance", value=0.5), ["$.golden_tolerance", "<= 0.01"]),
+        (put("name", value="news2"), ["early warning score"]),
         (put("policy", "levels", value=[]), ["$.policy.levels", "length >= 1"]),
         (put("policy", "levels", 1, "enter", value=0.3), ["policy.levels", "rise strictly", "[0.3, 0.3]"]),
         (put("policy", "levels", 1, "enter", value=1.5), ["$.policy.levels[1].enter", "<= 1.0"]),

@@ -10,11 +10,14 @@ import numpy as np
 
 from engines.engine import F32, Engine
 from engines.steps import SeriesModel
+from schemas import news2_policy
 from schemas.features import FEATURES
 from schemas.messages import Alert, DeadLetter, Score
+from worker import early_warning
+from worker.change import Change
 from worker.messages import Author, moment
 from worker.partition import Partition, Place
-from worker.pipeline import Change, Limits, Pipeline
+from worker.pipeline import Limits, Pipeline
 from worker.publish import Outgoing
 
 T0 = 1_767_225_600_000
@@ -24,6 +27,7 @@ MINUTE, HOUR = 60_000, 3_600_000
 
 PLACE = Place("cluster", "vitals", 3)
 TOPICS = ("risk-alerts", "risk-scores", "dead-letters")
+NEWS2 = news2_policy.load()
 LIMITS = Limits(1 << 20, 366 * 24 * HOUR, HOUR)
 
 
@@ -109,11 +113,28 @@ class Outbox:
 
     @property
     def alerts(self) -> list[Alert]:
-        return [msgspec.json.decode(m.value, type=Alert) for m in self.of("risk-alerts")]
+        """The model's."""
+        return [alert for alert in self._alerts() if alert.model.name != "news2"]
+
+    @property
+    def warnings(self) -> list[Alert]:
+        """NEWS2's own."""
+        return [alert for alert in self._alerts() if alert.model.name == "news2"]
 
     @property
     def scores(self) -> list[Score]:
         return [msgspec.json.decode(m.value, type=Score) for m in self.of("risk-scores")]
+
+    def by_voice(self) -> dict[str, list[Outgoing]]:
+        """Alerts by the name of their model: between them the order is free."""
+        found: dict[str, list[Outgoing]] = {}
+        for message in self.of("risk-alerts"):
+            name = msgspec.json.decode(message.value, type=Alert).model.name
+            found.setdefault(name, []).append(message)
+        return found
+
+    def _alerts(self) -> list[Alert]:
+        return [msgspec.json.decode(m.value, type=Alert) for m in self.of("risk-alerts")]
 
     @property
     def dead_letters(self) -> list[DeadLetter]:
@@ -127,9 +148,16 @@ class LocalPath:
         self.engine = engine
         self.outbox = Outbox()
         self.model = SeriesModel(engine.config)
-        self.author = Author(place, engine.config, engine.backend, TOPICS)
+        self.voices = early_warning.voices(engine.config, engine.backend, NEWS2)
+        self.author = Author(place, self.voices, TOPICS)
         self.pipeline = Pipeline(
-            self.model, self.run, self.outbox, lambda _: self.author, LIMITS, publish_scores=publish_scores
+            self.model,
+            NEWS2,
+            self.run,
+            self.outbox,
+            lambda _: self.author,
+            LIMITS,
+            publish_scores=publish_scores,
         )
         self.partition = Partition(place, 0, 0)
 

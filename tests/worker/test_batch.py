@@ -11,7 +11,7 @@ import pytest
 from engines.engine import F32, Engine
 from engines.errors import BackendError, GoldenError
 from worker.batch import Batcher
-from worker.errors import EngineDownError, EngineHungError
+from worker.errors import EngineDownError, EngineHungError, EngineSilentError
 
 POISON = np.float32(666)
 
@@ -50,9 +50,9 @@ def broken() -> None:
 
 @asynccontextmanager
 async def batching(
-    engine: Engine, verify: object = healthy, timeout_s: float = 5.0
+    engine: Engine, verify: object = healthy, timeout_s: float = 5.0, patience_s: float = 5.0
 ) -> AsyncIterator[Batcher]:
-    batcher = Batcher(engine, verify, timeout_s)  # type: ignore[arg-type]
+    batcher = Batcher(engine, verify, timeout_s, patience_s)  # type: ignore[arg-type]
     try:
         yield batcher
     finally:
@@ -139,6 +139,49 @@ async def test_hung_call_loses_the_engine(engine: Engine) -> None:
         with pytest.raises(EngineHungError):
             await batcher.infer(tensors(engine, 1))
         picky.free.set()
+
+
+async def test_late_call_is_not_waited_for_and_the_next_one_longer(engine: Engine) -> None:
+    picky, one = PickyEngine(engine), tensors(engine, 1)
+    picky.free.clear()
+    async with batching(picky, timeout_s=10.0, patience_s=0.1) as batcher:
+        with pytest.raises(EngineSilentError, match=r"more than 0\.1 s"):
+            await batcher.infer(one)
+        with pytest.raises(EngineSilentError):
+            await batcher.infer(one)
+        assert not await batcher.answers()
+        assert not batcher.hung
+        picky.free.set()
+        while not await batcher.answers():  # noqa: ASYNC110 (a late call announces nothing)
+            await asyncio.sleep(0.01)
+        assert np.isfinite((await batcher.infer(one))["risk"]).all()
+
+        picky.free.clear()
+        slow = asyncio.create_task(batcher.infer(one))
+        await asyncio.sleep(0.05)
+        picky.free.set()
+        assert np.isfinite((await slow)["risk"]).all()
+
+
+async def test_patience_grows_with_a_slow_engine(engine: Engine) -> None:
+    picky, one = PickyEngine(engine), tensors(engine, 1)
+    async with batching(picky, timeout_s=10.0, patience_s=0.1) as batcher:
+        picky.free.clear()
+        with pytest.raises(EngineSilentError):
+            await batcher.infer(one)
+        picky.free.set()
+        await asyncio.sleep(0.1)
+        picky.free.clear()
+        slow = asyncio.create_task(batcher.infer(one))
+        await asyncio.sleep(0.14)
+        picky.free.set()
+        assert np.isfinite((await slow)["risk"]).all()
+
+
+async def test_engine_answers_unless_its_golden_data_disagree(engine: Engine) -> None:
+    async with batching(engine) as sound, batching(engine, broken) as unsound:
+        assert await sound.answers()
+        assert not await unsound.answers()
 
 
 async def test_a_fault_that_nobody_foresaw_reaches_the_caller(engine: Engine) -> None:

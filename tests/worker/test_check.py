@@ -8,6 +8,7 @@ import redis
 
 from engines import acceptance
 from engines.errors import KindError
+from schemas import news2_policy
 from tests.kinds import model_of
 from worker import config, embedded
 from worker.app import Worker
@@ -65,7 +66,21 @@ async def test_horizon_too_short_for_the_policy(redis_server: embedded.Server) -
     well, detail = (await findings(settings))["model"]
 
     assert not well
-    assert "rebuild_horizon_h is 100; this model's policy needs 110" in detail
+    assert "rebuild_horizon_h is 100; the policies need 110" in detail
+
+
+async def test_a_news2_policy_that_contradicts_itself_is_named(
+    redis_server: embedded.Server, tmp_path: Path
+) -> None:
+    policy = tmp_path / "news2.json"
+    policy.write_text(news2_policy.SHIPPED.read_text().replace('"exit": 4', '"exit": 6'))
+    nobody = f"127.0.0.1:{embedded.free_port()}"
+    settings = config.load(redis=f"redis://{redis_server.address}", broker=nobody, news2_policy=policy)
+
+    well, detail = (await findings(settings))["model"]
+
+    assert not well
+    assert "news2.json: policy.exit must be below the first enter 5, came 6" in detail
 
 
 async def test_a_model_that_reads_images_is_refused(redis_server: embedded.Server, tmp_path: Path) -> None:

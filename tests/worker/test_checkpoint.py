@@ -1,14 +1,12 @@
 """Crashes between any two steps, on a real redis-server: afterwards all is as if nothing had happened."""
 
-from collections.abc import Mapping
-
 import msgspec
 import pytest
 
 from engines.engine import Engine
 from schemas.messages import Alert
 from tests.worker.records import HOUR, PLACE, T0, LocalPath, Outbox, Record, observation, record, worsening
-from worker.alert_log import LastAlert, _enter
+from worker.alert_log import LastAlerts, enter, no_alerts
 from worker.checkpoint import Checkpointer
 from worker.codec import encode_bin, encode_hot
 from worker.errors import OwnershipError
@@ -53,7 +51,9 @@ class Life:
         self.path.outbox.messages = outbox.messages
         self.log = log
         self.checkpointer = Checkpointer(store, log, engine.config.digest)
-        self.restorer = Restorer(store, log, self.path.model, self.path.run, HORIZON_MS)
+        self.restorer = Restorer(
+            store, log, self.path.model, self.path.pipeline.policies, self.path.run, HORIZON_MS
+        )
         self.rebuilt = False
 
     @property
@@ -75,13 +75,13 @@ class Life:
             )
             if self.rebuilt and not self.partition.replaying:
                 self.rebuilt = False
-                adopt_episodes(self.partition, self._last_alerts(live), self.path.model.config.policy)
+                adopt_episodes(self.partition, self._last_alerts(live), self.path.pipeline.policies)
 
-    def _last_alerts(self, before: int) -> Mapping[str, LastAlert]:
-        found: dict[str, LastAlert] = {}
+    def _last_alerts(self, before: int) -> LastAlerts:
+        found = no_alerts()
         for message in self.path.outbox.of("risk-alerts"):
             alert = msgspec.json.decode(message.value, type=Alert)
-            _enter(found, alert, PLACE, self.path.model.config, before)
+            enter(found, alert, PLACE, self.path.voices, before)
         return found
 
 

@@ -34,7 +34,7 @@ class Worker:
 
     async def run(self):
         model = repository.read_config(repository.SHIPPED, "vitals")
-        batcher = Batcher(Sleeping(model, "sleeping"), lambda: None, self._timeout_s)
+        batcher = Batcher(Sleeping(model, "sleeping"), lambda: None, self._timeout_s, self._timeout_s)
         rows = {i.name: np.zeros((1, *i.dims), np.float32) for i in model.input}
         try:
             await batcher.infer(rows)

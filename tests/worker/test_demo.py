@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 import redis as redis_client
 from rich.console import Console
@@ -19,12 +20,14 @@ from schemas.messages import (
     Alert,
     BasisInput,
     DeadLetter,
+    EarlyWarning,
     ModelReference,
     Rejection,
     Score,
     Source,
     Transition,
 )
+from schemas.news2 import Part
 from worker import demo_view, embedded
 from worker.demo import demo
 from worker.demo_report import (
@@ -265,6 +268,17 @@ def test_plain_lines_are_thinned_out() -> None:
     assert lines[0] == ("2026-01-01 12:00  raised     sim-1-0001    high      risk 0.61 (threshold 0.50)  ")
 
 
+def test_an_alert_line_shows_news2() -> None:
+    parts = (Part("heart_rate", 3, 3), Part("temperature", 0, 3, missing=True), Part("consciousness", 0, 0))
+    warning = EarlyWarning(low=3, high=6, complete=False, response="low-medium", scale=1, parts=parts)
+    beside = msgspec.structs.replace(alert(1), news2=warning)
+    assert alert_line(beside).endswith("risk 0.61 (threshold 0.50)  NEWS2 3-6    ")
+    own = msgspec.structs.replace(beside, risk=None, points=5.0, threshold=5)
+    assert alert_line(own).endswith("high      NEWS2 3-6 (3 in one parameter)  heart_rate 3")
+    whole = msgspec.structs.replace(warning, low=5, high=5, complete=True)
+    assert "NEWS2 5 (threshold 5)" in alert_line(msgspec.structs.replace(own, news2=whole))
+
+
 def test_an_alert_line_shows_the_inputs_that_change_the_risk_most() -> None:
     def explained(feature: str, value: float, unit: str, contribution: float | None) -> BasisInput:
         return BasisInput(feature, "", value, unit, NOON, 60.0, contribution)
@@ -304,6 +318,7 @@ def test_the_summary_says_what_is_wrong() -> None:
         records=Records(10, 8),
         scores=8,
         alerts={"raised": 1},
+        news2_alerts={"raised": 2},
         latency_ms=percentiles([]),
         events_per_second=1.0,
         cpu_us_per_event=None,

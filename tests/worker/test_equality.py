@@ -17,9 +17,11 @@ import pytest
 from engines import repository, steps
 from engines.engine import Engine
 from engines.steps import SeriesModel
+from schemas import news2_policy
 from schemas.messages import VitalsRecord
 from schemas.window import HOUR_MS, WINDOW_BINS, Rows, rows
 from tests import killing
+from worker import early_warning
 from worker.batch import Batcher
 from worker.decode import Event, decode
 from worker.messages import Author
@@ -31,6 +33,7 @@ from worker.publish import Outgoing
 STAYS = 200
 YEAR_MS = 366 * 24 * HOUR_MS
 LIMITS = Limits(1 << 20, YEAR_MS, HOUR_MS)
+NEWS2 = news2_policy.load()
 
 
 class Record(NamedTuple):
@@ -87,17 +90,19 @@ def _record(record: VitalsRecord, offset: int) -> Record:
 
 def run(engine: Engine, chunks: Sequence[Sequence[Record]]) -> Run:
     async def process() -> Run:
-        batcher = Batcher(engine, lambda: None, 60.0)
+        batcher = Batcher(engine, lambda: None, 60.0, 30.0)
         published: list[Outgoing] = []
 
         async def publish(messages: Sequence[Outgoing]) -> None:
             published.extend(messages)
 
+        voices = early_warning.voices(engine.config, engine.backend, NEWS2)
+
         def author(partition: Partition) -> Author:
-            return Author(partition.place, engine.config, engine.backend, ("alerts", "scores", "dead"))
+            return Author(partition.place, voices, ("alerts", "scores", "dead"))
 
         model = SeriesModel(engine.config)
-        pipeline = Pipeline(model, batcher.infer, publish, author, LIMITS, publish_scores=True)
+        pipeline = Pipeline(model, NEWS2, batcher.infer, publish, author, LIMITS, publish_scores=True)
         partition = Partition(Place("cluster", "vitals", 0), 0, 0)
         for chunk in chunks:
             await pipeline.process(partition, chunk)
@@ -120,7 +125,7 @@ def interleaved(log: list[list[Record]], rng: random.Random) -> list[Record]:
 
 
 def final_risks(run: Run) -> dict[str, float]:
-    latches = {key: patient.latch.trace for key, patient in run.partition.patients.items()}
+    latches = {key: patient.latches["risk"].trace for key, patient in run.partition.patients.items()}
     return {key: trace.risk for key, trace in latches.items() if trace is not None}
 
 
@@ -151,7 +156,7 @@ def test_a_patients_own_records_shuffled_give_the_same_final_risk(
     expected, got = final_risks(in_order), final_risks(mixed)
     newest_scored = {
         key for key, patient in mixed.partition.patients.items()
-        if patient.latch.trace is not None and key in expected
+        if patient.latches["risk"].trace is not None and key in expected
     }  # fmt: skip
     assert len(newest_scored) > 0.95 * len(log)
     assert max(abs(expected[key] - got[key]) for key in newest_scored) <= 1e-5

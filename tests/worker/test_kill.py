@@ -34,5 +34,5 @@ async def test_killed_at_random_moments_gives_the_alerts_of_an_undisturbed_run()
     assert killing.differences(disturbed, reference) == []
     assert killing.unaccounted(len(records), disturbed, reference) == []
     assert reference.alerts
-    assert disturbed.backends == reference.backends == {"onnxruntime-cpu"}
+    assert disturbed.backends == reference.backends == {"onnxruntime-cpu", "charts"}
     print(f"seed {SEED}: {killing.repeated(disturbed)} messages came twice")

@@ -13,8 +13,9 @@ from engines.steps import SeriesModel, run_stays
 from schemas.messages import Alert, ForecastPoint
 from schemas.window import WINDOW_BINS, Rows, rows
 from tests.kinds import AHEAD, FEATURES, SERIES, engine_of
-from tests.worker.records import HOUR, MINUTE, T0, LocalPath, Record, observation, record, worsening
+from tests.worker.records import HOUR, MINUTE, PLACE, T0, LocalPath, Record, observation, record, worsening
 from worker.errors import EngineDownError
+from worker.partition import Partition
 from worker.patient import Patient
 
 
@@ -61,7 +62,7 @@ def test_chunks_change_no_byte(engine: Engine, chunk: int) -> None:
     cut.process_now(mixed(), chunk)
 
     assert {alert.transition for alert in whole.outbox.alerts} >= {"raised", "updated"}
-    assert cut.outbox.of("risk-alerts") == whole.outbox.of("risk-alerts")
+    assert cut.outbox.by_voice() == whole.outbox.by_voice()
     assert cut.outbox.of("risk-scores") == whole.outbox.of("risk-scores")
 
 
@@ -160,23 +161,32 @@ def test_a_row_that_cannot_be_explained_has_no_contribution(engine: Engine) -> N
 
 
 def test_an_engine_that_is_down_delays_the_explanation_and_changes_nothing(engine: Engine) -> None:
-    class Flaky(LocalPath):
-        calls = 0
+    class Failing(LocalPath):
+        calls, fails_at = 0, 0
 
         async def run(self, inputs: Mapping[str, F32]) -> dict[str, F32]:
             self.calls += 1
-            if self.calls % 7 == 3:
+            if self.calls == self.fails_at:
                 raise EngineDownError("down")
             return await super().run(inputs)
 
-    flaky, sound = Flaky(engine), LocalPath(engine)
+    failing, sound = Failing(engine), LocalPath(engine)
     records = worsening("p", 0, 6)
-    # A step graph's chunk is asked again from its start, so a chunk must end within six calls.
-    for path in (flaky, sound):
-        path.process_now(records, chunk=1 if isinstance(path, Flaky) else 512)
+    sound.process_now(records)
+    for fails_at in (1, 2, 3, 5):
+        failing.calls, failing.fails_at = 0, fails_at
+        failing.process_now(records)
+        if failing.partition.unanswered is not None:  # as a lane does once the engine answers
+            warned = failing.partition.position
+            failing.partition = Partition(PLACE, 0, 0)
+            failing.partition.warned = warned
+            failing.fails_at = 0
+            failing.process_now(records)
 
-    assert sound.outbox.of("risk-alerts")
-    assert flaky.outbox.of("risk-alerts") == sound.outbox.of("risk-alerts")
+        assert sound.outbox.alerts
+        assert failing.outbox.by_voice() == sound.outbox.by_voice()
+        failing.outbox.messages.clear()
+        failing.partition = Partition(PLACE, 0, 0)
 
 
 def test_spread_and_forecast_are_carried_where_the_model_has_them(engine: Engine) -> None:
@@ -188,6 +198,7 @@ def test_spread_and_forecast_are_carried_where_the_model_has_them(engine: Engine
         assert (score.uncertainty, alert.uncertainty, alert.forecast) == (None, None, ())
         return
     assert score.uncertainty == pytest.approx(score.risk / 10, abs=1e-6)
+    assert alert.risk is not None
     assert alert.uncertainty == pytest.approx(alert.risk / 10, abs=1e-6)
     last = {given.feature: given.value for given in alert.inputs}
     assert alert.forecast == tuple(

@@ -9,7 +9,7 @@ from engines.engine import Engine
 from tests.worker.records import PLACE, LocalPath
 from tests.worker.test_checkpoint import HORIZON_MS, ListLog, ids, log_of, undisturbed
 from worker import metrics
-from worker.alert_log import LastAlert
+from worker.alert_log import LastAlerts, no_alerts
 from worker.checkpoint import Checkpointer
 from worker.errors import OwnershipError, RetryError
 from worker.lanes import Lane, Stages
@@ -53,13 +53,18 @@ class Station:
     def __init__(self, engine: Engine, store: Store, log: SoughtLog) -> None:
         self.path = LocalPath(engine)
         self.log = log
-        restorer = Restorer(store, log, self.path.model, self.path.run, HORIZON_MS)
+        restorer = Restorer(
+            store, log, self.path.model, self.path.pipeline.policies, self.path.run, HORIZON_MS
+        )
         checkpointer = Checkpointer(store, log, engine.config.digest)
 
-        async def no_alerts(place: Place, before: int) -> dict[str, LastAlert]:
-            return {}
+        async def empty(place: Place, before: int) -> LastAlerts:
+            return no_alerts()
 
-        self.lane = Lane(PLACE, Stages(self.path.pipeline, restorer, checkpointer, log, no_alerts))
+        async def answers() -> bool:
+            return True
+
+        self.lane = Lane(PLACE, Stages(self.path.pipeline, restorer, checkpointer, log, empty, answers))
 
     async def until_room(self) -> None:
         async with asyncio.timeout(20):

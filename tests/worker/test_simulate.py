@@ -13,10 +13,11 @@ import pytest
 from engines import repository
 from engines.engine import F32
 from engines.steps import SeriesModel
+from schemas import news2_policy
 from schemas.features import BY_LOINC, FEATURES, IS_STATIC
 from schemas.messages import Alert, VitalsRecord
 from schemas.units import accept
-from worker import simulate
+from worker import early_warning, simulate
 from worker.messages import Author
 from worker.partition import Partition, Place
 from worker.pathways import PATHWAYS
@@ -170,7 +171,9 @@ async def alerted(records: Sequence[VitalsRecord]) -> set[str]:
     engine = repository.load(repository.SHIPPED, "vitals")
     model = SeriesModel(engine.config)
     place = Place("test", "vitals", 0)
-    author = Author(place, engine.config, engine.backend, ("risk-alerts", "risk-scores", "dead-letters"))
+    news2 = news2_policy.load()
+    voices = early_warning.voices(engine.config, engine.backend, news2)
+    author = Author(place, voices, ("risk-alerts", "risk-scores", "dead-letters"))
     size = engine.config.dynamic_batching.max_batch_size
     published: list[Outgoing] = []
 
@@ -183,7 +186,13 @@ async def alerted(records: Sequence[VitalsRecord]) -> set[str]:
         published.extend(messages)
 
     pipeline = Pipeline(
-        model, run, publish, lambda _: author, Limits(1 << 20, 3_600_000, 3_600_000), publish_scores=False
+        model,
+        news2,
+        run,
+        publish,
+        lambda _: author,
+        Limits(1 << 20, 3_600_000, 3_600_000),
+        publish_scores=False,
     )
     partition = Partition(place, 0, 0)
     inputs = [
@@ -194,7 +203,8 @@ async def alerted(records: Sequence[VitalsRecord]) -> set[str]:
         await pipeline.process(partition, inputs[start : start + 512])
     engine.close()
     assert {message.topic for message in published} <= {"risk-alerts"}
-    return {msgspec.json.decode(message.value, type=Alert).patient for message in published}
+    alerts = [msgspec.json.decode(message.value, type=Alert) for message in published]
+    return {alert.patient for alert in alerts if alert.model.name == "vitals"}
 
 
 @pytest.mark.skipif(

@@ -19,15 +19,18 @@ from engines import repository
 from engines.engine import F32, Engine
 from engines.explain import contributions, ordinary, shapley
 from engines.steps import SeriesModel
+from schemas import news2_policy
 from schemas.window import NEVER, Rows
+from worker import early_warning
 from worker.batch import Batcher
 from worker.bench import report
 from worker.bench.pipeline import PACKAGES, PLACE, limits_of, records_of
+from worker.change import Change
 from worker.config import Settings
 from worker.infer import Run, window_of
 from worker.messages import Author
 from worker.partition import Partition
-from worker.pipeline import Change, Pipeline
+from worker.pipeline import Pipeline
 from worker.plan import Scored
 from worker.publish import Outgoing
 from worker.recording import Recording, SourceError
@@ -186,15 +189,23 @@ def _newest_row(engine: Engine, rows: Rows, states: F32, risk: float) -> F32:
 
 async def _path(recording: Recording, engine: Engine, settings: Settings) -> tuple[Listening, int]:
     """The path after the recording, and the number of its records."""
-    batcher = Batcher(engine, lambda: None, settings.infer_timeout_s)
-    author = Author(PLACE, engine.config, engine.backend, ("alerts", "scores", "dead-letters"))
+    batcher = Batcher(engine, lambda: None, settings.infer_timeout_s, settings.engine_patience_s)
+    news2 = news2_policy.load(settings.news2_policy)
+    voices = early_warning.voices(engine.config, engine.backend, news2)
+    author = Author(PLACE, voices, ("alerts", "scores", "dead-letters"))
 
     async def nowhere(messages: Sequence[Outgoing]) -> None:
         return
 
     run: Run = batcher.infer
     path = Listening(
-        SeriesModel(engine.config), run, nowhere, lambda _: author, limits_of(settings), publish_scores=False
+        SeriesModel(engine.config),
+        news2,
+        run,
+        nowhere,
+        lambda _: author,
+        limits_of(settings),
+        publish_scores=False,
     )
     path.explained, path.seconds = [], 0.0
     partition, records = Partition(PLACE, 0, 0), list(records_of(recording, None))

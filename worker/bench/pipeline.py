@@ -3,8 +3,8 @@
 The path is `worker/pipeline.py` itself, in one process, with the shipped model; there is no Kafka and no
 Redis: messages go nowhere, and checkpoints are encoded but not written. Decoding and normalising are timed
 over all records on their own, because within the path they alternate record by record; `state` is the rest
-of what the path does before it infers. `decide` holds the basis of alerts, `encode` their bytes and ids,
-`publish` the counting of fates and the metrics.
+of what the path does before it infers. `news2` is all of NEWS2, its alerts included; `write` is the model's
+alerts with their basis, `publish` the counting of fates and the metrics.
 """
 
 import asyncio
@@ -22,21 +22,35 @@ import numpy as np
 from engines import repository
 from engines.engine import F32, Engine
 from engines.steps import Prediction, SeriesModel
+from schemas import news2_policy
 from schemas.window import WINDOW_BINS
+from worker import early_warning
 from worker.batch import Batcher
 from worker.bench import report
+from worker.change import Change
 from worker.codec import encode_bin, encode_hot
 from worker.config import Settings
 from worker.decode import Event, Record, decode
 from worker.messages import Author
 from worker.normalise import normalise
 from worker.partition import Partition, Place
-from worker.pipeline import Change, Limits, Pipeline
+from worker.pipeline import Limits, Pipeline
 from worker.plan import Plan
 from worker.publish import Outgoing
 from worker.recording import Recording
 
-STAGES = ("decode", "normalise", "state", "infer", "decide", "explain", "write", "publish", "checkpoint")
+STAGES = (
+    "decode",
+    "normalise",
+    "state",
+    "news2",
+    "infer",
+    "decide",
+    "explain",
+    "write",
+    "publish",
+    "checkpoint",
+)
 
 CHECKPOINT_EVERY = 1024
 """Records between checkpoints. With more, a checkpoint costs less per event: a patient is written once."""
@@ -78,6 +92,10 @@ class TimedPipeline(Pipeline):
     def _apply(self, partition: Partition, chunk: Sequence[Record]) -> Change:
         with self.clock.timed("apply"):
             return super()._apply(partition, chunk)
+
+    async def _warn(self, partition: Partition, chunk: Sequence[Record], change: Change) -> None:
+        with self.clock.timed("news2"):
+            await super()._warn(partition, chunk, change)
 
     async def _infer(self, plan: Plan) -> Prediction:
         with self.clock.timed("infer"):
@@ -159,7 +177,7 @@ def summary(rounds: Sequence[dict[str, float]], records: int) -> dict[str, float
         records: in a round.
     """
     taken = {stage: median(seconds[stage] for seconds in rounds) for stage in rounds[0]}
-    timed = ("apply", "infer", "decide", "explain", "write")
+    timed = ("apply", "news2", "infer", "decide", "explain", "write")
     taken["publish"] = max(taken["path"] - sum(taken[stage] for stage in timed), 0.0)
     taken["state"] = max(taken["apply"] - taken["decode"] - taken["normalise"], 0.0)
     figures = {stage: 1e6 * taken[stage] / records for stage in STAGES}
@@ -186,14 +204,17 @@ def limits_of(settings: Settings) -> Limits:
 
 
 async def _path(records: list[Record], engine: Engine, settings: Settings, clock: Clock) -> Partition:
-    batcher = Batcher(engine, lambda: None, settings.infer_timeout_s)
-    author = Author(PLACE, engine.config, engine.backend, ("alerts", "scores", "dead-letters"))
+    batcher = Batcher(engine, lambda: None, settings.infer_timeout_s, settings.engine_patience_s)
+    news2 = news2_policy.load(settings.news2_policy)
+    voices = early_warning.voices(engine.config, engine.backend, news2)
+    author = Author(PLACE, voices, ("alerts", "scores", "dead-letters"))
 
     async def nowhere(messages: Sequence[Outgoing]) -> None:
         return
 
     pipeline = TimedPipeline(
         SeriesModel(engine.config),
+        news2,
         batcher.infer,
         nowhere,
         lambda _: author,

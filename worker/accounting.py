@@ -1,0 +1,64 @@
+"""What a chunk adds to the metrics, once its messages are confirmed."""
+
+import time
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.steps import SeriesModel
+from schemas.model_config import NEWS2, AlertPolicy, ModelConfig
+from schemas.window import NEVER
+from worker import metrics
+from worker.change import Change
+from worker.decide import Step
+from worker.decode import Record
+
+F32 = NDArray[np.float32]
+
+
+def count_warnings(chunk: Sequence[Record], change: Change, policy: AlertPolicy) -> None:
+    """Count NEWS2's alerts, and how long after their records they were confirmed."""
+    _count_alerts(NEWS2, policy, [warned.step for warned in change.warned])
+    now_ms = time.time_ns() // 1_000_000
+    for index in {warned.plan.scored[warned.i].at for warned in change.warned}:
+        metrics.end_to_end.labels(NEWS2).observe(max(now_ms - chunk[index].timestamp, 0) / 1000)
+
+
+def count(topic: str, change: Change, model: ModelConfig) -> None:
+    """Count fates, refusals and the model's alerts; the one place where records are accounted for."""
+    for fate in ("scored", "stored", "duplicate", "dead_lettered"):
+        number = change.fates.count(fate)
+        if number:
+            metrics.records.labels(topic, fate).inc(number)
+    _count_alerts(model.name, model.policy, [step for steps in change.steps.values() for step in steps])
+    accepted = sum(change.accepted)
+    metrics.observations.labels("accepted").inc(accepted)
+    for rejections in change.rejections.values():
+        for rejection in rejections:
+            stage = "observation" if rejection.path.startswith("$.observations[") else "record"
+            metrics.rejections.labels(stage, rejection.reason).inc()
+            if stage == "observation":
+                metrics.observations.labels("rejected").inc()
+
+
+def observe(chunk: Sequence[Record], change: Change, risks: F32, model: SeriesModel) -> None:
+    """Ages, risks and missing features of a chunk's scores, once published."""
+    now_ms = time.time_ns() // 1_000_000
+    scored = change.plan.scored
+    for i, score in enumerate(scored):
+        metrics.event_age.observe(max(now_ms - score.time_ms, 0) / 1000)
+        if not np.isnan(risks[i]):
+            metrics.risk.observe(float(risks[i]))
+    for index in {scored[i].at for i in change.steps}:
+        metrics.end_to_end.labels(model.config.name).observe(max(now_ms - chunk[index].timestamp, 0) / 1000)
+    missing = (change.plan.rows.elapsed[: len(scored), model.columns] >= NEVER).sum(axis=0)
+    for name, count in zip(model.config.features, missing, strict=True):
+        if count:
+            metrics.feature_missing.labels(name).inc(int(count))
+
+
+def _count_alerts(model: str, policy: AlertPolicy, steps: Iterable[Step]) -> None:
+    for step in steps:
+        severity = policy.levels[step.episode.level].severity
+        metrics.alerts.labels(model, step.transition, severity).inc()

@@ -1,0 +1,42 @@
+"""What one chunk does, on its way through the path."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from schemas.latch import Which
+from schemas.messages import Rejection
+from worker.decide import Step
+from worker.decode import Record
+from worker.early_warning import Warned
+from worker.plan import Plan
+
+Fate = Literal["scored", "stored", "duplicate", "dead_lettered", "skipped"]
+"""`skipped` is a record that an earlier owner has already given its fate."""
+
+
+class Lapse(NamedTuple):
+    """An expiry of a patient that starts anew with the record at position `at` of the chunk."""
+
+    at: int
+    patient_id: str
+    step: Step
+
+
+class Change:
+    """What a chunk did to the patients: a plan to compute, and every record's fate so far.
+
+    beside: rows of records that change a patient but nothing that the model reads: for NEWS2 alone.
+    steps: by number of the score in the plan, the transitions it caused.
+    warned: NEWS2's transitions.
+    lapsed: expiries of patients that start anew, by latch.
+    """
+
+    def __init__(self, chunk: Sequence[Record], *, keeps_windows: bool) -> None:
+        self.plan = Plan(len(chunk), keeps_windows=keeps_windows)
+        self.beside = Plan(len(chunk))
+        self.fates: list[Fate] = ["dead_lettered"] * len(chunk)
+        self.rejections: dict[int, list[Rejection]] = {}
+        self.accepted: list[int] = [0] * len(chunk)
+        self.steps: dict[int, list[Step]] = {}
+        self.warned: list[Warned] = []
+        self.lapsed: dict[Which, list[Lapse]] = {"risk": [], "news2": []}

@@ -1,0 +1,209 @@
+"""NEWS2 beside the model: from the rows of a chunk's plan to points, decisions, and what alerts say of them.
+
+Each record that changes a patient is judged, whether or not the model reads what it brings: on the newest
+value of each parameter in the window, with its age at the patient's newest event time. All records of a chunk
+are scored at once, over arrays; alerts say the same in words, by `schemas.news2`. No engine is needed.
+"""
+
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas import model_config, news2
+from schemas.features import CHANNEL, FEATURES
+from schemas.latch import Which
+from schemas.messages import BasisInput, BedsideScore, EarlyWarning, ModelReference
+from schemas.model_config import ModelConfig
+from schemas.news2_policy import News2Policy
+from schemas.window import NEVER
+from worker.decide import Step, decide
+from worker.decode import Record
+from worker.messages import Basis, Voice, model_voice, moment, short
+from worker.plan import Plan, input_times
+
+OUTCOME = "deterioration, by the National Early Warning Score 2"
+
+BACKEND = "charts"
+"""What computes NEWS2, in its alerts."""
+
+VERSION = 1
+
+INPUTS = (
+    "respiratory_rate",
+    "oxygen_saturation",
+    "fio2",
+    "systolic_pressure",
+    "systolic_pressure_invasive",
+    "heart_rate",
+    "gcs",
+    "temperature",
+)
+"""Features that NEWS2, qSOFA and MEWS read."""
+
+COLUMNS = np.array([CHANNEL[name] for name in INPUTS], dtype=np.intp)
+
+_OF = {
+    "systolic_pressure_invasive": "systolic_pressure",
+    "fio2": "supplemental_oxygen",
+    "gcs": "consciousness",
+}
+"""Feature -> NEWS2 parameter, where they are called differently."""
+
+_OXYGEN = news2.Bands((news2.ROOM_AIR + 1,), (0, news2.OXYGEN))
+
+F64 = NDArray[np.float64]
+
+
+class Points(NamedTuple):
+    """NEWS2 of n records, float64[n] each.
+
+    alerting: what alerts are decided on. holding: what must be below the exit for an episode to resolve.
+    """
+
+    alerting: F64
+    holding: F64
+
+
+class Warned(NamedTuple):
+    """A transition of NEWS2's own: the step, and the row that it rests on, number `i` of a plan's."""
+
+    step: Step
+    plan: Plan
+    i: int
+
+
+def voices(config: ModelConfig, backend: str, policy: News2Policy) -> dict[Which, Voice]:
+    """Who raises alerts: the model and NEWS2.
+
+    Args:
+        config: the model's.
+        backend: that computes it.
+        policy: NEWS2's.
+    """
+    charts = (
+        news2.RESPIRATION, news2.SPO2_SCALE_1, news2.SPO2_SCALE_2_AIR, news2.SPO2_SCALE_2_OXYGEN,
+        news2.SYSTOLIC, news2.PULSE, news2.TEMPERATURE, news2.ROOM_AIR, news2.OXYGEN, news2.CVPU,
+    )  # fmt: skip
+    digest = sha256(msgspec.json.encode(charts)).hexdigest()
+    reference = ModelReference(model_config.NEWS2, VERSION, digest)
+    return {"risk": model_voice(config, backend), "news2": Voice(reference, BACKEND, OUTCOME, policy)}
+
+
+def decide_all(policy: News2Policy, chunk: Sequence[Record], plans: Iterable[Plan]) -> list[Warned]:
+    """NEWS2's transitions of a chunk, in the order of its records; replaces the patients' NEWS2 latches.
+
+    Args:
+        policy: NEWS2's.
+        chunk: the records.
+        plans: each record that changed a patient has a row in one of them.
+    """
+    rows: list[tuple[int, Plan, int, float, float]] = []
+    for plan in plans:
+        if plan.scored:
+            alerting, holding = (array.tolist() for array in points(policy, plan))
+            rows += [(scored.at, plan, i, alerting[i], holding[i]) for i, scored in enumerate(plan.scored)]
+    rows.sort(key=lambda row: row[0])
+    found: list[Warned] = []
+    for at, plan, i, alerting_points, holding_points in rows:
+        scored = plan.scored[i]
+        latches = scored.patient.latches
+        latches["news2"], steps = decide(
+            policy, latches["news2"], scored.time_ms, alerting_points, chunk[at].offset, holding_points
+        )
+        found += [Warned(step, plan, i) for step in steps]
+    return found
+
+
+def points(policy: News2Policy, plan: Plan) -> Points:
+    """The points of every row of a plan; what `schemas.news2` gives for its low end, over arrays."""
+    rows, n = plan.rows, len(plan.scored)
+    values = rows.values[:n, COLUMNS].astype(np.float64)
+    known = rows.elapsed[:n, COLUMNS] < NEVER
+    now = np.array([scored.time_ms for scored in plan.scored], dtype=np.int64)
+    ages = now[:, None] - input_times(plan, COLUMNS)
+    fresh = known & (ages <= round(policy.fresh_s * 1000))
+    low, single = _charted(
+        np.concatenate([np.where(chosen, values, np.nan) for chosen in (fresh, known)]),
+        np.concatenate([ages, ages]),
+        policy.scale,
+    )
+    raised = np.where(single, np.maximum(low, policy.single_enter), low)
+    return Points(raised[:n], raised[n:])
+
+
+def _charted(values: F64, ages: NDArray[np.int64], scale: news2.Scale) -> tuple[F64, NDArray[np.bool_]]:
+    """(low end, whether one parameter scores 3) of each row.
+
+    Args:
+        values: float64[n, len(INPUTS)], NaN where unknown. ages: int64, ms, of the same shape.
+        scale: SpO2 scale.
+    """
+    respiration, saturation, fio2, cuff, line, pulse, gcs, temperature = values.T
+    newer_line = ~np.isnan(line) & (np.isnan(cuff) | (ages[:, 4] <= ages[:, 3]))
+    oxygen = news2.points_of(_OXYGEN, fio2)
+    spo2 = news2.points_of(news2.SPO2_SCALE_1 if scale == 1 else news2.SPO2_SCALE_2_AIR, saturation)
+    if scale == 2:
+        spo2 = np.where(oxygen > 0, news2.points_of(news2.SPO2_SCALE_2_OXYGEN, saturation), spo2)
+    parts = np.stack([
+        news2.points_of(news2.RESPIRATION, respiration),
+        spo2,
+        oxygen,
+        news2.points_of(news2.SYSTOLIC, np.where(newer_line, line, cuff)),
+        news2.points_of(news2.PULSE, pulse),
+        np.where(gcs < 15, np.float32(news2.CVPU), np.float32(0)),
+        news2.points_of(news2.TEMPERATURE, temperature),
+    ])  # fmt: skip
+    return parts.sum(axis=0, dtype=np.float64), (parts == 3).any(axis=0)
+
+
+class Assessment(NamedTuple):
+    """NEWS2, qSOFA and MEWS at one record, as alerts hold them, and the values that they rest on."""
+
+    news2: EarlyWarning
+    qsofa: BedsideScore
+    mews: BedsideScore
+    inputs: tuple[BasisInput, ...]
+    missing: tuple[str, ...]
+
+    def basis(self) -> Basis:
+        """Of an alert of NEWS2's own."""
+        return Basis(self.inputs, self.missing, news2=self.news2, qsofa=self.qsofa, mews=self.mews)
+
+    def beside(self, basis: Basis) -> Basis:
+        """The basis of a model's alert, with these scores beside it."""
+        return basis._replace(news2=self.news2, qsofa=self.qsofa, mews=self.mews)
+
+
+def assess(policy: News2Policy, plan: Plan, i: int) -> Assessment:
+    """What row i of a plan says; `missing` are features that the window does not hold."""
+    scored, row = plan.scored[i], plan.rows
+    times = input_times(plan, COLUMNS, i)[0].tolist()
+    newest: dict[str, tuple[float, float]] = {}
+    inputs: list[BasisInput] = []
+    for name, channel, time_ms in zip(INPUTS, COLUMNS.tolist(), times, strict=True):
+        if row.elapsed[i, channel] < NEVER:
+            feature, age_s = FEATURES[channel], (scored.time_ms - time_ms) / 1000
+            newest[name] = (float(row.values[i, channel]), age_s)
+            value = short(row.values[i, channel])
+            inputs.append(BasisInput(name, feature.loinc[0], value, feature.unit, moment(time_ms), age_s))
+    seen = news2.observed(newest, policy.fresh_s)
+    total = news2.news2(seen, policy.scale)
+    known = {_OF.get(name, name) for name in newest}
+    warning = EarlyWarning(
+        low=total.low,
+        high=total.high,
+        complete=total.complete,
+        response=news2.response(total),
+        scale=policy.scale,
+        single=total.single,
+        parts=total.parts,
+        missing=tuple(name for name in total.missing if name not in known),
+        stale=tuple(name for name in total.missing if name in known),
+    )
+    qsofa, mews = (BedsideScore(t.low, t.high, t.missing) for t in (news2.qsofa(seen), news2.mews(seen)))
+    missing = tuple(name for name in INPUTS if name not in newest)
+    return Assessment(warning, qsofa, mews, tuple(inputs), missing)
