@@ -6,6 +6,7 @@
 <repository>/<name>/MODEL_CARD.md          for people: intended use, data, limits
 <repository>/<name>/model_card.json        the same for machines; `schemas/model_card.py`
 <repository>/<name>/evaluation.json        how good it was found to be
+<repository>/<name>/evaluation.html        the same, for people
 """
 
 import hashlib
@@ -26,6 +27,7 @@ SHIPPED = Path(__file__).parent / "models"
 
 CONFIG, GRAPH, GOLDEN = "config.json", "model.onnx", "golden.npz"
 CARD, MODEL_CARD, EVALUATION = "MODEL_CARD.md", "model_card.json", "evaluation.json"
+PAGE = "evaluation.html"
 
 BACKENDS = ("onnxruntime",)
 

@@ -30,7 +30,7 @@ from engines.evaluate_images import (
     threshold_of,
 )
 from engines.labelled import LabelledImages
-from engines.repository import CONFIG, EVALUATION, GOLDEN, GRAPH
+from engines.repository import CONFIG, EVALUATION, GOLDEN, GRAPH, PAGE
 from engines.train import image_export, image_facts
 from engines.train.image_fit import Recipe, logits
 from engines.train.image_members import Pictures, Task, train_members
@@ -39,8 +39,6 @@ from engines.train.image_parts import Material, Progress, check_classes, divided
 from schemas.model_config import Batching, ImageInput, Level, ModelConfig, Policy, Tensor
 
 VERSION = 1
-
-PAGE = "evaluation.html"
 
 POLICY = Policy(
     version="1",

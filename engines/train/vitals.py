@@ -20,7 +20,7 @@ from engines.baselines import BASELINES, Baseline, compared
 from engines.errors import DatasetError
 from engines.forecasts import Forecasts
 from engines.physionet2012 import Stay
-from engines.repository import CONFIG, EVALUATION, GOLDEN, GRAPH
+from engines.repository import CONFIG, EVALUATION, GOLDEN, GRAPH, PAGE
 from engines.robustness import Probe
 from engines.train import baselines, calibrate, export, facts
 from engines.train.data import Material, aligned_rows, chosen, training_rows
@@ -74,8 +74,6 @@ PROBED = 1000
 
 Progress = Callable[[str, int, int], None]
 """Told (what, done, of)."""
-
-PAGE = "evaluation.html"
 
 FACTS = {"vitals": facts.vitals, "bedside": facts.bedside}
 
@@ -291,8 +289,8 @@ def _write(
     (version / GRAPH).write_bytes(graph)
     (version / GOLDEN).write_bytes(export.golden(step, synthetic_stays(plan.seed), columns_of(name)))
     (folder / BASELINES).write_bytes(baselines.final(made, died, features))
-    (folder / CONFIG).write_bytes(_pretty(config))
-    (folder / EVALUATION).write_bytes(_pretty(evaluation))
+    (folder / CONFIG).write_bytes(evaluate.pretty(config))
+    (folder / EVALUATION).write_bytes(evaluate.pretty(evaluation))
     card.write(folder, config, evaluation, FACTS[name](_form(plan), TRIED))
     report.write_page(evaluation, folder / PAGE, folder)
     return evaluation
@@ -395,7 +393,3 @@ def synthetic_stays(seed: int, number: int = 4) -> Rows:
         counts[:, [f.kind == "static" for f in FEATURES]] = 0
         made.append(rows(values, counts, statics))
     return Rows(*(np.stack(arrays) for arrays in zip(*made, strict=True)))
-
-
-def _pretty(content: object) -> bytes:
-    return evaluate.pretty(content)
