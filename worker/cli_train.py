@@ -63,6 +63,10 @@ def train(
     threads: Annotated[
         int, typer.Option(min=1, help="processor cores; they change nothing but the time")
     ] = 2,
+    folds: Annotated[
+        Path | None,
+        typer.Option(help="folder for the models of the cross-validation; `backtest --folds` reads it"),
+    ] = None,
     name: Annotated[str | None, option("name of the model; its finding by default")] = None,
     size: Annotated[int | None, option("pixels of a side; the file's, or 224", min=8, max=1024)] = None,
     channels: Annotated[int | None, option("1 for grey (default), 3 for colour", min=1, max=3)] = None,
@@ -81,7 +85,9 @@ def train(
     with told(), bar() as progress:
         if what not in TRAINABLE:
             raise EngineError(f"there is no training for {what!r}; there is for {', '.join(TRAINABLE)}")
-        run = _imaging if what == IMAGING else partial(_series, what)
+        if what == IMAGING and folds is not None:
+            raise KindError(f"--folds is for {' and '.join(SERIES)}; {IMAGING} does without")
+        run = _imaging if what == IMAGING else partial(_series, what, folds)
         title, figures = run(data, out, threads, asked, shown(progress))
     print_figures(f"{title}, cross-validation", figures)
     Console().print(f"wrote {out / title}", markup=False, highlight=False, soft_wrap=True)
@@ -99,7 +105,7 @@ def _check_extra() -> None:
 
 
 def _series(
-    what: str, data: str, out: Path, threads: int, asked: Asked, show: Show
+    what: str, folds: Path | None, data: str, out: Path, threads: int, asked: Asked, show: Show
 ) -> tuple[str, dict[str, Any]]:
     given = [f"--{name}" for name, value in asked._asdict().items() if value is not None]
     if given:
@@ -108,7 +114,7 @@ def _series(
     _check_extra()
     from engines.train import vitals
 
-    return what, vitals.train(source, out, show, vitals.Plan(processes=threads), what)
+    return what, vitals.train(source, out, show, vitals.Plan(processes=threads), what, folds)
 
 
 def _imaging(data: str, out: Path, threads: int, asked: Asked, show: Show) -> tuple[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from engines import card, evaluate, judge, metrics, physionet2012, report
 from engines.baselines import BASELINES, Baseline, compared
 from engines.errors import DatasetError
+from engines.folds import FOLDS, Folds, fold_name
 from engines.forecasts import Forecasts
 from engines.physionet2012 import Stay
 from engines.repository import CONFIG, EVALUATION, GOLDEN, GRAPH, PAGE
@@ -162,7 +163,12 @@ class Result(NamedTuple):
 
 
 def train(
-    source: Path, out: Path, progress: Progress, plan: Plan = FULL, name: str = "vitals"
+    source: Path,
+    out: Path,
+    progress: Progress,
+    plan: Plan = FULL,
+    name: str = "vitals",
+    folds: Path | None = None,
 ) -> dict[str, object]:
     """Train, judge and write the model folder `out`/`name`.
 
@@ -172,6 +178,7 @@ def train(
         progress: told (what, done, of).
         plan: how much is trained.
         name: one of `MODELS`.
+        folds: folder that is given the models of the cross-validation, for choosing a policy.
 
     Returns:
         The content of evaluation.json.
@@ -187,6 +194,8 @@ def train(
     made = aligned_rows(accepted)
     material = _material(stays, accepted, made, plan, columns_of(name), progress)
     result = _cross_validate(material, plan, name, progress)
+    if folds is not None:
+        _write_folds(folds, name, stays, result)
     return _write(out / name, name, stays, made, result, plan, progress)
 
 
@@ -251,6 +260,34 @@ def _cross_validate(material: Material, plan: Plan, name: str, progress: Progres
     return Result(ensembles[-1], ensembles[:-1], folds, logits, forecasts)
 
 
+def _write_folds(folder: Path, name: str, stays: list[Stay], result: Result) -> None:
+    """The models of the cross-validation, each calibrated on the folds that it was trained on."""
+    died = np.array([stay.outcome for stay in stays], dtype=np.float32)
+    made = synthetic_stays(FULL.seed)
+    for fold, ensemble in enumerate(result.by_fold):
+        platt = calibrate.platt(result.logits[result.folds != fold], died[result.folds != fold])
+        policy, _ = calibrate.choose_policy(
+            platt(result.logits[result.folds != fold]), died[result.folds != fold]
+        )
+        step = ensemble.step(Calibration(*platt))
+        _write_model(folder / fold_name(name, fold), fold_name(name, fold), name, step, policy, made)
+    by_record = {stay.record: int(fold) for stay, fold in zip(stays, result.folds, strict=True)}
+    described = physionet2012.described(stays)
+    (folder / FOLDS).write_bytes(evaluate.pretty(Folds(name, str(described["digest"]), by_record)))
+
+
+def _write_model(folder: Path, name: str, form: str, step: Step, policy: Policy, made: Rows) -> ModelConfig:
+    """A model folder's graph, golden data and config; returns the config. `form` is one of `MODELS`."""
+    graph = export.to_onnx(step)
+    config = _config(name, form, step, hashlib.sha256(graph).hexdigest(), policy)
+    version = folder / str(VERSION)
+    version.mkdir(parents=True, exist_ok=True)
+    (version / GRAPH).write_bytes(graph)
+    (version / GOLDEN).write_bytes(export.golden(step, made, columns_of(form)))
+    (folder / CONFIG).write_bytes(evaluate.pretty(config))
+    return config
+
+
 def _write(
     folder: Path, name: str, stays: list[Stay], made: Rows, result: Result, plan: Plan, progress: Progress
 ) -> dict[str, object]:
@@ -258,8 +295,7 @@ def _write(
     platt = calibrate.platt(result.logits, died)
     policy, levels = calibrate.choose_policy(platt(result.logits), died)
     step = result.final.step(Calibration(*platt))
-    graph = export.to_onnx(step)
-    config = _config(name, step, hashlib.sha256(graph).hexdigest(), policy)
+    config = _write_model(folder, name, name, step, policy, synthetic_stays(plan.seed))
     features = MODELS[name]
     learned = baselines.cross_validated(made, died, result.folds, features, progress)
     evaluation: dict[str, Any] = {
@@ -284,12 +320,7 @@ def _write(
         },
         **_assessed(name, made, died, result, compared(stays, made, learned), plan, progress),
     }
-    version = folder / str(VERSION)
-    version.mkdir(parents=True, exist_ok=True)
-    (version / GRAPH).write_bytes(graph)
-    (version / GOLDEN).write_bytes(export.golden(step, synthetic_stays(plan.seed), columns_of(name)))
     (folder / BASELINES).write_bytes(baselines.final(made, died, features))
-    (folder / CONFIG).write_bytes(evaluate.pretty(config))
     (folder / EVALUATION).write_bytes(evaluate.pretty(evaluation))
     card.write(folder, config, evaluation, FACTS[name](_form(plan), TRIED))
     report.write_page(evaluation, folder / PAGE, folder)
@@ -353,8 +384,8 @@ def _assessed(
     )
 
 
-def _config(name: str, step: Step, digest: str, policy: Policy) -> ModelConfig:
-    features = MODELS[name]
+def _config(name: str, form: str, step: Step, digest: str, policy: Policy) -> ModelConfig:
+    features = MODELS[form]
     state = StatePair("state", "state_out", (step.width,))
     return ModelConfig(
         name=name,

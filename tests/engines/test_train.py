@@ -270,7 +270,7 @@ def test_synthetic_stays_are_plausible() -> None:
 
 
 def _config(name: str, step: Step, graph: bytes) -> ModelConfig:
-    return vitals._config(name, step, hashlib.sha256(graph).hexdigest(), _policy())
+    return vitals._config(name, name, step, hashlib.sha256(graph).hexdigest(), _policy())
 
 
 def _policy() -> Policy:
