@@ -201,6 +201,8 @@ class Score(Struct, frozen=True):
     """One score, for dashboards and audit: one for each record that changed its patient.
 
     uncertainty: as in an alert.
+    news2: of the window at the same record.
+    inputs: the newest value of each bedside sign that the window holds, without contributions.
     """
 
     patient: str
@@ -210,6 +212,8 @@ class Score(Struct, frozen=True):
     model_version: int
     source: Source
     uncertainty: float | None = None
+    news2: EarlyWarning | None = None
+    inputs: tuple[BasisInput, ...] = ()
 
 
 class Rejection(Struct, frozen=True):

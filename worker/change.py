@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from schemas.latch import Which
 from schemas.messages import Rejection
 from worker.decide import Step
@@ -26,6 +28,7 @@ class Change:
     """What a chunk did to the patients: a plan to compute, and every record's fate so far.
 
     beside: rows of records that change a patient but nothing that the model reads: for NEWS2 alone.
+    risks: float32[scored], of the plan's scores, once the model has answered.
     steps: by number of the score in the plan, the transitions it caused.
     warned: NEWS2's transitions.
     lapsed: expiries of patients that start anew, by latch.
@@ -37,6 +40,7 @@ class Change:
         self.fates: list[Fate] = ["dead_lettered"] * len(chunk)
         self.rejections: dict[int, list[Rejection]] = {}
         self.accepted: list[int] = [0] * len(chunk)
+        self.risks = np.zeros(0, dtype=np.float32)
         self.steps: dict[int, list[Step]] = {}
         self.warned: list[Warned] = []
         self.lapsed: dict[Which, list[Lapse]] = {"risk": [], "news2": []}

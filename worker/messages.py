@@ -136,13 +136,21 @@ class Author:
         headers = cloud_event(f"alert.{step.transition}", identifier, self._uri)
         return Outgoing(self._alerts, patient_id.encode(), _encode(alert), headers, partition)
 
-    def score(
-        self, patient_id: str, time_ms: int, risk: float, uncertainty: float | None, offset: int
-    ) -> Outgoing:
-        """One score."""
+    def score(self, patient_id: str, time_ms: int, risk: float, basis: Basis, offset: int) -> Outgoing:
+        """One score; of the basis it says the uncertainty, NEWS2 and the inputs."""
         cluster, topic, partition = self._place
-        model, source = self._voices["risk"].model, Source(cluster, topic, partition, offset)
-        score = Score(patient_id, moment(time_ms), risk, model.name, model.version, source, uncertainty)
+        model = self._voices["risk"].model
+        score = Score(
+            patient_id,
+            moment(time_ms),
+            risk,
+            model.name,
+            model.version,
+            Source(cluster, topic, partition, offset),
+            basis.uncertainty,
+            basis.news2,
+            basis.inputs,
+        )
         identifier = f"{cluster}/{topic}/{partition}/{offset}"
         return Outgoing(
             self._scores, patient_id.encode(), _encode(score), cloud_event("score", identifier, self._uri)

@@ -230,6 +230,7 @@ class Pipeline:
 
     def _decide(self, chunk: Sequence[Record], change: Change, risks: F32) -> None:
         policy = self.model.config.policy
+        change.risks = risks
         for i, scored in enumerate(change.plan.scored):
             patient, risk = scored.patient, round(float(risks[i]), 6)
             if not 0.0 <= risk <= 1.0:
@@ -282,8 +283,9 @@ class Pipeline:
                 messages.append(author.alert("risk", step, scored.patient.id, because))
             if self._publish_scores and change.fates[scored.at] == "scored":
                 risk, offset = round(float(prediction.risk[i]), 6), chunk[scored.at].offset
-                spread = uncertainty(prediction, i)
-                messages.append(author.score(scored.patient.id, scored.time_ms, risk, spread, offset))
+                because = early_warning.assess(self._news2, plan, i).basis()
+                because = because._replace(uncertainty=uncertainty(prediction, i))
+                messages.append(author.score(scored.patient.id, scored.time_ms, risk, because, offset))
         for index, rejections in change.rejections.items():
             if rejections:
                 messages.append(author.dead_letter(chunk[index], rejections, change.accepted[index]))

@@ -24,7 +24,7 @@ from schemas.window import NEVER, Rows
 from worker import early_warning
 from worker.batch import Batcher
 from worker.bench import report
-from worker.bench.pipeline import PACKAGES, PLACE, limits_of, records_of
+from worker.bench.pipeline import PACKAGES, PLACE, records_of
 from worker.change import Change
 from worker.config import Settings
 from worker.infer import Run, window_of
@@ -34,6 +34,7 @@ from worker.pipeline import Pipeline
 from worker.plan import Scored
 from worker.publish import Outgoing
 from worker.recording import Recording, SourceError
+from worker.rerun import limits_of
 
 TOP = 3
 """Inputs that a reader of an alert looks at."""

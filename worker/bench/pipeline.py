@@ -34,10 +34,11 @@ from worker.decode import Event, Record, decode
 from worker.messages import Author
 from worker.normalise import normalise
 from worker.partition import Partition, Place
-from worker.pipeline import Limits, Pipeline
+from worker.pipeline import Pipeline
 from worker.plan import Plan
 from worker.publish import Outgoing
 from worker.recording import Recording
+from worker.rerun import limits_of
 
 STAGES = (
     "decode",
@@ -192,15 +193,6 @@ def records_of(recording: Recording, events: int | None) -> Iterator[Record]:
             return
         timestamp = round(record.time.timestamp() * 1000)
         yield BenchRecord(offset, timestamp, record.patient.encode(), encode(record), ())
-
-
-def limits_of(settings: Settings) -> Limits:
-    """The limits that a worker with these settings has."""
-    return Limits(
-        settings.max_record_bytes,
-        round(settings.past_tolerance_h * 3_600_000),
-        round(settings.future_tolerance_s * 1000),
-    )
 
 
 async def _path(records: list[Record], engine: Engine, settings: Settings, clock: Clock) -> Partition:
