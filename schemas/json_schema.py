@@ -14,10 +14,11 @@ from typing import Any
 import msgspec
 
 from schemas.features import FEATURES, LOINC, MDC, Feature
-from schemas.messages import Alert, DeadLetter, Score, VitalsRecord
+from schemas.messages import Alert, DeadLetter, FeedbackRecord, Score, VitalsRecord
 from schemas.model_card import ModelCard
 from schemas.model_config import ModelConfig
 from schemas.news2_policy import News2Policy
+from schemas.policy_change import PolicyChange
 from schemas.stored import StoredBin, StoredPatient
 
 DIRECTORY = Path(__file__).parent / "json"
@@ -27,6 +28,8 @@ ROOTS: dict[str, type[msgspec.Struct]] = {
     "alert": Alert,
     "score": Score,
     "dead-letter": DeadLetter,
+    "feedback-record": FeedbackRecord,
+    "policy-change": PolicyChange,
     "model-config": ModelConfig,
     "model-card": ModelCard,
     "news2-policy": News2Policy,

@@ -3,7 +3,8 @@
 A patient has two latches: the model's, over risks, and NEWS2's, over points. "Risk" below is either.
 
 A latch has two halves. The *trace* depends only on the recent risks, so it can be rebuilt from a bounded
-stretch of the log. The *episode* changes only with an alert, so it can be rebuilt from the alerts.
+stretch of the log. The *episode* changes only with an alert, so it can be rebuilt from the alerts. What
+people say of alerts comes as records of the log, and keeps an episode *quiet*.
 """
 
 from typing import Literal, NamedTuple
@@ -49,8 +50,21 @@ class Episode(NamedTuple):
     active: bool
 
 
+class Quiet(NamedTuple):
+    """What a person said of an alert: it keeps its episode quiet until things worsen.
+
+    opened: of the alert's episode. sequence: of the alert; a later alert of the episode needs its own.
+    dismissed: whether the alert was dismissed; else it was acknowledged or confirmed.
+    """
+
+    opened: int
+    sequence: int
+    dismissed: bool
+
+
 class Latch(NamedTuple):
     """What a decision remembers of a patient."""
 
     trace: Trace | None = None
     episode: Episode | None = None
+    quiet: Quiet | None = None

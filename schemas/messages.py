@@ -3,11 +3,13 @@
 JSON on the wire, UTF-8, times in RFC 3339 with a zone. Evolution: a new field always has a default, an
 unknown field is ignored, no field changes its meaning; `tests/schemas/fixtures` holds old messages that
 must always decode. FHIR R4 and HL7 v2 records become `VitalsRecord` in their own adapters, chosen by
-content type in `worker/decode.py`; imaging events get their own struct beside `VitalsRecord`.
+content type in `worker/decode.py`, as feedback on alerts is told from vitals; imaging events get their own
+struct beside `VitalsRecord`.
 """
 
 from datetime import datetime
 from typing import Annotated, Literal
+from uuid import UUID, uuid5
 
 from msgspec import Meta, Struct
 
@@ -51,12 +53,15 @@ class VitalsRecord(Struct, frozen=True):
     event_id: names this event; a second record with a patient's recent event id is a duplicate, and
         of two values for one code and time the one with the greatest event id stands.
     time: when the observations were measured, unless one states its own.
+    care_unit: where the patient lies, as the hospital calls it; the last known one unless stated. Alert
+        policies can differ between units.
     """
 
     event_id: Identifier
     patient: Identifier
     time: Time
     observations: Annotated[tuple[Observation, ...], Meta(min_length=1, max_length=MAX_OBSERVATIONS)]
+    care_unit: Identifier | None = None
 
 
 class Source(Struct, frozen=True):
@@ -168,6 +173,9 @@ class Alert(Struct, frozen=True):
         one parameter call for, if that is more. Null in a model's alert.
     news2, qsofa, mews: of the window at the same record; null in `expired`, which rests on no record.
     source: the record that caused the transition; for `expired`, the last record scored before.
+    policy_version: of the policy in force: the shipped one's, then each change's, as in `1+unit.3+patient.2`.
+    level: of `severity` in that policy, from 0.
+    care_unit: where the patient lay, as far as records have said; null in `expired`.
     """
 
     id: str
@@ -195,6 +203,64 @@ class Alert(Struct, frozen=True):
     news2: EarlyWarning | None = None
     qsofa: BedsideScore | None = None
     mews: BedsideScore | None = None
+    level: int | None = None
+    care_unit: str | None = None
+
+
+FeedbackAction = Literal["acknowledged", "dismissed", "confirmed"]
+"""What a person says of an alert: it was seen; it was none; it was right."""
+
+DismissalReason = Literal[
+    "artefact", "known-baseline", "already-treated", "not-actionable", "wrong-patient", "other"
+]
+"""Why an alert was dismissed."""
+
+
+class ModelName(Struct, frozen=True):
+    """The name in an alert's `model`."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+class AlertReference(Struct, frozen=True):
+    """What feedback repeats of its alert, under the same names, so that the whole alert may be put there."""
+
+    id: Annotated[str, Meta(max_length=64)]
+    episode: Annotated[str, Meta(max_length=512)]
+    sequence: Annotated[int, Meta(ge=0)]
+    transition: Transition
+    time: Time
+    model: ModelName
+
+
+class FeedbackRecord(Struct, frozen=True):
+    """What a person says of one alert; the record's key is `patient`, in UTF-8.
+
+    An acknowledged alert's episode stays quiet until it worsens; a dismissed one's until its severity rises.
+
+    event_id: names this event; a second record with a patient's recent event id is a duplicate.
+    time: when it was said.
+    alert: what it is about.
+    reason: of a dismissal, which must have one; of nothing else.
+    role: who says so: a role, never a name.
+    """
+
+    event_id: Identifier
+    patient: Identifier
+    time: Time
+    alert: AlertReference
+    action: FeedbackAction
+    reason: DismissalReason | None = None
+    role: Annotated[str, Meta(max_length=64)] = ""
+
+
+NAMESPACE = UUID("6f6e6f73-7269-5b73-8000-7374726561d0")
+"""Namespace of this program's UUIDv5 identifiers. Changing it gives every alert another id."""
+
+
+def alert_id(episode: str, model: str, transition: str, sequence: int) -> str:
+    """The id of an alert, which its episode, its model and its place in the episode make."""
+    return str(uuid5(NAMESPACE, f"{episode}|{model}|{transition}|{sequence}"))
 
 
 class Score(Struct, frozen=True):
@@ -203,6 +269,7 @@ class Score(Struct, frozen=True):
     uncertainty: as in an alert.
     news2: of the window at the same record.
     inputs: the newest value of each bedside sign that the window holds, without contributions.
+    care_unit: as in an alert.
     """
 
     patient: str
@@ -214,6 +281,7 @@ class Score(Struct, frozen=True):
     uncertainty: float | None = None
     news2: EarlyWarning | None = None
     inputs: tuple[BasisInput, ...] = ()
+    care_unit: str | None = None
 
 
 class Rejection(Struct, frozen=True):

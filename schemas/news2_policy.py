@@ -79,10 +79,15 @@ def load(path: Path = SHIPPED) -> News2Policy:
         raise PolicyError(f"cannot read {path}: {error.strerror}") from error
     except msgspec.MsgspecError as error:
         raise PolicyError(f"{path}: {error}") from error
-    complaints = policy_complaints(policy)
-    severities = [level.severity for level in policy.levels]
-    if policy.single is not None and policy.single not in severities:
-        complaints.append(f"policy.single must be null or one of the severities {severities}")
-    for complaint in complaints:
+    for complaint in complaints(policy):
         raise PolicyError(f"{path}: {complaint}")
     return policy
+
+
+def complaints(policy: News2Policy) -> list[str]:
+    """What is wrong with a policy beyond its types; empty when nothing is."""
+    found = policy_complaints(policy)
+    severities = [level.severity for level in policy.levels]
+    if policy.single is not None and policy.single not in severities:
+        found.append(f"policy.single must be null or one of the severities {severities}")
+    return found

@@ -6,9 +6,9 @@ little-endian.
 
 from msgspec import Struct
 
-from schemas.latch import Episode, Trace
+from schemas.latch import Episode, Quiet, Trace
 
-LAYOUT = 2
+LAYOUT = 3
 """Raise it when a layout, the feature table's order or the meaning of a field changes."""
 
 
@@ -39,7 +39,8 @@ class StoredPatient(Struct, frozen=True, array_like=True):
     hidden: float32[width], recurrent state before the open bin; null for zeros.
     recent: channel and its recent values, 8 bytes each: uint32 ms before `newest_ms`, float32 value.
     event_ids: uint64[m], digests of recent event ids, oldest first.
-    trace, episode: the model's latch. news2_trace, news2_episode: NEWS2's.
+    trace, episode, quiet: the model's latch. news2_trace, news2_episode, news2_quiet: NEWS2's.
+    care_unit, care_unit_ms: where the patient lies, and the event time of what said so.
     model: digest of the model that `hidden` belongs to.
     """
 
@@ -57,6 +58,10 @@ class StoredPatient(Struct, frozen=True, array_like=True):
     event_ids: bytes
     trace: Trace | None
     episode: Episode | None
+    quiet: Quiet | None
     news2_trace: Trace | None
     news2_episode: Episode | None
+    news2_quiet: Quiet | None
+    care_unit: str | None
+    care_unit_ms: int
     model: str

@@ -7,19 +7,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.steps import SeriesModel
-from schemas.model_config import NEWS2, AlertPolicy, ModelConfig
+from schemas.model_config import NEWS2, ModelConfig
 from schemas.window import NEVER
 from worker import metrics
 from worker.change import Change
 from worker.decide import Step
 from worker.decode import Record
+from worker.feedback import Said
 
 F32 = NDArray[np.float32]
 
 
-def count_warnings(chunk: Sequence[Record], change: Change, policy: AlertPolicy) -> None:
+def count_warnings(chunk: Sequence[Record], change: Change) -> None:
     """Count NEWS2's alerts, and how long after their records they were confirmed."""
-    _count_alerts(NEWS2, policy, [warned.step for warned in change.warned])
+    _count_alerts(NEWS2, [warned.step for warned in change.warned])
     now_ms = time.time_ns() // 1_000_000
     for index in {warned.plan.scored[warned.i].at for warned in change.warned}:
         metrics.end_to_end.labels(NEWS2).observe(max(now_ms - chunk[index].timestamp, 0) / 1000)
@@ -31,7 +32,7 @@ def count(topic: str, change: Change, model: ModelConfig) -> None:
         number = change.fates.count(fate)
         if number:
             metrics.records.labels(topic, fate).inc(number)
-    _count_alerts(model.name, model.policy, [step for steps in change.steps.values() for step in steps])
+    _count_alerts(model.name, [step for steps in change.steps.values() for step in steps])
     accepted = sum(change.accepted)
     metrics.observations.labels("accepted").inc(accepted)
     for rejections in change.rejections.values():
@@ -58,7 +59,18 @@ def observe(chunk: Sequence[Record], change: Change, risks: F32, model: SeriesMo
             metrics.feature_missing.labels(name).inc(int(count))
 
 
-def _count_alerts(model: str, policy: AlertPolicy, steps: Iterable[Step]) -> None:
+def count_feedback(said: Iterable[Said]) -> None:
+    """Count what was said of alerts, and how long after them."""
+    for each in said:
+        record = each.record
+        metrics.feedback.labels(record.alert.model.name, record.action, record.reason or "").inc()
+        if record.action == "acknowledged":
+            delay = (record.time - record.alert.time).total_seconds()
+            metrics.time_to_acknowledgement.labels(record.alert.model.name).observe(max(delay, 0.0))
+
+
+def _count_alerts(model: str, steps: Iterable[Step]) -> None:
     for step in steps:
-        severity = policy.levels[step.episode.level].severity
+        levels = step.policy.levels
+        severity = levels[min(step.episode.level, len(levels) - 1)].severity
         metrics.alerts.labels(model, step.transition, severity).inc()

@@ -91,7 +91,7 @@ def enter(logged: LastAlerts, alert: Alert, place: Place, voices: Mapping[Which,
     which = next((which for which, voice in voices.items() if voice.model.name == alert.model.name), None)
     if which is None:
         return
-    found, policy = logged[which], voices[which].policy
+    found = logged[which]
     opened = int(alert.episode.rsplit("/", 1)[1])
     last = found.get(alert.patient)
     if alert.transition == "expired":
@@ -102,11 +102,9 @@ def enter(logged: LastAlerts, alert: Alert, place: Place, voices: Mapping[Which,
         return
     again = last is not None and (last.episode.opened, last.episode.sequence) == (opened, alert.sequence)
     expired = last.expired_ms if last is not None and again else None
-    severities = [level.severity for level in policy.levels]
-    level = severities.index(alert.severity) if alert.severity in severities else 0
     episode = Episode(
         opened,
-        level,
+        alert.level or 0,
         alert.sequence,
         milliseconds(alert.raised_at),
         milliseconds(alert.time),

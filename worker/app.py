@@ -10,7 +10,8 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -19,20 +20,22 @@ from faust.types import TP
 from engines import repository
 from engines.engine import Engine
 from engines.steps import SeriesModel, require_series
-from schemas import news2_policy
 from schemas.errors import PolicyError
 from worker import early_warning, metrics
 from worker.alert_log import LastAlerts, last_alerts
 from worker.batch import Batcher
 from worker.checkpoint import Checkpointer
-from worker.cluster import Cluster, complaints, describe
+from worker.cluster import Cluster, complaints, describe, optional_topics
 from worker.config import Settings
 from worker.errors import FatalError, RetryError, StoreError
+from worker.feedback_topic import Carrier
 from worker.http import Health, serve
 from worker.lanes import Lanes, Stages
 from worker.messages import Author
 from worker.partition import Partition, Place
-from worker.pipeline import Limits, Pipeline
+from worker.pipeline import Pipeline, limits_of
+from worker.policies import Policies, shipped
+from worker.policy_source import PolicyFile, PolicyTopic
 from worker.publish import Publisher
 from worker.restore import Restorer
 from worker.store import Store
@@ -104,15 +107,43 @@ class Worker:
         self._lanes = Lanes(cluster.id)
         with tempfile.TemporaryDirectory(prefix="riskstream-") as folder:
             app = chunk_app(self.settings, self._lanes, folder)
-            self._lanes.stages = self._stages(app, engine, self._batcher, store)
-            await self._serve(app, self._lanes, store)
+            policies, followed = await self._policies(engine, cluster)
+            self._lanes.stages = self._stages(app, engine, self._batcher, store, policies)
+            await self._serve(app, self._lanes, (self._watch_redis(store), *followed))
 
-    async def _serve(self, app: Any, lanes: Lanes, store: Store) -> None:
+    async def _policies(
+        self, engine: Engine, cluster: Cluster
+    ) -> tuple[Policies, list[Coroutine[Any, Any, None]]]:
+        """The policies in force, and what goes on beside the lanes: following their sources, feedback."""
+        settings, followed = self.settings, []
+        try:
+            policies = shipped(settings, engine.config)
+            if settings.policies is not None:
+                file = PolicyFile(settings.policies, policies)
+                file.load()
+                followed.append(file.follow())
+        except PolicyError as error:
+            raise FatalError(str(error)) from None
+        partitions = cluster.partitions.get(settings.topic_policies, 0)
+        if partitions:
+            topic = PolicyTopic(settings, partitions, policies)
+            await self._until_up("policies topic", topic.load)
+            followed.append(topic.follow())
+        if cluster.partitions.get(settings.topic_feedback):
+            voices = early_warning.voices(engine.config, engine.backend)
+            author = partial(Author, voices=voices, topics=settings.output_topics)
+            followed.append(Carrier(settings, cluster, self._publisher.publish, author).run())
+        for name in optional_topics(settings):
+            if not cluster.partitions.get(name):
+                log.warning("topic is missing; it is read after the next start", topic=name)
+        return policies, followed
+
+    async def _serve(self, app: Any, lanes: Lanes, beside: Sequence[Coroutine[Any, Any, None]]) -> None:
         """Run the Faust app until it is to stop; then let go of every partition, orderly."""
         try:
             await app.start()
             self._joined = True
-            await self._until_stopped(app, lanes, store)
+            await self._until_stopped(app, lanes, beside)
         finally:
             self._joined = False
             owned = {TP(lane.place.topic, lane.place.partition) for lane in lanes.owned}
@@ -122,12 +153,13 @@ class Worker:
             except TimeoutError:
                 log.warning("Faust did not stop in time")
 
-    async def _until_stopped(self, app: Any, lanes: Lanes, store: Store) -> None:
+    async def _until_stopped(
+        self, app: Any, lanes: Lanes, beside: Sequence[Coroutine[Any, Any, None]]
+    ) -> None:
         stop = asyncio.create_task(self._stop.wait())
         crash = asyncio.create_task(app.wait_until_stopped())
         lanes_task = asyncio.create_task(lanes.run())
-        redis = asyncio.create_task(self._watch_redis(store))
-        tasks = (stop, crash, lanes_task, redis)
+        tasks = (stop, crash, lanes_task, *map(asyncio.create_task, beside))
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
@@ -187,38 +219,28 @@ class Worker:
                 self._redis_up = False
             await asyncio.sleep(5.0)
 
-    def _stages(self, app: Any, engine: Engine, batcher: Batcher, store: Store) -> Stages:
+    def _stages(self, app: Any, engine: Engine, batcher: Batcher, store: Store, policies: Policies) -> Stages:
         settings, config = self.settings, engine.config
         model = SeriesModel(config)
-        try:
-            news2 = news2_policy.load(settings.news2_policy)
-        except PolicyError as error:
-            raise FatalError(str(error)) from None
-        voices = early_warning.voices(config, engine.backend, news2)
-        topics = (settings.topic_alerts, settings.topic_scores, settings.topic_dead_letters)
+        voices = early_warning.voices(config, engine.backend)
 
         def author(partition: Partition) -> Author:
-            return Author(partition.place, voices, topics)
+            return Author(partition.place, voices, settings.output_topics)
 
         async def alert_log(place: Place, before: int) -> LastAlerts:
             return await last_alerts(settings, place, voices, before)
 
-        limits = Limits(
-            settings.max_record_bytes,
-            round(settings.past_tolerance_h * 3_600_000),
-            round(settings.future_tolerance_s * 1000),
-        )
         pipeline = Pipeline(
             model,
-            news2,
+            policies,
             batcher.infer,
             self._publisher.publish,
             author,
-            limits,
+            limits_of(settings),
             publish_scores=settings.publish_scores,
         )
         horizon_ms = round(settings.rebuild_horizon_h * 3_600_000)
-        restorer = Restorer(store, app.consumer, model, pipeline.policies, batcher.infer, horizon_ms)
+        restorer = Restorer(store, app.consumer, model, batcher.infer, horizon_ms)
         checkpointer = Checkpointer(store, app.consumer, config.digest)
         self._checkpointer = checkpointer
         return Stages(

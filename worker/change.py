@@ -10,6 +10,7 @@ from schemas.messages import Rejection
 from worker.decide import Step
 from worker.decode import Record
 from worker.early_warning import Warned
+from worker.feedback import Said
 from worker.plan import Plan
 
 Fate = Literal["scored", "stored", "duplicate", "dead_lettered", "skipped"]
@@ -31,6 +32,7 @@ class Change:
     risks: float32[scored], of the plan's scores, once the model has answered.
     steps: by number of the score in the plan, the transitions it caused.
     warned: NEWS2's transitions.
+    said: feedback on alerts.
     lapsed: expiries of patients that start anew, by latch.
     """
 
@@ -43,4 +45,5 @@ class Change:
         self.risks = np.zeros(0, dtype=np.float32)
         self.steps: dict[int, list[Step]] = {}
         self.warned: list[Warned] = []
+        self.said: list[Said] = []
         self.lapsed: dict[Which, list[Lapse]] = {"risk": [], "news2": []}

@@ -42,6 +42,11 @@ def topic_names(settings: Settings) -> list[str]:
     return [*names, settings.topic_scores] if settings.publish_scores else names
 
 
+def optional_topics(settings: Settings) -> list[str]:
+    """Topics that the worker reads where they exist."""
+    return [name for name in (settings.topic_policies, settings.topic_feedback) if name]
+
+
 async def describe(settings: Settings, *, create: bool) -> Cluster:
     """Ask the brokers; with `create`, make the topics that are missing.
 
@@ -54,7 +59,9 @@ async def describe(settings: Settings, *, create: bool) -> Cluster:
         await admin.start()
         if create:
             await _create(admin, settings)
-        described: list[dict[str, Any]] = await admin.describe_topics(topic_names(settings))
+        described: list[dict[str, Any]] = await admin.describe_topics(
+            topic_names(settings) + optional_topics(settings)
+        )
         cluster = await admin.describe_cluster()
         vitals_id = await topic_id(admin, settings.topic_vitals)
     except (KafkaError, OSError, TimeoutError) as error:
@@ -85,7 +92,7 @@ def complaints(settings: Settings, cluster: Cluster) -> list[str]:
     found = [
         f"topic {name} does not exist; create it, or set RISKSTREAM_CREATE_TOPICS=true"
         for name, partitions in cluster.partitions.items()
-        if not partitions
+        if not partitions and name not in optional_topics(settings)
     ]
     inputs = cluster.partitions.get(settings.topic_vitals, 0)
     outputs = cluster.partitions.get(settings.topic_alerts, 0)
@@ -99,6 +106,11 @@ def complaints(settings: Settings, cluster: Cluster) -> list[str]:
 
 async def _create(admin: AIOKafkaAdminClient, settings: Settings) -> None:
     new = [NewTopic(name, settings.partitions, settings.replication) for name in topic_names(settings)]
+    if settings.topic_feedback:
+        new.append(NewTopic(settings.topic_feedback, settings.partitions, settings.replication))
+    if settings.topic_policies:
+        compacted = {"cleanup.policy": "compact"}
+        new.append(NewTopic(settings.topic_policies, 1, settings.replication, topic_configs=compacted))
     response = await admin.create_topics(new)
     for topic, code, *_ in response.topic_errors:
         error = for_code(code)

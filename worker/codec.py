@@ -51,6 +51,8 @@ def encode_hot(patient: Patient, model: str) -> bytes:
             np.array(list(patient.event_ids), dtype="<u8").tobytes(),
             *patient.latches["risk"],
             *patient.latches["news2"],
+            patient.care_unit,
+            patient.care_unit_ms,
             # A state that the engine failed on belongs to no model: it is computed anew when it is loaded.
             "" if patient.failed else model,
         )
@@ -130,8 +132,9 @@ def _restore_hot(patient: Patient, stored: StoredPatient) -> None:
         pairs = np.frombuffer(packed, dtype=[("age", "<u4"), ("value", "<f4")])
         patient.recent[channel] = [Recent(stored.newest_ms - int(p["age"]), float(p["value"])) for p in pairs]
     patient.event_ids = dict.fromkeys(np.frombuffer(stored.event_ids, dtype="<u8").tolist())
-    patient.latches["risk"] = Latch(stored.trace, stored.episode)
-    patient.latches["news2"] = Latch(stored.news2_trace, stored.news2_episode)
+    patient.latches["risk"] = Latch(stored.trace, stored.episode, stored.quiet)
+    patient.latches["news2"] = Latch(stored.news2_trace, stored.news2_episode, stored.news2_quiet)
+    patient.care_unit, patient.care_unit_ms = stored.care_unit, stored.care_unit_ms
 
 
 def _restore_bin(patient: Patient, hour: int, stored: StoredBin) -> None:

@@ -73,6 +73,8 @@ class Settings(BaseSettings):
     topic_alerts: str = "risk-alerts"
     topic_scores: str = "risk-scores"
     topic_dead_letters: str = "dead-letters"
+    topic_policies: str = Field("policies", description="changes of policies, compacted; empty for none")
+    topic_feedback: str = Field("alert-feedback", description="what people say of alerts; empty for none")
     publish_scores: bool = Field(False, description="publish every score to the scores topic")
     create_topics: bool = Field(False, description="create missing topics at start")
     partitions: int = Field(8, ge=1, le=1024, description="partitions of topics created at start")
@@ -98,6 +100,9 @@ class Settings(BaseSettings):
         2.0, gt=0, le=300, description="NEWS2 answers alone while an engine call takes longer than this"
     )
     news2_policy: Path = Field(news2_policy.SHIPPED, description="NEWS2's own alert policy, a JSON file")
+    policies: Path | None = Field(
+        None, description="JSON file of changes of alert policies; read again when it changes"
+    )
 
     # The path
     checkpoint_interval_s: float = Field(1.0, gt=0, le=60)
@@ -146,6 +151,11 @@ class Settings(BaseSettings):
     def bootstrap_servers(self) -> list[str]:
         """Kafka bootstrap servers, one host:port each."""
         return [server.strip() for server in self.broker.split(",") if server.strip()]
+
+    @property
+    def output_topics(self) -> tuple[str, str, str]:
+        """Names of the alert, score and dead-letter topics."""
+        return self.topic_alerts, self.topic_scores, self.topic_dead_letters
 
     def kafka_ssl_context(self) -> ssl.SSLContext | None:
         """The TLS context for Kafka, verifying host names; None without TLS."""

@@ -6,12 +6,15 @@ A latch has two halves. The *trace* depends only on the recent risks: since when
 each level and below the exit, clamped to the times the policy asks for, so that it can be rebuilt from a
 bounded stretch of the log. The *episode* changes only with an alert, so it can be rebuilt from the alerts.
 
+What a person says of an alert keeps its episode *quiet*: no update until the risk is worse by as much as
+updates ask for, or, if the alert was dismissed, until the severity rises. That it ends is always told.
+
 Time is the patient's newest event time, so it never runs backwards.
 """
 
 from typing import NamedTuple
 
-from schemas.latch import Episode, Latch, Trace
+from schemas.latch import Episode, Latch, Quiet, Trace
 from schemas.messages import Transition
 from schemas.model_config import AlertPolicy
 
@@ -20,12 +23,13 @@ TREND_MS = 6 * 3_600_000
 
 
 class Step(NamedTuple):
-    """One transition to publish: the episode after it, its event time, and the score it rests on."""
+    """One transition to publish: the episode after it, the score it rests on, its event time, its policy."""
 
     transition: Transition
     episode: Episode
     trace: Trace
     time: int
+    policy: AlertPolicy
 
 
 def decide(
@@ -42,14 +46,14 @@ def decide(
         held: what must be below the exit for the episode to resolve, where that is not the risk itself.
     """
     steps: list[Step] = []
-    latch, expired = expire(policy, latch, time)
+    latch, expired = expire(policy, fitted(policy, latch), time)
     if expired is not None:
         steps.append(expired)
     trace = _extend(policy, latch.trace, time, risk, offset, risk if held is None else held)
     before = remembered(policy, latch.episode, time)
-    transition = _transition(policy, before, trace)
+    transition = _transition(policy, before, trace, latch.quiet)
     if transition is None:
-        return Latch(trace, before), steps
+        return Latch(trace, before, latch.quiet), steps
     level = max(_level(policy, trace), 0)
     if transition == "raised" or before is None:
         after = Episode(offset, level, 0, time, time, risk, True)
@@ -63,8 +67,8 @@ def decide(
             risk,
             transition != "resolved",
         )
-    steps.append(Step(transition, after, trace, time))
-    return Latch(trace, after), steps
+    steps.append(Step(transition, after, trace, time, policy))
+    return Latch(trace, after, latch.quiet), steps
 
 
 def expire(policy: AlertPolicy, latch: Latch, now: int) -> tuple[Latch, Step | None]:
@@ -72,25 +76,25 @@ def expire(policy: AlertPolicy, latch: Latch, now: int) -> tuple[Latch, Step | N
 
     An open episode gives an `expired` transition, dated at the expiry.
     """
-    trace, episode = latch
+    trace, episode, _ = latch
     if trace is None or now <= trace.time + seconds_ms(policy.expiry_s):
         return latch, None
     if episode is None or not episode.active:
         return Latch(), None
     at = trace.time + seconds_ms(policy.expiry_s)
     ended = episode._replace(sequence=episode.sequence + 1, alerted=at, active=False)
-    return Latch(), Step("expired", ended, trace, at)
+    return Latch(), Step("expired", ended, trace, at, policy)
 
 
 def fitted(policy: AlertPolicy, latch: Latch) -> Latch:
-    """A stored latch under a policy that may have other levels: its trace begins anew then."""
+    """A latch under a policy that may have other levels than the last: its trace begins anew then."""
     levels = len(policy.levels)
-    trace, episode = latch
+    trace, episode, quiet = latch
     if trace is not None and len(trace.above) != levels:
         trace = trace._replace(above=(None,) * levels, below=None)
     if episode is not None and episode.level >= levels:
         episode = episode._replace(level=levels - 1)
-    return Latch(trace, episode)
+    return Latch(trace, episode, quiet)
 
 
 def remembered(policy: AlertPolicy, episode: Episode | None, time: int) -> Episode | None:
@@ -100,7 +104,9 @@ def remembered(policy: AlertPolicy, episode: Episode | None, time: int) -> Episo
     return None
 
 
-def _transition(policy: AlertPolicy, episode: Episode | None, trace: Trace) -> Transition | None:
+def _transition(
+    policy: AlertPolicy, episode: Episode | None, trace: Trace, quiet_for: Quiet | None
+) -> Transition | None:
     level = _level(policy, trace)
     quiet = episode is not None and trace.time < episode.alerted + seconds_ms(policy.refractory_s)
     if episode is None or not episode.active:
@@ -112,9 +118,11 @@ def _transition(policy: AlertPolicy, episode: Episode | None, trace: Trace) -> T
         return None
     if trace.below is not None and trace.time - trace.below >= seconds_ms(policy.resolve_s):
         return "resolved"
-    if abs(trace.risk - episode.alerted_risk) >= policy.update_delta:
-        return "updated"
-    return None
+    change = trace.risk - episode.alerted_risk
+    if quiet_for is not None and (quiet_for.opened, quiet_for.sequence) == (episode.opened, episode.sequence):
+        # Whoever has seen it hears of it again when it is worse; a dismissed one only in a higher severity.
+        change = 0.0 if quiet_for.dismissed else max(change, 0.0)
+    return "updated" if abs(change) >= policy.update_delta else None
 
 
 def _level(policy: AlertPolicy, trace: Trace) -> int:

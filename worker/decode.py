@@ -8,11 +8,20 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from schemas.messages import MAX_OBSERVATIONS, Identifier, Observation, Rejection, Time, VitalsRecord
+from schemas.messages import (
+    MAX_OBSERVATIONS,
+    FeedbackRecord,
+    Identifier,
+    Observation,
+    Rejection,
+    Time,
+    VitalsRecord,
+    alert_id,
+)
 
 
 class Record(Protocol):
@@ -37,6 +46,7 @@ class Event(NamedTuple):
     """A decoded record: observations that have the right form, and those that have not.
 
     observations: (position in the message, observation).
+    care_unit: where the patient lies, if the message says so.
     """
 
     event_id: str
@@ -44,6 +54,16 @@ class Event(NamedTuple):
     time_ms: int
     observations: Sequence[tuple[int, Observation]]
     rejections: tuple[Rejection, ...] = ()
+    care_unit: str | None = None
+
+
+class Feedback(NamedTuple):
+    """A decoded record of what a person says of an alert."""
+
+    event_id: str
+    patient: str
+    time_ms: int
+    said: FeedbackRecord
 
 
 class Refusal(NamedTuple):
@@ -60,15 +80,23 @@ class _Envelope(msgspec.Struct, frozen=True):
     patient: Identifier
     time: Time
     observations: list[msgspec.Raw]
+    care_unit: Identifier | None = None
 
 
 _vitals = msgspec.json.Decoder(VitalsRecord)
 _envelope = msgspec.json.Decoder(_Envelope)
 _observation = msgspec.json.Decoder(Observation)
+_feedback_record = msgspec.json.Decoder(FeedbackRecord)
 
 _encode = msgspec.json.Encoder().encode
 
-_ENVELOPE_KEYS = (b'"event_id"', b'"patient"', b'"time"')
+_Read = Callable[[bytes], Event | Feedback | Refusal]
+E = TypeVar("E", bound=Event | Feedback)
+
+FEEDBACK_TYPE = b"application/vnd.riskstream.feedback+json"
+"""Content type of feedback among the vitals records."""
+
+_ENVELOPE_KEYS = (b'"event_id"', b'"patient"', b'"time"', b'"care_unit"')
 _OPTIONAL_KEYS = (b'"unit"', b'"system"', b'"time"', b'"status"')
 
 _PATH = re.compile(r" - at `(\$[^`]*)`$")
@@ -79,27 +107,36 @@ def milliseconds(time: datetime) -> int:
     return round(time.timestamp() * 1000)
 
 
-def decode(record: Record, max_bytes: int) -> Event | Refusal:
+def decode(record: Record, max_bytes: int) -> Event | Feedback | Refusal:
     """Decode one record and check that its key is its patient.
 
     Args:
         record: the record.
         max_bytes: larger values are refused unread.
     """
-    value = record.value
-    if not value:
-        return Refusal("empty")
-    if len(value) > max_bytes:
-        return Refusal("too-large")
-    read: Callable[[bytes], Event | Refusal] = _native
+    read: _Read = _native
     for name, content_type in record.headers:
         if name == "content-type" and content_type:
             form = _FORMATS.get(content_type.split(b";")[0].strip().lower())
             if form is None:
                 return Refusal("unsupported-content-type")
             read = form
+    return _decoded(record, max_bytes, read)
+
+
+def decode_feedback(record: Record, max_bytes: int) -> Feedback | Refusal:
+    """Decode one record of the feedback topic, whatever content type it names."""
+    return _decoded(record, max_bytes, _feedback)
+
+
+def _decoded(record: Record, max_bytes: int, read: Callable[[bytes], E | Refusal]) -> E | Refusal:
+    value = record.value
+    if not value:
+        return Refusal("empty")
+    if len(value) > max_bytes:
+        return Refusal("too-large")
     event = read(value)
-    if isinstance(event, Event) and record.key != event.patient.encode():
+    if not isinstance(event, Refusal) and record.key != event.patient.encode():
         return Refusal("key-mismatch", "$.patient")
     return event
 
@@ -119,6 +156,7 @@ def _native(value: bytes) -> Event | Refusal:
             message.patient,
             milliseconds(message.time),
             list(enumerate(message.observations)),
+            care_unit=message.care_unit,
         )
     except msgspec.ValidationError as error:
         return _salvage(value, error)
@@ -149,7 +187,7 @@ def _salvage(value: bytes, error: msgspec.ValidationError) -> Event | Refusal:
         except (msgspec.DecodeError, RecursionError, OverflowError, ValueError) as fault:
             place = _path(fault)[1:]
             bad.append(Rejection("invalid-observation", f"$.observations[{position}]{place}"))
-    return Event(envelope.event_id, envelope.patient, time_ms, good, tuple(bad))
+    return Event(envelope.event_id, envelope.patient, time_ms, good, tuple(bad), envelope.care_unit)
 
 
 def _path(error: Exception) -> str:
@@ -188,7 +226,27 @@ def _repeats_keys(value: bytes) -> bool:
     return repeated
 
 
-_FORMATS: dict[bytes, Callable[[bytes], Event | Refusal]] = {
+def _feedback(value: bytes) -> Feedback | Refusal:
+    """What a person says of an alert; `id` must be the one that the alert's other fields make."""
+    try:
+        message = _feedback_record.decode(value)
+        repeats, time_ms = _repeats_keys(value), milliseconds(message.time)
+    except msgspec.ValidationError as error:
+        return Refusal("invalid-message", _path(error))
+    except (msgspec.DecodeError, RecursionError, OverflowError, ValueError):
+        return Refusal("invalid-json")
+    if repeats:
+        return Refusal("duplicate-key")
+    alert = message.alert
+    if alert.id != alert_id(alert.episode, alert.model.name, alert.transition, alert.sequence):
+        return Refusal("unknown-alert", "$.alert.id")
+    if (message.reason is not None) != (message.action == "dismissed"):
+        return Refusal("invalid-message", "$.reason")
+    return Feedback(message.event_id, message.patient, time_ms, message)
+
+
+_FORMATS: dict[bytes, _Read] = {
     b"application/json": _native,
     b"application/vnd.riskstream.vitals+json": _native,
+    FEEDBACK_TYPE: _feedback,
 }

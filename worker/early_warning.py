@@ -5,7 +5,7 @@ value of each parameter in the window, with its age at the patient's newest even
 are scored at once, over arrays; alerts say the same in words, by `schemas.news2`. No engine is needed.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -22,8 +22,9 @@ from schemas.news2_policy import News2Policy
 from schemas.window import NEVER
 from worker.decide import Step, decide
 from worker.decode import Record
+from worker.feedback import Hearing, Said
 from worker.messages import Basis, Voice, model_voice, moment, short
-from worker.plan import Plan, input_times
+from worker.plan import Plan, Scored, input_times
 
 OUTCOME = "deterioration, by the National Early Warning Score 2"
 
@@ -58,6 +59,10 @@ _OXYGEN = news2.Bands((news2.ROOM_AIR + 1,), (0, news2.OXYGEN))
 F64 = NDArray[np.float64]
 
 
+PolicyOf = Callable[[Scored], News2Policy]
+"""Gives the policy under which a row is judged."""
+
+
 class Points(NamedTuple):
     """NEWS2 of n records, float64[n] each.
 
@@ -76,45 +81,56 @@ class Warned(NamedTuple):
     i: int
 
 
-def voices(config: ModelConfig, backend: str, policy: News2Policy) -> dict[Which, Voice]:
-    """Who raises alerts: the model and NEWS2.
-
-    Args:
-        config: the model's.
-        backend: that computes it.
-        policy: NEWS2's.
-    """
+def voices(config: ModelConfig, backend: str) -> dict[Which, Voice]:
+    """Who raises alerts: the model, computed by a backend, and NEWS2."""
     charts = (
         news2.RESPIRATION, news2.SPO2_SCALE_1, news2.SPO2_SCALE_2_AIR, news2.SPO2_SCALE_2_OXYGEN,
         news2.SYSTOLIC, news2.PULSE, news2.TEMPERATURE, news2.ROOM_AIR, news2.OXYGEN, news2.CVPU,
     )  # fmt: skip
     digest = sha256(msgspec.json.encode(charts)).hexdigest()
     reference = ModelReference(model_config.NEWS2, VERSION, digest)
-    return {"risk": model_voice(config, backend), "news2": Voice(reference, BACKEND, OUTCOME, policy)}
+    return {"risk": model_voice(config, backend), "news2": Voice(reference, BACKEND, OUTCOME)}
 
 
-def decide_all(policy: News2Policy, chunk: Sequence[Record], plans: Iterable[Plan]) -> list[Warned]:
+def decide_all(
+    policy_of: PolicyOf, chunk: Sequence[Record], plans: Iterable[Plan], said: Iterable[Said]
+) -> list[Warned]:
     """NEWS2's transitions of a chunk, in the order of its records; replaces the patients' NEWS2 latches.
 
     Args:
-        policy: NEWS2's.
+        policy_of: gives NEWS2's policy for a row.
         chunk: the records.
         plans: each record that changed a patient has a row in one of them.
+        said: the chunk's feedback.
     """
-    rows: list[tuple[int, Plan, int, float, float]] = []
+    rows: list[tuple[int, Plan, int, News2Policy, float, float]] = []
     for plan in plans:
-        if plan.scored:
-            alerting, holding = (array.tolist() for array in points(policy, plan))
-            rows += [(scored.at, plan, i, alerting[i], holding[i]) for i, scored in enumerate(plan.scored)]
+        policies = [policy_of(scored) for scored in plan.scored]
+        alerting, holding = (array.tolist() for array in points_under(policies, plan))
+        for i, scored in enumerate(plan.scored):
+            rows.append((scored.at, plan, i, policies[i], alerting[i], holding[i]))
     rows.sort(key=lambda row: row[0])
     found: list[Warned] = []
-    for at, plan, i, alerting_points, holding_points in rows:
+    hearing = Hearing(said, "news2")
+    for at, plan, i, policy, alerting_points, holding_points in rows:
+        hearing.until(at)
         scored = plan.scored[i]
         latches = scored.patient.latches
         latches["news2"], steps = decide(
             policy, latches["news2"], scored.time_ms, alerting_points, chunk[at].offset, holding_points
         )
         found += [Warned(step, plan, i) for step in steps]
+    hearing.until(None)
+    return found
+
+
+def points_under(policies: Sequence[News2Policy], plan: Plan) -> Points:
+    """The points of every row of a plan, each under its own policy; few of them differ."""
+    found = Points(np.zeros(len(policies)), np.zeros(len(policies)))
+    for policy in {id(policy): policy for policy in policies}.values():
+        rows = [i for i, one in enumerate(policies) if one is policy]
+        for target, array in zip(found, points(policy, plan), strict=True):
+            target[rows] = array[rows]
     return found
 
 
@@ -169,9 +185,16 @@ class Assessment(NamedTuple):
     inputs: tuple[BasisInput, ...]
     missing: tuple[str, ...]
 
-    def basis(self) -> Basis:
+    def basis(self, care_unit: str | None) -> Basis:
         """Of an alert of NEWS2's own."""
-        return Basis(self.inputs, self.missing, news2=self.news2, qsofa=self.qsofa, mews=self.mews)
+        return Basis(
+            self.inputs,
+            self.missing,
+            news2=self.news2,
+            qsofa=self.qsofa,
+            mews=self.mews,
+            care_unit=care_unit,
+        )
 
     def beside(self, basis: Basis) -> Basis:
         """The basis of a model's alert, with these scores beside it."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import NamedTuple
-from uuid import UUID, uuid5
+from uuid import uuid5
 
 import msgspec
 import numpy as np
@@ -13,6 +13,7 @@ from engines.steps import Prediction, SeriesModel
 from schemas.features import CHANNEL, FEATURES, IS_STATIC
 from schemas.latch import Which
 from schemas.messages import (
+    NAMESPACE,
     Alert,
     BasisInput,
     BedsideScore,
@@ -24,17 +25,15 @@ from schemas.messages import (
     Score,
     Source,
     TrendPoint,
+    alert_id,
 )
-from schemas.model_config import AlertPolicy, ModelConfig
+from schemas.model_config import ModelConfig
 from schemas.window import HOUR_MS, NEVER
 from worker.decide import Step
 from worker.decode import Record
 from worker.partition import Place
 from worker.plan import Plan
 from worker.publish import Outgoing, cloud_event
-
-NAMESPACE = UUID("6f6e6f73-7269-5b73-8000-7374726561d0")
-"""Namespace of this program's UUIDv5 identifiers. Changing it gives every alert another id."""
 
 KEPT_BYTES = 256 * 1024
 """Bytes of an original that a dead letter keeps."""
@@ -60,21 +59,21 @@ class Basis(NamedTuple):
     news2: EarlyWarning | None = None
     qsofa: BedsideScore | None = None
     mews: BedsideScore | None = None
+    care_unit: str | None = None
 
 
 class Voice(NamedTuple):
-    """Who raises an alert, by which policy; fields as in `Alert`."""
+    """Who raises an alert; fields as in `Alert`."""
 
     model: ModelReference
     backend: str
     outcome: str
-    policy: AlertPolicy
 
 
 def model_voice(config: ModelConfig, backend: str) -> Voice:
     """The voice of a model that a backend computes."""
     reference = ModelReference(config.name, config.version, config.digest)
-    return Voice(reference, backend, config.outcome, config.policy)
+    return Voice(reference, backend, config.outcome)
 
 
 class Author:
@@ -98,14 +97,16 @@ class Author:
         An expiry rests on no score. It says only what the alert log and the records' times say, so that
         it is the same after a rebuild that began in the middle of its patient's window.
         """
-        (model, backend, outcome, policy), episode, trace = self._voices[which], step.episode, step.trace
+        (model, backend, outcome), policy = self._voices[which], step.policy
+        episode, trace = step.episode, step.trace
         cluster, topic, partition = self._place
         name = f"{cluster}/{topic}/{partition}/{episode.opened}"
-        identifier = str(uuid5(NAMESPACE, f"{name}|{model.name}|{step.transition}|{episode.sequence}"))
+        identifier = alert_id(name, model.name, step.transition, episode.sequence)
         trend = tuple(TrendPoint(moment(hour * HOUR_MS), risk) for hour, risk in trace.trend)
         if step.transition == "expired":
             trend = ()
-        level = policy.levels[min(episode.level, len(policy.levels) - 1)]
+        number = min(episode.level, len(policy.levels) - 1)
+        level = policy.levels[number]
         alert = Alert(
             id=identifier,
             episode=name,
@@ -132,6 +133,8 @@ class Author:
             news2=basis.news2,
             qsofa=basis.qsofa,
             mews=basis.mews,
+            level=number,
+            care_unit=basis.care_unit,
         )
         headers = cloud_event(f"alert.{step.transition}", identifier, self._uri)
         return Outgoing(self._alerts, patient_id.encode(), _encode(alert), headers, partition)
@@ -150,6 +153,7 @@ class Author:
             basis.uncertainty,
             basis.news2,
             basis.inputs,
+            basis.care_unit,
         )
         identifier = f"{cluster}/{topic}/{partition}/{offset}"
         return Outgoing(
@@ -210,7 +214,8 @@ def basis(
             time, age = moment(time_ms), (scored.time_ms - time_ms) / 1000
         inputs.append(BasisInput(name, feature.loinc[0], value, feature.unit, time, age, part))
     forecast = _forecast(plan, i, model, prediction)
-    return Basis(tuple(inputs), tuple(missing), uncertainty(prediction, i), forecast)
+    spread = uncertainty(prediction, i)
+    return Basis(tuple(inputs), tuple(missing), spread, forecast, care_unit=scored.care_unit)
 
 
 def uncertainty(prediction: Prediction, i: int) -> float | None:

@@ -45,6 +45,21 @@ alerts = Counter(
     "Alerts by who raised them, a model or news2, transition and severity",
     ["model", "transition", "severity"],
 )
+feedback = Counter(
+    "riskstream_feedback_total",
+    "What people said of alerts, by who raised them",
+    ["model", "action", "reason"],
+)
+time_to_acknowledgement = Histogram(
+    "riskstream_time_to_acknowledgement_seconds",
+    "An alert's time to its acknowledgement, by who raised it",
+    ["model"],
+    buckets=_SLOW,
+)
+policy_changes = Gauge("riskstream_policy_changes", "Changes of policies held, by source", ["source"])
+policy_refusals = Gauge(
+    "riskstream_policy_refusals", "Changes of policies that cannot be used, by source", ["source"]
+)
 floor_active = Gauge(
     "riskstream_floor_active", "1 while NEWS2 answers alone, for want of the model", ["topic", "partition"]
 )

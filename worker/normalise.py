@@ -56,11 +56,10 @@ def normalise(
     """
     accepted: list[Measurement] = []
     rejected = list(event.rejections)
-    earliest, latest = timestamp_ms - past_ms, timestamp_ms + future_ms
     for position, observation in event.observations:
         path = f"$.observations[{position}]"
         time_ms = event.time_ms if observation.time is None else milliseconds(observation.time)
-        if not earliest <= time_ms <= latest:
+        if not plausible(time_ms, timestamp_ms, past_ms, future_ms):
             rejected.append(Rejection("implausible-time", path + ".time"))
             continue
         try:
@@ -73,6 +72,11 @@ def normalise(
             continue
         accepted.append(Measurement(path, channel, value, time_ms, observation.status))
     return accepted, rejected
+
+
+def plausible(time_ms: int, timestamp_ms: int, past_ms: int, future_ms: int) -> bool:
+    """Whether a time is near enough to its record's timestamp."""
+    return timestamp_ms - past_ms <= time_ms <= timestamp_ms + future_ms
 
 
 @lru_cache(maxsize=4096)

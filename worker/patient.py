@@ -68,11 +68,14 @@ class Patient:
     carried: what the closed bins hand to the open one.
     carried_times: event time in ms of each carried value, int64[channels]; never changed in place.
     latches: what deciding remembers, of the model's risks and of NEWS2.
+    care_unit, care_unit_ms: where the patient lies, and the event time of what said so.
     dirty_bins, stored_bins: bins changed since they were last stored; bins that the store holds.
     """
 
     __slots__ = (
         "applied",
+        "care_unit",
+        "care_unit_ms",
         "carried",
         "carried_times",
         "cells",
@@ -109,6 +112,8 @@ class Patient:
         self.recent: dict[int, list[Recent]] = {}
         self.event_ids: dict[int, None] = {}
         self.latches: dict[Which, Latch] = {"risk": Latch(), "news2": Latch()}
+        self.care_unit: str | None = None
+        self.care_unit_ms = 0
         self.dirty_bins: set[int] = set()
         self.stored_bins: set[int] = set()
 

@@ -18,6 +18,7 @@ it and reads again from its checkpoint, so that the model's alerts are those of 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -26,22 +27,25 @@ from numpy.typing import NDArray
 from engines.steps import Prediction, SeriesModel
 from schemas.latch import Which
 from schemas.messages import Rejection
-from schemas.model_config import AlertPolicy
+from schemas.model_config import NEWS2
 from schemas.news2_policy import News2Policy
 from worker import early_warning, metrics
-from worker.accounting import count, count_warnings, observe
+from worker.accounting import count, count_feedback, count_warnings, observe
 from worker.change import Change, Fate, Lapse
+from worker.config import Settings
 from worker.decide import Step, decide, expire
-from worker.decode import Event, Record, Refusal, decode
+from worker.decode import Event, Feedback, Record, Refusal, decode
 from worker.early_warning import Warned
 from worker.errors import EngineDownError
 from worker.explain import explain
+from worker.feedback import Hearing, Said, quiet_of
 from worker.infer import Run, infer
 from worker.messages import Author, Basis, basis, finite, uncertainty
-from worker.normalise import normalise
+from worker.normalise import normalise, plausible
 from worker.partition import Partition
 from worker.patient import FORGET_MS, Patient
-from worker.plan import Plan
+from worker.plan import Plan, Scored
+from worker.policies import Policies
 from worker.publish import Outgoing
 from worker.state import apply, event_digest, plan_score, remember_event
 
@@ -63,12 +67,21 @@ class Limits:
         self.future_ms = future_ms
 
 
+def limits_of(settings: Settings) -> Limits:
+    """The limits that a worker with these settings has."""
+    return Limits(
+        settings.max_record_bytes,
+        round(settings.past_tolerance_h * 3_600_000),
+        round(settings.future_tolerance_s * 1000),
+    )
+
+
 class Pipeline:
     """The path for one model, NEWS2 beside it.
 
     Args:
         model: layout of the served model.
-        news2: NEWS2's policy.
+        policies: in force, of the model and of NEWS2.
         run: the batcher's `infer`.
         publish: the publisher's `publish`.
         author: gives the writer of a partition's messages.
@@ -79,7 +92,7 @@ class Pipeline:
     def __init__(
         self,
         model: SeriesModel,
-        news2: News2Policy,
+        policies: Policies,
         run: Run,
         publish: Publish,
         author: Callable[[Partition], Author],
@@ -88,8 +101,7 @@ class Pipeline:
         publish_scores: bool,
     ) -> None:
         self.model = model
-        self.policies: dict[Which, AlertPolicy] = {"risk": model.config.policy, "news2": news2}
-        self._news2 = news2
+        self.policies = policies
         self._run = run
         self._publish = publish
         self._author = author
@@ -118,7 +130,8 @@ class Pipeline:
     async def _warn(self, partition: Partition, chunk: Sequence[Record], change: Change) -> None:
         """NEWS2's part of a chunk."""
         with _timed("news2"):
-            warned = early_warning.decide_all(self._news2, chunk, (change.plan, change.beside))
+            policy_of = partial(self._news2, chunk)
+            warned = early_warning.decide_all(policy_of, chunk, (change.plan, change.beside), change.said)
         if partition.replaying:
             return
         # What was confirmed before the engine came back and records were read again is not said twice.
@@ -126,8 +139,8 @@ class Pipeline:
         lapsed = [lapse for lapse in change.lapsed["news2"] if chunk[lapse.at].offset >= partition.warned]
         if change.warned or lapsed:
             with _timed("warn"):
-                await self._publish(self._write_warnings(partition, change.warned, lapsed))
-            count_warnings(chunk, change, self._news2)
+                await self._publish(self._write_warnings(partition, chunk, change.warned, lapsed))
+            count_warnings(chunk, change)
 
     async def _answer(self, partition: Partition, chunk: Sequence[Record], change: Change) -> None:
         """The model's part of a chunk."""
@@ -145,6 +158,7 @@ class Pipeline:
         with _timed("publish"):
             await self._publish(messages)
         count(partition.place.topic, change, self.model.config)
+        count_feedback(change.said)
         observe(chunk, change, prediction.risk, self.model)
 
     async def expire_silent(self, partition: Partition, now_ms: int) -> None:
@@ -160,7 +174,8 @@ class Pipeline:
                     continue
                 if which == "risk" and partition.unanswered is not None:
                     continue
-                _, step = expire(self.policies[which], latch, now_ms)
+                policy = self.policies.of(which, patient.id, patient.care_unit, patient.touched_ms)
+                _, step = expire(policy, latch, now_ms)
                 if step is not None:
                     told.append((patient.id, which, step))
         if told:
@@ -175,9 +190,41 @@ class Pipeline:
             event = decode(record, self._limits.record_bytes)
             if isinstance(event, Refusal):
                 change.rejections[index] = [Rejection(event.reason, event.path)]
+            elif isinstance(event, Feedback):
+                change.fates[index] = self._apply_feedback(partition, record, event, index, change)
             else:
                 change.fates[index] = self._apply_event(partition, record, event, index, change)
         return change
+
+    def _apply_feedback(
+        self, partition: Partition, record: Record, event: Feedback, index: int, change: Change
+    ) -> Fate:
+        """Note what was said, for the latches to hear in its turn; the patient is otherwise as before."""
+        rejections = change.rejections[index] = []
+        quiet = quiet_of(event.said, partition.place)
+        which = self._which(event.said.alert.model.name)
+        if quiet is None or which is None:
+            rejections.append(Rejection("unknown-alert", "$.alert"))
+            return "dead_lettered"
+        if not plausible(event.time_ms, record.timestamp, self._limits.past_ms, self._limits.future_ms):
+            rejections.append(Rejection("implausible-time", "$.time"))
+            return "dead_lettered"
+        # Of a patient who is not known nothing is kept, and the record's time says nothing of a patient's.
+        patient = partition.patients.get(event.patient) or Patient(event.patient)
+        if record.offset < patient.applied:
+            return "skipped"
+        digest = event_digest(event.event_id)
+        if digest in patient.event_ids:
+            return "duplicate"
+        if patient.id in partition.patients:
+            remember_event(patient, digest)
+            partition.dirty.add(patient.id)
+        change.said.append(Said(index, patient, which, quiet, event.said))
+        return "stored"
+
+    def _which(self, model: str) -> Which | None:
+        names: dict[str, Which] = {self.model.config.name: "risk", NEWS2: "news2"}
+        return names.get(model)
 
     def _apply_event(
         self, partition: Partition, record: Record, event: Event, index: int, change: Change
@@ -199,9 +246,11 @@ class Pipeline:
         rejections.extend(applied.rejections)
         if not applied.accepted:
             return "dead_lettered"
-        self._enter(partition, patient, index, change)
+        self._enter(partition, patient, record, index, change)
         change.accepted[index] = applied.accepted
         remember_event(patient, digest)
+        if event.care_unit is not None and event.time_ms >= patient.care_unit_ms:
+            patient.care_unit, patient.care_unit_ms = event.care_unit, event.time_ms
         patient.touched_ms = max(patient.touched_ms, record.timestamp)
         partition.seen_s[patient.id] = time.perf_counter()
         partition.dirty.add(patient.id)
@@ -213,7 +262,9 @@ class Pipeline:
         plan_score(patient, index, change.plan)
         return "scored"
 
-    def _enter(self, partition: Partition, patient: Patient, index: int, change: Change) -> None:
+    def _enter(
+        self, partition: Partition, patient: Patient, record: Record, index: int, change: Change
+    ) -> None:
         """Enter the patient; what is left of an earlier one under its id, an open episode, has expired."""
         before = partition.patients.get(patient.id)
         partition.patients[patient.id] = patient
@@ -221,7 +272,8 @@ class Pipeline:
             return
         for which, latch in before.latches.items():
             if latch.trace is not None:
-                _, step = expire(self.policies[which], latch, latch.trace.time + FORGET_MS + 1)
+                policy = self.policies.of(which, before.id, before.care_unit, before.touched_ms)
+                _, step = expire(policy, latch, latch.trace.time + FORGET_MS + 1)
                 if step is not None:
                     change.lapsed[which].append(Lapse(index, patient.id, step))
 
@@ -229,19 +281,28 @@ class Pipeline:
         return await infer(plan, self.model, self._run)
 
     def _decide(self, chunk: Sequence[Record], change: Change, risks: F32) -> None:
-        policy = self.model.config.policy
         change.risks = risks
+        hearing = Hearing(change.said, "risk")
         for i, scored in enumerate(change.plan.scored):
+            hearing.until(scored.at)
             patient, risk = scored.patient, round(float(risks[i]), 6)
             if not 0.0 <= risk <= 1.0:
                 change.fates[scored.at] = "dead_lettered"
                 change.rejections[scored.at].append(Rejection("inference-failed"))
                 continue
-            offset = chunk[scored.at].offset
-            latch = patient.latches["risk"]
-            patient.latches["risk"], steps = decide(policy, latch, scored.time_ms, risk, offset)
+            record, latch = chunk[scored.at], patient.latches["risk"]
+            policy = self.policies.risk(patient.id, scored.care_unit, record.timestamp)
+            patient.latches["risk"], steps = decide(policy, latch, scored.time_ms, risk, record.offset)
             if steps:
                 change.steps[i] = steps
+        hearing.until(None)
+
+    def _news2(self, chunk: Sequence[Record], scored: Scored) -> News2Policy:
+        """NEWS2's policy for a row."""
+        return self.policies.news2(scored.patient.id, scored.care_unit, chunk[scored.at].timestamp)
+
+    def _assess(self, chunk: Sequence[Record], plan: Plan, i: int) -> early_warning.Assessment:
+        return early_warning.assess(self._news2(chunk, plan.scored[i]), plan, i)
 
     async def _explain(self, change: Change, risks: F32) -> dict[int, F32]:
         """Contributions, float32[features], by number of the score, of every score that an alert rests on."""
@@ -252,14 +313,18 @@ class Pipeline:
         return dict(zip(alerting, found, strict=True))
 
     def _write_warnings(
-        self, partition: Partition, warned: Sequence[Warned], lapsed: Sequence[Lapse]
+        self,
+        partition: Partition,
+        chunk: Sequence[Record],
+        warned: Sequence[Warned],
+        lapsed: Sequence[Lapse],
     ) -> list[Outgoing]:
         author = self._author(partition)
         messages = [author.alert("news2", lapse.step, lapse.patient_id, Basis()) for lapse in lapsed]
         for step, plan, i in warned:
             because = Basis()
             if step.transition != "expired":
-                because = early_warning.assess(self._news2, plan, i).basis()
+                because = self._assess(chunk, plan, i).basis(plan.scored[i].care_unit)
             messages.append(author.alert("news2", step, plan.scored[i].patient.id, because))
         return messages
 
@@ -279,11 +344,11 @@ class Pipeline:
                 because = Basis()
                 if step.transition != "expired":
                     because = basis(plan, i, model, prediction, [finite(c) for c in contributions[i]])
-                    because = early_warning.assess(self._news2, plan, i).beside(because)
+                    because = self._assess(chunk, plan, i).beside(because)
                 messages.append(author.alert("risk", step, scored.patient.id, because))
             if self._publish_scores and change.fates[scored.at] == "scored":
                 risk, offset = round(float(prediction.risk[i]), 6), chunk[scored.at].offset
-                because = early_warning.assess(self._news2, plan, i).basis()
+                because = self._assess(chunk, plan, i).basis(scored.care_unit)
                 because = because._replace(uncertainty=uncertainty(prediction, i))
                 messages.append(author.score(scored.patient.id, scored.time_ms, risk, because, offset))
         for index, rejections in change.rejections.items():

@@ -86,6 +86,7 @@ class Scored(NamedTuple):
     at: position of the record in the chunk.
     open, carried_times: the patient's at this record; with the plan's times they date every input.
     window: the patient's at this record, where the plan keeps windows.
+    care_unit: where the patient lay at this record.
     """
 
     patient: Patient
@@ -95,6 +96,7 @@ class Scored(NamedTuple):
     open: int
     carried_times: NDArray[np.int64]
     window: Window | None
+    care_unit: str | None
 
 
 def input_times(plan: Plan, columns: NDArray[np.intp], i: int | None = None) -> NDArray[np.int64]:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from engines.engine import Engine
 from engines.steps import SeriesModel
-from schemas.news2_policy import News2Policy
 from worker import early_warning
 from worker.batch import Batcher
 from worker.change import Change
@@ -16,17 +15,9 @@ from worker.config import Settings
 from worker.decode import Record
 from worker.messages import Author
 from worker.partition import Partition
-from worker.pipeline import Limits, Pipeline
+from worker.pipeline import Pipeline, limits_of
+from worker.policies import Policies
 from worker.publish import Outgoing
-
-
-def limits_of(settings: Settings) -> Limits:
-    """The limits that a worker with these settings has."""
-    return Limits(
-        settings.max_record_bytes,
-        round(settings.past_tolerance_h * 3_600_000),
-        round(settings.future_tolerance_s * 1000),
-    )
 
 
 class Rerun:
@@ -36,22 +27,21 @@ class Rerun:
 
     Args:
         engine: of the model.
-        news2: NEWS2's policy.
+        policies: in force.
         settings: limits, chunk size, topic names, whether scores are published.
     """
 
-    def __init__(self, engine: Engine, news2: News2Policy, settings: Settings) -> None:
-        voices = early_warning.voices(engine.config, engine.backend, news2)
-        topics = (settings.topic_alerts, settings.topic_scores, settings.topic_dead_letters)
+    def __init__(self, engine: Engine, policies: Policies, settings: Settings) -> None:
+        voices = early_warning.voices(engine.config, engine.backend)
         self._published: list[Outgoing] = []
         self._chunk_records = settings.chunk_records
         self._batcher = Batcher(engine, lambda: None, settings.infer_timeout_s, settings.engine_patience_s)
         self.pipeline = Pipeline(
             SeriesModel(engine.config),
-            news2,
+            policies,
             self._batcher.infer,
             self._publish,
-            lambda partition: Author(partition.place, voices, topics),
+            lambda partition: Author(partition.place, voices, settings.output_topics),
             limits_of(settings),
             publish_scores=settings.publish_scores,
         )

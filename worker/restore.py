@@ -12,20 +12,19 @@ covers a silent patient's 48 h, a window before that, and what a trace remembers
 the alert log.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from engines.steps import SeriesModel
-from schemas.latch import Episode, Which
-from schemas.model_config import AlertPolicy
+from schemas.latch import Episode
 from worker import metrics
 from worker.alert_log import LastAlerts
 from worker.codec import LayoutError, decode
-from worker.decide import fitted, remembered
+from worker.decide import remembered
 from worker.errors import EngineDownError, OwnershipError, StoreError
 from worker.infer import Run, infer
 from worker.partition import Lease, Partition, Place
 from worker.plan import Plan
+from worker.policies import Policies
 from worker.state import plan_encoding
 from worker.store import Marker, Store
 from worker.transport import Committed
@@ -54,14 +53,12 @@ class Restorer:
         store: Store,
         log: Log,
         model: SeriesModel,
-        policies: Mapping[Which, AlertPolicy],
         run: Run,
         horizon_ms: int,
     ) -> None:
         self._store = store
         self._log = log
         self._model = model
-        self._policies = policies
         self._run = run
         self._horizon_ms = horizon_ms
 
@@ -129,8 +126,6 @@ class Restorer:
             for stored in await self._store.load(place):
                 patient, same_model = decode(stored.hot, stored.bins, self._model.config.digest)
                 partition.patients[patient.id] = patient
-                for which, latch in patient.latches.items():
-                    patient.latches[which] = fitted(self._policies[which], latch)
                 if not same_model and patient.open >= 0:
                     patient.hidden = None  # another model's, perhaps of another width
                     plan_encoding(patient, plan)
@@ -146,9 +141,7 @@ class Restorer:
         return Restored(partition, False)
 
 
-def adopt_episodes(
-    partition: Partition, last_alerts: LastAlerts, policies: Mapping[Which, AlertPolicy]
-) -> None:
+def adopt_episodes(partition: Partition, last_alerts: LastAlerts, policies: Policies) -> None:
     """Give rebuilt patients the episodes that the alert log shows; discard those that the replay made up.
 
     An `expired` alert that a timer published ahead of the patient's next record leaves the episode open,
@@ -161,7 +154,8 @@ def adopt_episodes(
             if last is None or trace is None:
                 pass
             elif last.expired_ms is None or trace.time <= last.expired_ms:
-                episode = remembered(policies[which], last.episode, trace.time)
+                policy = policies.of(which, key, patient.care_unit, patient.touched_ms)
+                episode = remembered(policy, last.episode, trace.time)
                 if last.expired_ms is not None:
                     partition.expired_early.add((key, which))
             patient.latches[which] = latch._replace(episode=episode)

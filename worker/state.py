@@ -99,7 +99,16 @@ def plan_score(patient: Patient, at: int, plan: Plan) -> None:
     state = chain.length if chain else 0
     window = _window(patient) if plan.keeps_windows else None
     plan.scored.append(
-        Scored(patient, at, state, patient.newest_ms, patient.open, patient.carried_times, window)
+        Scored(
+            patient,
+            at,
+            state,
+            patient.newest_ms,
+            patient.open,
+            patient.carried_times,
+            window,
+            patient.care_unit,
+        )
     )
 
 

@@ -113,7 +113,7 @@ def test_an_alert_names_nothing_but_metrics_labels(name: str) -> None:
     assert used <= grouped_labels(ALERTS[name]["expr"]) | set().union(
         *(labels_of(s.metric) or set() for s in selectors(ALERTS[name]["expr"]))
     )
-    assert used <= {"instance", "topic", "partition", "reason", "feature"}
+    assert used <= {"instance", "topic", "partition", "reason", "feature", "model", "source"}
 
 
 @each_alert

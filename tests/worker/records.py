@@ -18,6 +18,7 @@ from worker.change import Change
 from worker.messages import Author, moment
 from worker.partition import Partition, Place
 from worker.pipeline import Limits, Pipeline
+from worker.policies import Policies
 from worker.publish import Outgoing
 
 T0 = 1_767_225_600_000
@@ -148,11 +149,11 @@ class LocalPath:
         self.engine = engine
         self.outbox = Outbox()
         self.model = SeriesModel(engine.config)
-        self.voices = early_warning.voices(engine.config, engine.backend, NEWS2)
+        self.voices = early_warning.voices(engine.config, engine.backend)
         self.author = Author(place, self.voices, TOPICS)
         self.pipeline = Pipeline(
             self.model,
-            NEWS2,
+            Policies(engine.config.name, engine.config.policy, NEWS2),
             self.run,
             self.outbox,
             lambda _: self.author,

@@ -51,9 +51,7 @@ class Life:
         self.path.outbox.messages = outbox.messages
         self.log = log
         self.checkpointer = Checkpointer(store, log, engine.config.digest)
-        self.restorer = Restorer(
-            store, log, self.path.model, self.path.pipeline.policies, self.path.run, HORIZON_MS
-        )
+        self.restorer = Restorer(store, log, self.path.model, self.path.run, HORIZON_MS)
         self.rebuilt = False
 
     @property

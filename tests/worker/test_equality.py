@@ -28,6 +28,7 @@ from worker.messages import Author
 from worker.normalise import normalise
 from worker.partition import Partition, Place
 from worker.pipeline import Limits, Pipeline
+from worker.policies import Policies
 from worker.publish import Outgoing
 
 STAYS = 200
@@ -96,13 +97,14 @@ def run(engine: Engine, chunks: Sequence[Sequence[Record]]) -> Run:
         async def publish(messages: Sequence[Outgoing]) -> None:
             published.extend(messages)
 
-        voices = early_warning.voices(engine.config, engine.backend, NEWS2)
+        voices = early_warning.voices(engine.config, engine.backend)
 
         def author(partition: Partition) -> Author:
             return Author(partition.place, voices, ("alerts", "scores", "dead"))
 
         model = SeriesModel(engine.config)
-        pipeline = Pipeline(model, NEWS2, batcher.infer, publish, author, LIMITS, publish_scores=True)
+        policies = Policies(engine.config.name, engine.config.policy, NEWS2)
+        pipeline = Pipeline(model, policies, batcher.infer, publish, author, LIMITS, publish_scores=True)
         partition = Partition(Place("cluster", "vitals", 0), 0, 0)
         for chunk in chunks:
             await pipeline.process(partition, chunk)

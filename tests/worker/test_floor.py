@@ -61,8 +61,7 @@ class Ward:
         self.path = LocalPath(engine)
         self.path.pipeline._run = self.batcher.infer
         self.log = SoughtLog(log)
-        policies = self.path.pipeline.policies
-        restorer = Restorer(store, self.log, self.path.model, policies, self.batcher.infer, HORIZON_MS)
+        restorer = Restorer(store, self.log, self.path.model, self.batcher.infer, HORIZON_MS)
         checkpointer = Checkpointer(store, self.log, engine.config.digest)
 
         async def alert_log(place: Place, before: int) -> LastAlerts:

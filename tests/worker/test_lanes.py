@@ -53,9 +53,7 @@ class Station:
     def __init__(self, engine: Engine, store: Store, log: SoughtLog) -> None:
         self.path = LocalPath(engine)
         self.log = log
-        restorer = Restorer(
-            store, log, self.path.model, self.path.pipeline.policies, self.path.run, HORIZON_MS
-        )
+        restorer = Restorer(store, log, self.path.model, self.path.run, HORIZON_MS)
         checkpointer = Checkpointer(store, log, engine.config.digest)
 
         async def empty(place: Place, before: int) -> LastAlerts:

@@ -22,6 +22,7 @@ from worker.messages import Author
 from worker.partition import Partition, Place
 from worker.pathways import PATHWAYS
 from worker.pipeline import Limits, Pipeline
+from worker.policies import Policies
 from worker.publish import Outgoing
 from worker.simulate import SimulationError
 
@@ -171,8 +172,7 @@ async def alerted(records: Sequence[VitalsRecord]) -> set[str]:
     engine = repository.load(repository.SHIPPED, "vitals")
     model = SeriesModel(engine.config)
     place = Place("test", "vitals", 0)
-    news2 = news2_policy.load()
-    voices = early_warning.voices(engine.config, engine.backend, news2)
+    voices = early_warning.voices(engine.config, engine.backend)
     author = Author(place, voices, ("risk-alerts", "risk-scores", "dead-letters"))
     size = engine.config.dynamic_batching.max_batch_size
     published: list[Outgoing] = []
@@ -187,7 +187,7 @@ async def alerted(records: Sequence[VitalsRecord]) -> set[str]:
 
     pipeline = Pipeline(
         model,
-        news2,
+        Policies(engine.config.name, engine.config.policy, news2_policy.load()),
         run,
         publish,
         lambda _: author,

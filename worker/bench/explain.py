@@ -19,7 +19,6 @@ from engines import repository
 from engines.engine import F32, Engine
 from engines.explain import contributions, ordinary, shapley
 from engines.steps import SeriesModel
-from schemas import news2_policy
 from schemas.window import NEVER, Rows
 from worker import early_warning
 from worker.batch import Batcher
@@ -30,11 +29,11 @@ from worker.config import Settings
 from worker.infer import Run, window_of
 from worker.messages import Author
 from worker.partition import Partition
-from worker.pipeline import Pipeline
+from worker.pipeline import Pipeline, limits_of
 from worker.plan import Scored
+from worker.policies import shipped
 from worker.publish import Outgoing
 from worker.recording import Recording, SourceError
-from worker.rerun import limits_of
 
 TOP = 3
 """Inputs that a reader of an alert looks at."""
@@ -191,8 +190,8 @@ def _newest_row(engine: Engine, rows: Rows, states: F32, risk: float) -> F32:
 async def _path(recording: Recording, engine: Engine, settings: Settings) -> tuple[Listening, int]:
     """The path after the recording, and the number of its records."""
     batcher = Batcher(engine, lambda: None, settings.infer_timeout_s, settings.engine_patience_s)
-    news2 = news2_policy.load(settings.news2_policy)
-    voices = early_warning.voices(engine.config, engine.backend, news2)
+    policies = shipped(settings, engine.config)
+    voices = early_warning.voices(engine.config, engine.backend)
     author = Author(PLACE, voices, ("alerts", "scores", "dead-letters"))
 
     async def nowhere(messages: Sequence[Outgoing]) -> None:
@@ -201,7 +200,7 @@ async def _path(recording: Recording, engine: Engine, settings: Settings) -> tup
     run: Run = batcher.infer
     path = Listening(
         SeriesModel(engine.config),
-        news2,
+        policies,
         run,
         nowhere,
         lambda _: author,

@@ -22,7 +22,6 @@ import numpy as np
 from engines import repository
 from engines.engine import F32, Engine
 from engines.steps import Prediction, SeriesModel
-from schemas import news2_policy
 from schemas.window import WINDOW_BINS
 from worker import early_warning
 from worker.batch import Batcher
@@ -34,11 +33,11 @@ from worker.decode import Event, Record, decode
 from worker.messages import Author
 from worker.normalise import normalise
 from worker.partition import Partition, Place
-from worker.pipeline import Pipeline
+from worker.pipeline import Pipeline, limits_of
 from worker.plan import Plan
+from worker.policies import shipped
 from worker.publish import Outgoing
 from worker.recording import Recording
-from worker.rerun import limits_of
 
 STAGES = (
     "decode",
@@ -197,8 +196,8 @@ def records_of(recording: Recording, events: int | None) -> Iterator[Record]:
 
 async def _path(records: list[Record], engine: Engine, settings: Settings, clock: Clock) -> Partition:
     batcher = Batcher(engine, lambda: None, settings.infer_timeout_s, settings.engine_patience_s)
-    news2 = news2_policy.load(settings.news2_policy)
-    voices = early_warning.voices(engine.config, engine.backend, news2)
+    policies = shipped(settings, engine.config)
+    voices = early_warning.voices(engine.config, engine.backend)
     author = Author(PLACE, voices, ("alerts", "scores", "dead-letters"))
 
     async def nowhere(messages: Sequence[Outgoing]) -> None:
@@ -206,7 +205,7 @@ async def _path(records: list[Record], engine: Engine, settings: Settings, clock
 
     pipeline = TimedPipeline(
         SeriesModel(engine.config),
-        news2,
+        policies,
         batcher.infer,
         nowhere,
         lambda _: author,

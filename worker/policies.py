@@ -1,0 +1,153 @@
+"""Which policy is in force: the shipped ones under the changes that a file and the policies topic hold.
+
+What is asked is answered from memory, by the timestamp of the record that is decided on. `PolicyFile` and
+`PolicyTopic` keep that memory fresh while the worker runs; what they cannot use they report and leave out,
+and what was in force stays in force.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from schemas import news2_policy
+from schemas.errors import PolicyError
+from schemas.latch import Which
+from schemas.model_config import NEWS2, AlertPolicy, ModelConfig, Policy
+from schemas.news2_policy import News2Policy
+from schemas.policy_change import PolicyChange, changed
+from worker.config import Settings
+from worker.decode import milliseconds
+from worker.patient import FORGET_MS
+
+Scope = tuple[str, str | None, str | None]
+AnyPolicy = Policy | News2Policy
+
+
+class _Versions(NamedTuple):
+    """The changes of one scope by when they take effect, oldest first."""
+
+    begins_ms: list[int]
+    changes: list[PolicyChange]
+
+
+class Policies:
+    """The policies in force.
+
+    Args:
+        model: name of the served model.
+        risk: its policy, as it ships.
+        news2: NEWS2's, as it ships.
+        memory_s: what a rebuild reads again for decisions' sake: half of it bounds what changes may ask.
+    """
+
+    def __init__(self, model: str, risk: Policy, news2: News2Policy, memory_s: float = float("inf")) -> None:
+        self.shipped: Mapping[Which, AnyPolicy] = {"risk": risk, "news2": news2}
+        self._names: Mapping[Which, str] = {"risk": model, "news2": NEWS2}
+        self._memory_s = memory_s
+        self._sources: dict[str, list[PolicyChange]] = {}
+        self._versions: dict[Scope, _Versions] = {}
+        self._changed_models: set[str] = set()
+        self._made: dict[tuple[Which, tuple[bytes, ...]], AnyPolicy] = {}
+
+    def risk(self, patient_id: str, care_unit: str | None, timestamp_ms: int) -> Policy:
+        """The model's policy for a patient, at a record's timestamp."""
+        found = self.of("risk", patient_id, care_unit, timestamp_ms)
+        assert isinstance(found, Policy)
+        return found
+
+    def news2(self, patient_id: str, care_unit: str | None, timestamp_ms: int) -> News2Policy:
+        """NEWS2's policy for a patient, at a record's timestamp."""
+        found = self.of("news2", patient_id, care_unit, timestamp_ms)
+        assert isinstance(found, News2Policy)
+        return found
+
+    def of(self, which: Which, patient_id: str, care_unit: str | None, timestamp_ms: int) -> AnyPolicy:
+        """The policy of one of a patient's latches, at a record's timestamp.
+
+        The same changes in force give the same object, so that rows can be grouped by it.
+        """
+        name = self._names[which]
+        if name not in self._changed_models:
+            return self.shipped[which]
+        layers = self._layers(name, patient_id, care_unit, timestamp_ms)
+        key = (which, tuple(change.key for change in layers))
+        policy = self._made.get(key)
+        if policy is None:
+            policy = self._made[key] = changed(self.shipped[which], layers)
+        return policy
+
+    def _layers(
+        self, name: str, patient_id: str, care_unit: str | None, timestamp_ms: int
+    ) -> list[PolicyChange]:
+        scopes: list[Scope] = [(name, None, None), (name, None, patient_id)]
+        if care_unit is not None:
+            scopes.insert(1, (name, care_unit, None))
+        found = []
+        for scope in scopes:
+            versions = self._versions.get(scope)
+            at = bisect_right(versions.begins_ms, timestamp_ms) if versions is not None else 0
+            if versions is not None and at:
+                found.append(versions.changes[at - 1])
+        return found
+
+    def replace(self, source: str, changes: Iterable[PolicyChange]) -> list[str]:
+        """Hold these changes of a source, the file or the topic, and none that it had before.
+
+        Where both have one version of a scope, the topic's stands.
+
+        Returns:
+            Why changes are left out; empty when none is.
+        """
+        refused, held = [], []
+        for change in changes:
+            why = self._refusal(change)
+            if why is None:
+                held.append(change)
+            else:
+                refused.append(f"{change.model}, {change.layer}, version {change.version}: {why}")
+        self._sources[source] = held
+        one = {(c.scope, c.version): c for name in sorted(self._sources) for c in self._sources[name]}
+        by_scope: dict[Scope, list[PolicyChange]] = {}
+        for change in sorted(one.values(), key=_order):
+            by_scope.setdefault(change.scope, []).append(change)
+        self._made.clear()
+        self._versions = {
+            scope: _Versions([milliseconds(change.effective_from) for change in ordered], ordered)
+            for scope, ordered in by_scope.items()
+        }
+        self._changed_models = {scope[0] for scope in self._versions}
+        return refused
+
+    def changes(self) -> list[PolicyChange]:
+        """All changes held, by scope and by when they take effect."""
+        return [change for versions in self._versions.values() for change in versions.changes]
+
+    def _refusal(self, change: PolicyChange) -> str | None:
+        which = next((which for which, name in self._names.items() if name == change.model), None)
+        if which is None:
+            return None  # of a model that another role or worker serves
+        try:
+            policy: AlertPolicy = changed(self.shipped[which], [change])
+        except PolicyError as error:
+            return str(error)
+        # Half for each, so that no two layers come to more together.
+        if max(policy.memory_s, policy.expiry_s) > self._memory_s / 2:
+            return (
+                f"persistence_s, resolve_s and expiry_s may be {self._memory_s / 2:g} s at most: a rebuild "
+                "reads no more again; raise RISKSTREAM_REBUILD_HORIZON_H for more"
+            )
+        return None
+
+
+def _order(change: PolicyChange) -> tuple[float, int]:
+    return change.effective_from.timestamp(), change.version
+
+
+def shipped(settings: Settings, model: ModelConfig) -> Policies:
+    """The policies of a worker with these settings, under no change yet.
+
+    Raises:
+        PolicyError: NEWS2's policy cannot be used.
+    """
+    spare_s = settings.rebuild_horizon_h * 3600 - 2 * FORGET_MS / 1000
+    return Policies(model.name, model.policy, news2_policy.load(settings.news2_policy), spare_s)

@@ -1,0 +1,228 @@
+"""Where changes of policies come from: a file that is read again when it changes, and the policies topic.
+
+A change that cannot be used is left out, counted and logged; those before it stay in force. The topic is read
+without a group, by every worker, from its first record.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from schemas import policy_change
+from schemas.errors import PolicyError
+from schemas.policy_change import PolicyChange
+from worker import metrics
+from worker.cluster import describe
+from worker.config import Settings
+from worker.errors import FatalError, RetryError
+from worker.policies import Policies
+
+POLL_S = 1.0
+"""Between two looks at the file."""
+
+RETRY_S = 5.0
+"""Wait before a topic that could not be read is read again."""
+
+SILENT_S = 30
+"""Seconds without an answer after which reading to the end is given up, to be tried again."""
+
+log = structlog.get_logger("riskstream.policies")
+
+
+class PolicyFile:
+    """Changes in a file."""
+
+    def __init__(self, path: Path, policies: Policies) -> None:
+        self._path = path
+        self._policies = policies
+        self._content: bytes | None = None
+
+    def load(self) -> None:
+        """Read it.
+
+        Raises:
+            PolicyError: it cannot be read, or a change in it cannot be used.
+        """
+        content = self._read()
+        changes = policy_change.read(content, str(self._path))
+        self._content = content
+        for complaint in self._policies.replace("file", changes):
+            raise PolicyError(f"{self._path}: {complaint}")
+        _count("file", len(changes), 0)
+
+    async def follow(self) -> None:
+        """Read it again whenever it changes, for ever; what cannot be used changes nothing."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                content = self._read()
+                if content == self._content:
+                    continue
+                self._content = content
+                changes = policy_change.read(content, str(self._path))
+            except PolicyError as error:
+                log.error("the file of policies cannot be used; what was in force stays", why=str(error))
+                metrics.policy_refusals.labels("file").set(1)
+                continue
+            refused = self._policies.replace("file", changes)
+            for complaint in refused:
+                log.error("a change of policy cannot be used", source="file", why=complaint)
+            _count("file", len(changes), len(refused))
+            log.info("policies read", source="file", changes=len(changes) - len(refused))
+
+    def _read(self) -> bytes:
+        try:
+            return self._path.read_bytes()
+        except OSError as error:
+            raise PolicyError(f"cannot read {self._path}: {error.strerror}") from None
+
+
+class PolicyTopic:
+    """Changes on the policies topic.
+
+    Args:
+        settings: broker and topic.
+        partitions: of the topic.
+        policies: given what is read, if any.
+    """
+
+    def __init__(self, settings: Settings, partitions: int, policies: Policies | None) -> None:
+        self._settings = settings
+        self._partitions = [TopicPartition(settings.topic_policies, n) for n in range(partitions)]
+        self._policies = policies
+        self._held: dict[bytes, PolicyChange | str] = {}
+        self._consumer: AIOKafkaConsumer | None = None
+
+    async def load(self) -> None:
+        """Read to the topic's end.
+
+        Raises:
+            RetryError: Kafka did not answer.
+        """
+        await self.close()
+        try:
+            self._consumer = consumer = await self._open()
+            silent = 0
+            while not await self._at_end(consumer):
+                found = await self._take(consumer)
+                silent = 0 if found else silent + 1
+                if silent > SILENT_S:
+                    raise TimeoutError
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise RetryError(f"policies topic: {type(error).__name__}") from None
+        self._tell()
+
+    async def follow(self) -> None:
+        """Take what comes, for ever; after a failure the topic is read anew."""
+        while True:
+            try:
+                if self._consumer is None:
+                    await self.load()
+                elif await self._take(self._consumer):
+                    self._tell()
+            except (KafkaError, OSError, RetryError) as error:
+                log.warning("the policies topic cannot be read now", why=type(error).__name__)
+                await self.close()
+                await asyncio.sleep(RETRY_S)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await consumer.stop()
+
+    async def _open(self) -> AIOKafkaConsumer:
+        consumer = AIOKafkaConsumer(
+            **self._settings.kafka_client(), enable_auto_commit=False, auto_offset_reset="earliest"
+        )
+        try:
+            await consumer.start()
+            consumer.assign(self._partitions)
+            await consumer.seek_to_beginning(*self._partitions)
+        except BaseException:
+            await consumer.stop()
+            raise
+        return consumer
+
+    async def _at_end(self, consumer: AIOKafkaConsumer) -> bool:
+        # The high-water mark comes with every fetch; Tansu's answer to "latest offset" lags behind it.
+        for tp in self._partitions:
+            end = consumer.highwater(tp)
+            if end is None or await consumer.position(tp) < end:
+                return False
+        return True
+
+    async def _take(self, consumer: AIOKafkaConsumer) -> int:
+        """Enter what has come within a second; returns how many records."""
+        fetched = await consumer.getmany(timeout_ms=1000)
+        records = [record for records in fetched.values() for record in records]
+        for record in records:
+            self._enter(record)
+        return len(records)
+
+    def _enter(self, record: Any) -> None:
+        key = record.key or b""
+        if record.value is None:
+            self._held.pop(_scope(key), None)
+            return
+        try:
+            change = policy_change.decode(record.value)
+            if _scope(key) != change.key:
+                raise PolicyError("its key is not [model, care_unit, patient, version]")
+            self._held[change.key] = change
+        except PolicyError as error:
+            self._held[_scope(key)] = f"offset {record.offset}: {error}"
+
+    def changes(self) -> dict[bytes, PolicyChange]:
+        """What was read and can be used, by key."""
+        return {key: change for key, change in self._held.items() if isinstance(change, PolicyChange)}
+
+    def _tell(self) -> None:
+        if self._policies is None:
+            return
+        refused = [why for why in self._held.values() if isinstance(why, str)]
+        refused += self._policies.replace("topic", self.changes().values())
+        for complaint in refused:
+            log.error("a change of policy cannot be used", source="topic", why=complaint)
+        _count("topic", len(self._held), len(refused))
+        log.info("policies read", source="topic", changes=len(self._held) - len(refused))
+
+
+async def published_changes(settings: Settings) -> dict[bytes, PolicyChange]:
+    """What the policies topic holds that can be used, by key.
+
+    Raises:
+        RetryError: Kafka did not answer.
+        FatalError: there is no such topic.
+    """
+    cluster = await describe(settings, create=settings.create_topics)
+    partitions = cluster.partitions.get(settings.topic_policies, 0)
+    if not partitions:
+        raise FatalError(
+            f"topic {settings.topic_policies or 'for policies'} does not exist; create it with "
+            "cleanup.policy=compact, or set RISKSTREAM_CREATE_TOPICS=true"
+        )
+    topic = PolicyTopic(settings, partitions, None)
+    try:
+        await topic.load()
+    finally:
+        await topic.close()
+    return topic.changes()
+
+
+def _scope(key: bytes) -> bytes:
+    """A key as `PolicyChange.key` writes it, where it is JSON at all."""
+    try:
+        return msgspec.json.encode(msgspec.json.decode(key))
+    except msgspec.DecodeError:
+        return key
+
+
+def _count(source: str, changes: int, refused: int) -> None:
+    metrics.policy_changes.labels(source).set(changes - refused)
+    metrics.policy_refusals.labels(source).set(refused)
