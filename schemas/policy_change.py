@@ -151,13 +151,22 @@ def changed(base: P, changes: Iterable[PolicyChange]) -> P:
     for change in changes:
         stated = {name: getattr(change, name) for name in CHANGED}
         told = {name: value for name, value in stated.items() if value is not UNSET}
-        fields |= msgspec.to_builtins(told)
+        fields |= _whole(msgspec.to_builtins(told))
         version = f"{version}+{change.layer}.{change.version}"
     try:
         policy = msgspec.convert(fields, type(base))
     except msgspec.ValidationError as error:
         raise PolicyError(str(error)) from None
     return msgspec.structs.replace(policy, version=version)
+
+
+def _whole(value: Any) -> Any:
+    """JSON values with 5 for 5.0: NEWS2's policy counts in whole points."""
+    if isinstance(value, dict):
+        return {name: _whole(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def complaints(change: PolicyChange) -> list[str]:

@@ -70,6 +70,8 @@ class Policies:
         if name not in self._changed_models:
             return self.shipped[which]
         layers = self._layers(name, patient_id, care_unit, timestamp_ms)
+        if not layers:
+            return self.shipped[which]
         key = (which, tuple(change.key for change in layers))
         policy = self._made.get(key)
         if policy is None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.latch import Latch
+from schemas.latch import Latch, Quiet
 from schemas.model_config import Level, Policy
 from worker.decide import TREND_MS, Step, decide, expire, fitted
 
@@ -185,3 +185,69 @@ def test_latch_of_a_policy_with_more_levels_still_decides() -> None:
     assert latch.episode is not None
     assert latch.episode.level == 0
     assert fitted(POLICY, run([(0, 0.4)]).latch) == run([(0, 0.4)]).latch
+
+
+SEEN = [(0, 0.95)]
+"""An episode of the highest level, alerted at risk 0.95; its refractory time ends at minute 30."""
+
+
+@pytest.mark.parametrize(
+    ("quiet", "scores", "expected"),
+    [
+        pytest.param(None, [(31, 0.7)], [("updated", 31, 2)], id="nobody has said anything"),
+        pytest.param(Quiet(0, 0, False), [(31, 0.7), (90, 0.5)], [], id="better is not told"),
+        pytest.param(Quiet(0, 0, True), [(31, 0.7), (90, 0.5)], [], id="dismissed: nor here"),
+        pytest.param(Quiet(0, 1, False), [(31, 0.7)], [("updated", 31, 2)], id="of another alert"),
+        pytest.param(Quiet(7, 0, False), [(31, 0.7)], [("updated", 31, 2)], id="of another episode"),
+        pytest.param(
+            Quiet(0, 0, True), [(31, 0.1), (60, 0.1)], [("resolved", 60, 2)], id="that it ends is told"
+        ),
+    ],
+)
+def test_what_was_said_keeps_an_episode_quiet(
+    quiet: Quiet | None, scores: list[tuple[int, float]], expected: list[tuple[str, int, int]]
+) -> None:
+    latch = run(SEEN).latch._replace(quiet=quiet)
+
+    assert shown(run(scores, latch, first=1).steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("dismissed", "expected"),
+    [(False, ["updated", "escalated"]), (True, ["escalated"])],
+    ids=["acknowledged", "dismissed"],
+)
+def test_a_quiet_episode_speaks_again_when_it_is_worse(dismissed: bool, expected: list[str]) -> None:
+    """Acknowledged: by as much as updates ask for. Dismissed: in a higher severity alone."""
+    raised = run([(0, 0.35), (10, 0.35)])
+    latch = raised.latch._replace(quiet=Quiet(1, 0, dismissed))
+
+    worse = run([(41, 0.45), (45, 0.55), (50, 0.7), (55, 0.7)], latch, first=2)
+
+    assert [step.transition for step in raised.steps] == ["raised"]
+    assert [step.transition for step in worse.steps] == expected
+
+
+def test_after_a_worsening_an_alert_needs_its_own_acknowledgement() -> None:
+    latch = run([(0, 0.35), (10, 0.35)]).latch._replace(quiet=Quiet(1, 0, False))
+
+    steps = run([(41, 0.55), (80, 0.36)], latch, first=2).steps
+
+    assert [step.transition for step in steps] == ["updated", "updated"]
+
+
+@given(_scores, st.integers(0, 59), st.booleans())
+def test_what_was_said_never_adds_an_alert(scores: list[tuple[int, float]], at: int, dismissed: bool) -> None:
+    """Nor does it hide that an episode began, escalated or ended, as long as nothing was left out before."""
+    head = run(scores[:at])
+    episode = head.latch.episode
+    if episode is None:
+        return
+    quiet = head.latch._replace(quiet=Quiet(episode.opened, episode.sequence, dismissed))
+
+    said = run(scores[at:], quiet, first=at).steps
+    unsaid = run(scores[at:], head.latch, first=at).steps
+
+    assert len(said) <= len(unsaid)
+    if said and unsaid and said[0].time == unsaid[0].time:
+        assert said[0].transition == unsaid[0].transition
