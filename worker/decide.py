@@ -90,6 +90,8 @@ def fitted(policy: AlertPolicy, latch: Latch) -> Latch:
     """A latch under a policy that may have other levels than the last: its trace begins anew then."""
     levels = len(policy.levels)
     trace, episode, quiet = latch
+    if (trace is None or len(trace.above) == levels) and (episode is None or episode.level < levels):
+        return latch
     if trace is not None and len(trace.above) != levels:
         trace = trace._replace(above=(None,) * levels, below=None)
     if episode is not None and episode.level >= levels:

@@ -127,7 +127,10 @@ def decide_all(
 def points_under(policies: Sequence[News2Policy], plan: Plan) -> Points:
     """The points of every row of a plan, each under its own policy; few of them differ."""
     found = Points(np.zeros(len(policies)), np.zeros(len(policies)))
-    for policy in {id(policy): policy for policy in policies}.values():
+    different = {id(policy): policy for policy in policies}.values()
+    if len(different) == 1:
+        return points(policies[0], plan)
+    for policy in different:
         rows = [i for i, one in enumerate(policies) if one is policy]
         for target, array in zip(found, points(policy, plan), strict=True):
             target[rows] = array[rows]
