@@ -7,7 +7,9 @@ import json
 import random
 from typing import Any, NamedTuple
 
+from schemas.messages import alert_id
 from tests.worker.records import HOUR, T0, message, observation, rfc3339
+from worker.decode import FEEDBACK_TYPE
 
 CANARY = "canary-7f3a-patient"
 EVENT = "canary-7f3a-event"
@@ -91,6 +93,7 @@ BYTES = (
 )
 
 TYPES = (
+    Case("a care unit that is no text", _message(care_unit=[MARK]), _one("invalid-message", "$.care_unit")),
     *(Case(f"a JSON {text}", text.encode(), _one("invalid-message")) for text in ("null", "1", "[]", '"x"')),
     Case("no fields", b"{}", _one("invalid-message")),
     Case("no patient", _message(patient=None), _one("invalid-message")),
@@ -231,7 +234,45 @@ HALF_GOOD = (
     ),
 )
 
+
+def _feedback(**fields: Any) -> bytes:
+    """Feedback on an alert of a place that is not this partition, with texts that name the canary."""
+    episode, transition = f"{TEXT}/vitals/3/7", "raised"
+    alert = {
+        "id": alert_id(episode, "vitals", transition, 0),
+        "episode": episode,
+        "sequence": 0,
+        "transition": transition,
+        "time": rfc3339(T0),
+        "model": {"name": "vitals"},
+        "patient": CANARY,
+    }
+    whole = {
+        "event_id": EVENT,
+        "patient": CANARY,
+        "time": rfc3339(T0),
+        "action": "acknowledged",
+        "role": TEXT,
+        "alert": {**alert, **fields.pop("alert", {})},
+        **fields,
+    }
+    return json.dumps(whole).encode()
+
+
+def _said(name: str, value: bytes, reason: str, path: str) -> Case:
+    return Case(f"feedback: {name}", value, _one(reason, path), headers=(("content-type", FEEDBACK_TYPE),))
+
+
+FEEDBACK = (
+    _said("another input's alert", _feedback(), "unknown-alert", "$.alert"),
+    _said("an id of no alert", _feedback(alert={"id": TEXT}), "unknown-alert", "$.alert.id"),
+    _said("an action that is none", _feedback(action=TEXT), "invalid-message", "$.action"),
+    _said("a reason that is none", _feedback(reason=TEXT), "invalid-message", "$.reason"),
+    _said("another model's name", _feedback(alert={"model": {"name": TEXT}}), "unknown-alert", "$.alert.id"),
+    _said("vitals in its place", _message(), "invalid-message", "$"),
+)
+
 CASES: tuple[Case, ...] = (
     *(*BYTES, *TYPES, *MEANING),
-    *(*DUPLICATE_KEYS, *KEYS, *HEADERS, *HALF_GOOD),
+    *(*DUPLICATE_KEYS, *KEYS, *HEADERS, *HALF_GOOD, *FEEDBACK),
 )
