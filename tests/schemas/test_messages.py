@@ -1,6 +1,6 @@
 """The message types accept what they promise, refuse the rest, and keep reading old messages."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,13 @@ import pytest
 from schemas.messages import (
     MAX_OBSERVATIONS,
     Alert,
+    AlertReference,
     BasisInput,
     DeadLetter,
+    FeedbackAction,
+    FeedbackRecord,
     ForecastPoint,
+    ModelName,
     ModelReference,
     Observation,
     Rejection,
@@ -114,7 +118,7 @@ def test_messages_cannot_be_changed() -> None:
         SOURCE.offset = 1  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("kind", [VitalsRecord, Alert, Score, DeadLetter])
+@pytest.mark.parametrize("kind", [VitalsRecord, Alert, Score, DeadLetter, FeedbackRecord])
 @pytest.mark.parametrize("age", ["minimal", "full", "newer"])
 def test_messages_of_every_age_decode(kind: type[msgspec.Struct], age: str) -> None:
     """`minimal` has only what version 1 required, `full` every field of it, `newer` also unknown fields."""
@@ -204,6 +208,14 @@ def test_explained_messages_decode(kind: type[msgspec.Struct]) -> None:
     assert decoded == EXPLAINED[kind]
 
 
+def feedback(action: FeedbackAction, **more: Any) -> FeedbackRecord:
+    identifier = "5f0d0f6a-0000-5000-8000-000000000000"
+    about = AlertReference(identifier, "c/vitals/3/41", 2, "escalated", NOON, ModelName("vitals"))
+    return FeedbackRecord("f-1", "p-1", NOON + timedelta(minutes=5), about, action, **more)
+
+
+DISMISSED = feedback("dismissed", reason="known-baseline", role="nurse")
+
 EXPECTED: dict[type[msgspec.Struct], dict[str, msgspec.Struct]] = {
     VitalsRecord: {
         "minimal": msgspec.json.decode(record(time="2026-01-02T12:00:00Z"), type=VitalsRecord),
@@ -213,4 +225,5 @@ EXPECTED: dict[type[msgspec.Struct], dict[str, msgspec.Struct]] = {
     Alert: {"minimal": alert("minimal"), "full": alert("full"), "newer": alert("full")},
     Score: dict.fromkeys(("minimal", "full", "newer"), FULL_SCORE),
     DeadLetter: {"minimal": MINIMAL_LETTER, "full": FULL_LETTER, "newer": FULL_LETTER},
+    FeedbackRecord: {"minimal": feedback("acknowledged"), "full": DISMISSED, "newer": DISMISSED},
 }
