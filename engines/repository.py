@@ -7,6 +7,7 @@
 <repository>/<name>/model_card.json        the same for machines; `schemas/model_card.py`
 <repository>/<name>/evaluation.json        how good it was found to be
 <repository>/<name>/evaluation.html        the same, for people
+<repository>/<name>/reference.json         how its inputs and risks were distributed; `engines/drift.py`
 """
 
 import hashlib
@@ -28,6 +29,7 @@ SHIPPED = Path(__file__).parent / "models"
 CONFIG, GRAPH, GOLDEN = "config.json", "model.onnx", "golden.npz"
 CARD, MODEL_CARD, EVALUATION = "MODEL_CARD.md", "model_card.json", "evaluation.json"
 PAGE = "evaluation.html"
+REFERENCE = "reference.json"
 
 BACKENDS = ("onnxruntime",)
 

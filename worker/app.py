@@ -27,6 +27,7 @@ from worker.batch import Batcher
 from worker.checkpoint import Checkpointer
 from worker.cluster import Cluster, complaints, describe, optional_topics
 from worker.config import Settings
+from worker.drift import watch
 from worker.errors import FatalError, RetryError, StoreError
 from worker.feedback_topic import Carrier
 from worker.http import Health, serve
@@ -238,6 +239,7 @@ class Worker:
             author,
             limits_of(settings),
             publish_scores=settings.publish_scores,
+            watch=watch(settings.model_repository, config),
         )
         horizon_ms = round(settings.rebuild_horizon_h * 3_600_000)
         restorer = Restorer(store, app.consumer, model, batcher.infer, horizon_ms)

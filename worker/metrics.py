@@ -71,6 +71,21 @@ risk = Histogram(
 feature_missing = Counter(
     "riskstream_feature_missing_total", "Scored rows in which a feature was not in the window", ["feature"]
 )
+patient_hours = Counter(
+    "riskstream_patient_hours_total",
+    "Patient-hours by where a feature's last scored value lies among the bins of the model's reference",
+    ["reference", "feature", "bin"],
+)
+reference_share = Gauge(
+    "riskstream_reference_share_ratio",
+    "Share of each bin in the model's reference",
+    ["reference", "feature", "bin"],
+)
+reference_noise = Gauge(
+    "riskstream_reference_noise_ratio",
+    "Stability index that chance alone gives, times the number of patient-hours",
+    ["reference", "feature"],
+)
 lag = Gauge("riskstream_lag_records", "Records not yet handled", ["topic", "partition"])
 partition_ready = Gauge(
     "riskstream_partition_ready", "1 once a partition's state is restored", ["topic", "partition"]

@@ -35,6 +35,7 @@ from worker.change import Change, Fate, Lapse
 from worker.config import Settings
 from worker.decide import Step, decide, expire
 from worker.decode import Event, Feedback, Record, Refusal, decode
+from worker.drift import DriftWatch
 from worker.early_warning import Warned
 from worker.errors import EngineDownError
 from worker.explain import explain
@@ -87,6 +88,7 @@ class Pipeline:
         author: gives the writer of a partition's messages.
         limits: what is accepted.
         publish_scores: whether every score is published too.
+        watch: counts what is scored, where the model has a reference to compare it with.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Pipeline:
         limits: Limits,
         *,
         publish_scores: bool,
+        watch: DriftWatch | None = None,
     ) -> None:
         self.model = model
         self.policies = policies
@@ -107,6 +110,7 @@ class Pipeline:
         self._author = author
         self._limits = limits
         self._publish_scores = publish_scores
+        self._watch = watch
 
     async def process(self, partition: Partition, chunk: Sequence[Record]) -> Change:
         """Take a partition's next records from bytes to confirmed messages; then move its position on.
@@ -160,6 +164,8 @@ class Pipeline:
         count(partition.place.topic, change, self.model.config)
         count_feedback(change.said)
         observe(chunk, change, prediction.risk, self.model)
+        if self._watch is not None:
+            self._watch.observe(change.plan, prediction.risk)
 
     async def expire_silent(self, partition: Partition, now_ms: int) -> None:
         """Publish `expired` for episodes whose patients are silent, before a record of theirs brings it out.

@@ -30,6 +30,7 @@ from worker.change import Change
 from worker.codec import encode_bin, encode_hot
 from worker.config import Settings
 from worker.decode import Event, Record, decode
+from worker.drift import watch
 from worker.messages import Author
 from worker.normalise import normalise
 from worker.partition import Partition, Place
@@ -211,6 +212,7 @@ async def _path(records: list[Record], engine: Engine, settings: Settings, clock
         lambda _: author,
         limits_of(settings),
         publish_scores=settings.publish_scores,
+        watch=watch(settings.model_repository, engine.config),
     )
     pipeline.clock = clock
     partition, due = Partition(PLACE, 0, 0), CHECKPOINT_EVERY
