@@ -376,7 +376,7 @@ def _shift(name: str, expected: Distribution, values: F32, patients: int, stays:
         int(np.ceil(expected.noise / TELLABLE)),
         _short(np.median(known)) if len(known) else None,
         expected.median,
-        round(counts[-1] / len(values), 4),
+        round(float(counts[-1] / len(values)), 4),
         round(expected.missing, 4),
         expected.edges,
         _rounded(counts / len(values)),

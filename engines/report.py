@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
 
     raise ExtraError(f"pages need {error.name}: pip install 'riskstream[report]'") from error
 
-from engines import report_images, report_stays, report_story
+from engines import report_drift, report_images, report_stays, report_story
 from engines.report_parts import Section
 from engines.repository import MODEL_CARD
 
@@ -34,16 +34,34 @@ def page(evaluation: Mapping[str, Any], card: Mapping[str, Any] | None = None) -
         evaluation: content of an evaluation.json.
         card: content of the model's model_card.json, if there is one.
     """
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(PAGE.read_text(encoding="utf-8"))
     model = evaluation.get("model", {})
-    return template.render(
+    return _template().render(
         title=f"{model.get('name', 'model')}, version {model.get('version', '?')}",
         warning=WARNING,
         facts=report_story.facts(evaluation),
         verdict=evaluation.get("verdict", []),
         sections=_sections(evaluation, card),
     )
+
+
+def drift_page(content: Mapping[str, Any]) -> str:
+    """The page on drift.
+
+    Args:
+        content: what `riskstream drift --report` writes.
+    """
+    return _template().render(
+        title=f"{content['model']['name']}: drift",
+        warning=WARNING,
+        facts=report_drift.facts(content),
+        verdict=report_drift.verdict(content),
+        sections=report_drift.sections(content, report_charts),
+    )
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(PAGE.read_text(encoding="utf-8"))
 
 
 def write_page(evaluation: Mapping[str, Any], path: Path, folder: Path | None = None) -> None:

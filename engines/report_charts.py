@@ -173,6 +173,32 @@ def over_hours(name: str, series: Mapping[str, Mapping[str, Sequence[float]]], l
         return _svg(figure, name, alt)
 
 
+def shares(
+    name: str, bins: Sequence[str], live: Sequence[float], reference: Sequence[float], alt: str
+) -> str:
+    """Shares of two distributions over the same bins, side by side."""
+    with rc_context(_STYLE):
+        figure, axes = _axes("", "share of patient-hours")
+        place = np.arange(len(bins))
+        for number, (label, heights) in enumerate((("now", live), ("reference", reference))):
+            beside = place + 0.4 * (number - 0.5)
+            hatch = "////" if number else None
+            axes.bar(
+                beside,
+                heights,
+                0.4,
+                color=_colour(1 - number),
+                hatch=hatch,
+                edgecolor=INK,
+                lw=0.4,
+                label=label,
+            )
+        axes.set_xticks(place, bins, rotation=45, ha="right")
+        axes.grid(visible=False, axis="x")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+        return _svg(figure, name, alt)
+
+
 def forest(
     name: str, rows: Sequence[tuple[str, Sequence[float] | None]], label: str, alt: str, *, at: float | None
 ) -> str:

@@ -2,7 +2,7 @@
 
 import typer
 
-from worker import cli_engine, cli_evaluate, cli_repository, cli_train
+from worker import cli_drift, cli_engine, cli_evaluate, cli_repository, cli_train
 
 app = typer.Typer(help="Train, evaluate, build, compare and list models.", no_args_is_help=True)
 app.command()(cli_train.train)
@@ -14,3 +14,4 @@ app.command()(cli_engine.compare)
 app.command(name="list")(cli_repository.list_)
 app.command()(cli_repository.check)
 app.command()(cli_repository.add)
+app.command()(cli_drift.reference)

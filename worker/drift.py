@@ -34,6 +34,12 @@ SILENT_S = 3600.0
 SWEEP_S = 300.0
 """Between two looks for silent patients."""
 
+COUNT_S = 5.0
+"""Hours that are over are counted together, so long after the last time, or `COUNT_HOURS` of them: to count
+one costs as much as to count hundreds."""
+
+COUNT_HOURS = 1024
+
 
 class Newest(NamedTuple):
     """A patient's last scored row.
@@ -111,7 +117,9 @@ class DriftWatch:
 
     def __init__(self, model: SeriesModel, reference: Reference) -> None:
         self._tally = HourTally(model)
-        self._swept_s = time.perf_counter()
+        self._swept_s = self._counted_s = time.perf_counter()
+        self._waiting: list[F32] = []
+        self._hours_waiting = 0
         self._distributions = list(reference.distributions().values())
         name = hashlib.sha256(msgspec.json.encode(reference)).hexdigest()[:8]
         self._counters = []
@@ -132,15 +140,26 @@ class DriftWatch:
             plan: of the chunk.
             risks: float32[scored].
         """
-        self._count(self._tally.take(plan, risks).values)
+        self._wait(self._tally.take(plan, risks))
         now_s = time.perf_counter()
         if now_s - self._swept_s > SWEEP_S:
             self._swept_s = now_s
-            self._count(self._tally.silent(now_s - SILENT_S).values)
+            self._wait(self._tally.silent(now_s - SILENT_S))
+        if now_s - self._counted_s > COUNT_S or self._hours_waiting >= COUNT_HOURS:
+            self._counted_s = now_s
+            self.count()
 
-    def _count(self, values: F32) -> None:
-        if not len(values):
+    def _wait(self, closed: Closed) -> None:
+        if closed.patients:
+            self._waiting.append(closed.values)
+            self._hours_waiting += len(closed.patients)
+
+    def count(self) -> None:
+        """Count the hours that are over and wait."""
+        if not self._waiting:
             return
+        values = np.concatenate(self._waiting)
+        self._waiting, self._hours_waiting = [], 0
         for column, (expected, counters) in enumerate(zip(self._distributions, self._counters, strict=True)):
             counts = expected.count(values[:, column])
             for code in np.flatnonzero(counts):
