@@ -6,6 +6,7 @@ outputs    on random inputs: finite, risks and probabilities between 0 and 1, no
 hostile    the same, where nothing was measured or everything is at the edge of what is plausible
 batches    row i of a batch has the same bytes alone and among others
 speed      milliseconds a row, alone and in company; never a complaint
+reference  of a series model: reference.json is this model's; without one drift is not watched, no complaint
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from engines import repository, synthetic
+from engines import drift_reference, repository, synthetic
 from engines.engine import F32, Engine
 from engines.errors import EngineError, RepositoryError
 from schemas.model_config import ModelConfig
@@ -59,7 +60,20 @@ def check(models: Path, name: str, backend: str = "onnxruntime") -> list[Finding
     for subject, look in checks.items():
         findings.append(_found(subject, look, engine))
     engine.close()
-    return findings
+    return [*findings, *_reference(models, config)]
+
+
+def _reference(models: Path, config: ModelConfig) -> list[Finding]:
+    if config.kind == "image":
+        return []
+    if not (models / config.name / repository.REFERENCE).exists():
+        remedy = f"`riskstream model reference {config.name} --data SOURCE` makes one"
+        return [Finding("reference", True, f"none, so that drift is not watched; {remedy}")]
+    try:
+        found = drift_reference.read(models, config)
+    except EngineError as error:
+        return [Finding("reference", False, f"{error.reason}: {error}")]
+    return [Finding("reference", True, f"{found.hours:,} patient-hours of {found.stays:,} stays")]
 
 
 def _found(subject: str, look: Callable[[Engine], tuple[bool, str]], engine: Engine) -> Finding:

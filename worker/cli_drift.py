@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from engines import drift, drift_reference, physionet2012, repository
+from engines import drift_reference, physionet2012, repository
 from worker.cli_files import check_writable
 from worker.cli_told import bar, shown, told
 
@@ -126,7 +126,7 @@ def _found(
         settings = config.load(**overrides)
         known = outcome_file.read(outcomes) if outcomes is not None else None
         engine = repository.load(settings.model_repository, settings.model, settings.backend)
-        expected = drift.read(settings.model_repository, engine.config)
+        expected = drift_reference.read(settings.model_repository, engine.config)
         show("reading records", 0, 0)
         chosen = recording.read(data, recording.Choice(patients))
         found = asyncio.run(drift_report.observed(chosen, engine, settings, at_hour, show))

@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from engines import drift
+from engines import drift, drift_reference
 from engines.drift import Reference
 from engines.errors import RepositoryError
 from engines.steps import SeriesModel
@@ -121,14 +121,14 @@ class DriftWatch:
         self._waiting: list[F32] = []
         self._hours_waiting = 0
         self._distributions = list(reference.distributions().values())
-        name = hashlib.sha256(msgspec.json.encode(reference)).hexdigest()[:8]
+        name = label(reference)
         self._counters = []
         for feature, expected in reference.distributions().items():
             self._counters.append(
-                [metrics.patient_hours.labels(name, feature, label) for label in expected.names()]
+                [metrics.patient_hours.labels(name, feature, place) for place in expected.names()]
             )
-            for label, share in zip(expected.names(), expected.shares, strict=True):
-                metrics.reference_share.labels(name, feature, label).set(share)
+            for place, share in zip(expected.names(), expected.shares, strict=True):
+                metrics.reference_share.labels(name, feature, place).set(share)
             # Of one patient-hour: Prometheus knows how many hours it has, not of how many patients.
             hours_of_a_stay = reference.hours / reference.stays
             metrics.reference_noise.labels(name, feature).set(expected.noise * hours_of_a_stay)
@@ -166,13 +166,18 @@ class DriftWatch:
                 counters[code].inc(int(counts[code]))
 
 
+def label(reference: Reference) -> str:
+    """What a reference is called in metrics: another one, even of the same model, is counted apart."""
+    return hashlib.sha256(msgspec.json.encode(reference)).hexdigest()[:8]
+
+
 def watch(repository: Path, config: ModelConfig) -> DriftWatch | None:
     """The watch of a model; None, with a warning, where its reference is missing or does not fit.
 
     To alert matters more than to watch for drift, so that a worker starts without.
     """
     try:
-        return DriftWatch(SeriesModel(config), drift.read(repository, config))
+        return DriftWatch(SeriesModel(config), drift_reference.read(repository, config))
     except RepositoryError as error:
         log.warning("drift is not watched", why=str(error))
         return None

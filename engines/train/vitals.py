@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import card, evaluate, judge, metrics, physionet2012, report
+from engines import card, drift, drift_reference, evaluate, judge, metrics, physionet2012, report
 from engines.baselines import BASELINES, Baseline, compared
 from engines.errors import DatasetError
 from engines.folds import FOLDS, Folds, fold_name
@@ -322,6 +322,8 @@ def _write(
     }
     (folder / BASELINES).write_bytes(baselines.final(made, died, features))
     (folder / EVALUATION).write_bytes(evaluate.pretty(evaluation))
+    hours = drift.hours_of(made, platt(result.logits), config)
+    drift_reference.write(drift.make(config, hours, evaluation["data"], "out of fold"), folder)
     card.write(folder, config, evaluation, FACTS[name](_form(plan), TRIED))
     report.write_page(evaluation, folder / PAGE, folder)
     return evaluation

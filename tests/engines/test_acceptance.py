@@ -31,6 +31,7 @@ def test_a_sound_model_of_any_kind_is_well(tmp_path: Path, kind: str) -> None:
         "hostile",
         "batches",
         "speed",
+        *(["reference"] if repository.read_config(tmp_path, "small").kind != "image" else []),
     ]
     assert all(finding.well for finding in findings), findings
 
@@ -46,6 +47,19 @@ def test_the_shipped_models_are_well() -> None:
     for config in repository.list_models():
         findings = acceptance.check(repository.SHIPPED, config.name)
         assert all(finding.well for finding in findings), findings
+
+
+def test_a_reference_of_another_model_is_a_complaint(tmp_path: Path) -> None:
+    put(tmp_path, *model_of("features"))
+    *_, without = acceptance.check(tmp_path, "small")
+    assert without.well
+    assert "none, so that drift is not watched" in without.detail
+    (tmp_path / "small" / repository.REFERENCE).write_bytes(
+        (repository.SHIPPED / "vitals" / repository.REFERENCE).read_bytes()
+    )
+    *_, wrong = acceptance.check(tmp_path, "small")
+    assert (wrong.subject, wrong.well) == ("reference", False)
+    assert "riskstream model reference small" in wrong.detail
 
 
 def row_model(*nodes: object, **constants: object) -> tuple[ModelConfig, bytes]:

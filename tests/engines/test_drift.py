@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from engines import drift, repository
+from engines import drift, drift_reference, repository
 from engines.drift import Distribution, Hours, Reference, Shift
 from engines.errors import DatasetError, RepositoryError
 from schemas.features import CHANNEL
@@ -201,7 +201,7 @@ def written(folder: Path, **changes: Any) -> Path:
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
-    assert drift.read(written(tmp_path), CONFIG) == reference(50)
+    assert drift_reference.read(written(tmp_path), CONFIG) == reference(50)
 
 
 RISK_OF_50 = msgspec.to_builtins(reference(50).risk)
@@ -224,7 +224,7 @@ def test_a_reference_that_does_not_fit_is_refused(
     tmp_path: Path, changes: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(RepositoryError, match=complaint) as caught:
-        drift.read(written(tmp_path, **changes), CONFIG)
+        drift_reference.read(written(tmp_path, **changes), CONFIG)
     assert "riskstream model reference tiny" in str(caught.value)
 
 
@@ -232,18 +232,18 @@ def test_a_reference_that_does_not_fit_is_refused(
 def test_a_file_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
     (written(tmp_path) / "tiny" / "reference.json").write_bytes(content)
     with pytest.raises(RepositoryError, match="is no reference"):
-        drift.read(tmp_path, CONFIG)
+        drift_reference.read(tmp_path, CONFIG)
 
 
 def test_a_missing_file_says_how_to_make_it(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match=r"cannot read .*`riskstream model reference tiny"):
-        drift.read(tmp_path, CONFIG)
+        drift_reference.read(tmp_path, CONFIG)
 
 
 @pytest.mark.parametrize("name", ["vitals", "bedside"])
 def test_a_shipped_model_has_its_reference(name: str) -> None:
     config = repository.read_config(repository.SHIPPED, name)
-    found = drift.read(repository.SHIPPED, config)
+    found = drift_reference.read(repository.SHIPPED, config)
     assert found.stays > 3000
     assert (repository.SHIPPED / name / repository.REFERENCE).stat().st_size < 20_000
     assert min(d.noise for d in found.distributions().values()) > 0

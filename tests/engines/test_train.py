@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 
-from engines import physionet2012, repository
+from engines import drift_reference, physionet2012, repository
 from engines.errors import DatasetError
 from engines.steps import run_stays, run_steps
 from engines.train import calibrate, data, ensemble, export, fit, vitals
@@ -238,8 +238,11 @@ def test_the_whole_procedure_on_made_up_stays(tmp_path: Path) -> None:
     files = {path.name for path in (tmp_path / "models/vitals").iterdir()}
     assert files == {
         "1", "MODEL_CARD.md", "baselines.npz", "config.json", "evaluation.html", "evaluation.json",
-        "model_card.json",
+        "model_card.json", "reference.json",
     }  # fmt: skip
+    reference = drift_reference.read(tmp_path / "models", engine.config)
+    assert (reference.stays, reference.risks) == (len(lines) - 1, "out of fold")
+    assert reference.data_digest == figures["data"]["digest"]
 
 
 @pytest.mark.parametrize(
