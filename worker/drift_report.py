@@ -12,13 +12,13 @@ from engines.drift import F32, Hours, Reference
 from engines.engine import Engine
 from engines.errors import DatasetError
 from engines.steps import SeriesModel
-from schemas import news2_policy
 from worker.bench.pipeline import records_of
 from worker.change import Change
 from worker.config import Settings
 from worker.decode import Record
 from worker.drift import Closed, HourTally
 from worker.partition import Partition, Place
+from worker.policies import shipped
 from worker.recording import Recording
 from worker.rerun import Rerun
 
@@ -85,7 +85,7 @@ async def observed(
         within_h: hours after a patient's first score up to which the risk that is judged is taken.
         progress: told (what, done, of).
     """
-    rerun = Rerun(engine, news2_policy.load(settings.news2_policy), settings)
+    rerun = Rerun(engine, shipped(settings, engine.config), settings)
     gathered = _Gathered(SeriesModel(engine.config), round(within_h * 3_600_000))
     partition, done = Partition(PLACE, 0, 0), 0
     try:
