@@ -5,8 +5,11 @@ from types import ModuleType
 from typing import Any
 
 from engines.report_parts import Chart, Section, Table, number, with_interval
+from schemas.features import FEATURES
 
 Content = Mapping[str, Any]
+
+_UNIT = {feature.name: feature.unit for feature in FEATURES}
 
 DRAWN = 9
 """Charts on a page: the features that drifted most."""
@@ -75,7 +78,8 @@ def _worst(shift: Content) -> tuple[bool, float]:
 def _chart(place: int, shift: Content, charts: ModuleType) -> Chart:
     name = shift["feature"].replace("_", " ")
     told = shift["band"] if shift["psi"] is None else f"PSI {shift['psi']:.2f}, {shift['band']}"
-    words = f"{name}: {told}"
+    unit = f" in {_UNIT[shift['feature']]}" if _UNIT.get(shift["feature"], "1") != "1" else ""
+    words = f"{name}{unit}: {told}"
     svg = charts.shares(
         f"shift{place}", bin_names(shift["edges"]), shift["shares"], shift["reference_shares"], words
     )

@@ -142,7 +142,7 @@ def report(
     }
     if known is not None:
         content["outcomes"] = _outcomes(found.risks, known, within_h)
-    return content | {"reproduce": evaluate.reproduction(f"riskstream drift --data {source}")}
+    return content | {"reproduce": evaluate.reproduction(f"riskstream drift --data {source} --model {reference.model}")}
 
 
 def _outcomes(risks: Mapping[str, float], known: Mapping[str, int], within_h: float) -> dict[str, Any]:
