@@ -4,10 +4,10 @@ Everything is counted in *patient-hours*: the last scored row of each patient in
 a record every second weighs no more than one with a record an hour, and live rows are as reference rows are.
 
 The reference (`reference.json` in the model folder) has for each feature, and for the risk, the edges of at
-most ten bins of about equal size and the patient-hours in each; those in which the feature was nowhere in the
-window are a bin of their own, `never`. Two distributions p, q over the bins are compared by the population
-stability index, the sum of (p - q) ln(p / q); half a patient-hour is added to every bin first, so that an
-empty one gives a number.
+most ten bins of about equal size and the patient-hours in each; those in which the feature was not in the
+window, or far older than is usual, are a bin of their own, `absent`. Two distributions p, q over the bins are
+compared by the population stability index, the sum of (p - q) ln(p / q); half a patient-hour is added to
+every bin first, so that an empty one gives a number.
 
 Chance alone makes this index larger than 0, the more so as a patient's hours resemble each other. `noise`
 says by how much: it is what the index of one stay's worth of rows would be, from the variance between the
@@ -52,7 +52,12 @@ TELLABLE = 0.05
 RISK = "risk"
 """What the risk is called among the features; no feature has this name."""
 
-NEVER_BIN = "never"
+ABSENT = "absent"
+"""The bin of patient-hours in which a feature is not in the window, or too old."""
+
+USUAL, OLDER = 0.99, 2
+"""A value that is more than so many times as old as this share of the reference's counts as absent: a sensor
+that falls away is seen before the window has run out of its last value."""
 
 Band = Literal["stable", "moderate", "large", "too few"]
 
@@ -63,19 +68,21 @@ class Distribution(Struct, frozen=True, forbid_unknown_fields=True):
     Bin k holds values from edges[k - 1] to below edges[k], in the feature's canonical unit.
 
     edges: ascending; none where nothing was measured.
-    hours: patient-hours in each bin, one more than edges, and last those in which it was never measured.
-    median: of the measured; None where nothing was.
+    hours: patient-hours in each bin, one more than edges, and last those in which it was absent.
+    median: of the others; None where there are none.
     noise: the index that chance alone gives, times the number of patients.
+    absent_h: from this age in hours on a value counts as absent, 48 at most.
     """
 
     edges: tuple[float, ...]
     hours: tuple[int, ...]
     median: float | None
     noise: float
+    absent_h: float = NEVER
 
     def names(self) -> tuple[str, ...]:
         """Names of the bins: metric labels."""
-        return (*(str(number) for number in range(len(self.edges) + 1)), NEVER_BIN)
+        return (*(str(number) for number in range(len(self.edges) + 1)), ABSENT)
 
     @property
     def shares(self) -> NDArray[np.float64]:
@@ -83,12 +90,12 @@ class Distribution(Struct, frozen=True, forbid_unknown_fields=True):
         return smoothed(np.array(self.hours))
 
     @property
-    def missing(self) -> float:
-        """Share of the patient-hours in which it was never measured."""
+    def absent(self) -> float:
+        """Share of the patient-hours in which it was absent."""
         return self.hours[-1] / sum(self.hours)
 
     def codes(self, values: F32) -> NDArray[np.intp]:
-        """The bin of each value; of NaN, which stands for never measured, the last."""
+        """The bin of each value; of NaN, which stands for absent, the last."""
         found = np.searchsorted(np.array(self.edges, dtype=np.float32), values, side="right")
         return np.where(np.isnan(values), len(self.edges) + 1, found)
 
@@ -122,12 +129,17 @@ class Reference(Struct, frozen=True, forbid_unknown_fields=True):
         """Of every feature, and last of the risk: the columns of `Hours`."""
         return {**self.features, RISK: self.risk}
 
+    @property
+    def absent_h(self) -> F32:
+        """From which age on a value counts as absent, float32[features]."""
+        return np.array([found.absent_h for found in self.features.values()], dtype=np.float32)
+
 
 class Hours(NamedTuple):
     """Patient-hours.
 
     patients: int64[hours], numbers the patients.
-    values: float32[hours, features + 1], canonical units, NaN where never measured; the risk is last.
+    values: float32[hours, features + 1], canonical units, NaN where absent; the risk is last.
     """
 
     patients: NDArray[np.int64]
@@ -142,8 +154,8 @@ class Shift(Struct, frozen=True):
     chance: what chance alone gives.
     band: of psi less chance.
     patients_needed: how many patients would do.
-    median, missing: live; reference_median, reference_missing: in the reference.
-    shares, reference_shares: of the bins, the last those never measured; edges: between the bins.
+    median, absent: live; reference_median, reference_absent: in the reference.
+    shares, reference_shares: of the bins, the last that of the absent; edges: between the bins.
     """
 
     feature: str
@@ -153,8 +165,8 @@ class Shift(Struct, frozen=True):
     patients_needed: int
     median: float | None
     reference_median: float | None
-    missing: float
-    reference_missing: float
+    absent: float
+    reference_absent: float
     edges: tuple[float, ...]
     shares: tuple[float, ...]
     reference_shares: tuple[float, ...]
@@ -165,25 +177,37 @@ class Shift(Struct, frozen=True):
         return 0.0 if self.psi is None else max(self.psi - self.chance, 0.0)
 
 
-def hours_of(made: Rows, risks: NDArray[np.floating], config: ModelConfig) -> Hours:
+def hours_of(made: Rows, risks: NDArray[np.floating], config: ModelConfig) -> tuple[Hours, F32]:
     """The patient-hours of stays: the rows of hours in which something was measured that the model reads.
 
     Args:
         made: rows of the stays, float32[stays, steps, channels].
         risks: float[stays, steps], at the end of each hour.
         config: of the model.
+
+    Returns:
+        The hours, and from which age on a value counted as absent, float32[features].
     """
     chosen = columns(config)
     series = chosen[[not IS_STATIC[channel] for channel in chosen]]
     stays, steps = np.nonzero((made.counts[..., series] > 0).any(axis=-1))
     read = Rows(*(array[stays, steps][:, chosen] for array in made))
-    return Hours(stays, joined(read.values, read.elapsed, risks[stays, steps]))
+    absent_h = np.array([_absent_h(ages) for ages in read.elapsed.T], dtype=np.float32)
+    return Hours(stays, joined(read.values, read.elapsed, risks[stays, steps], absent_h)), absent_h
 
 
-def joined(values: F32, elapsed: F32, risks: NDArray[np.floating]) -> F32:
+def _absent_h(ages: F32) -> float:
+    """From which age on a value counts as absent, from the ages of a feature's values in hours."""
+    known = ages[ages < NEVER]
+    if not len(known):
+        return NEVER
+    return min(OLDER * float(np.quantile(known, USUAL, method="inverted_cdf")) + 1, NEVER)
+
+
+def joined(values: F32, elapsed: F32, risks: NDArray[np.floating], absent_h: F32) -> F32:
     """Rows of the model's features as `Hours.values` holds them."""
     out = np.empty((len(values), values.shape[1] + 1), dtype=np.float32)
-    out[:, :-1] = np.where(elapsed >= NEVER, np.nan, values)
+    out[:, :-1] = np.where(elapsed >= absent_h, np.nan, values)
     out[:, -1] = risks
     return out
 
@@ -191,6 +215,7 @@ def joined(values: F32, elapsed: F32, risks: NDArray[np.floating]) -> F32:
 def make(
     config: ModelConfig,
     found: Hours,
+    absent_h: F32,
     data: dict[str, Any],
     risks: Literal["served", "out of fold"],
 ) -> Reference:
@@ -198,7 +223,7 @@ def make(
 
     Args:
         config: of the model.
-        found: of the stays, from `hours_of`.
+        found, absent_h: of the stays, from `hours_of`.
         data: name and digest of the data set, from `physionet2012.described`.
         risks: whose the risks are.
 
@@ -208,7 +233,8 @@ def make(
     if not len(found.patients):
         raise DatasetError(f"no hour of the data has a value that {config.name} reads")
     stays = np.unique(found.patients, return_inverse=True)[1]
-    made = [distribution(found.values[:, column], stays) for column in range(found.values.shape[1])]
+    ages = [*absent_h.tolist(), NEVER]
+    made = [distribution(found.values[:, column], stays, age) for column, age in enumerate(ages)]
     return Reference(
         config.name,
         config.digest,
@@ -222,12 +248,13 @@ def make(
     )
 
 
-def distribution(values: F32, stays: NDArray[np.int64]) -> Distribution:
+def distribution(values: F32, stays: NDArray[np.int64], absent_h: float = NEVER) -> Distribution:
     """Bins and counts of one feature.
 
     Args:
-        values: float32[hours], NaN where never measured.
+        values: float32[hours], NaN where absent.
         stays: int64[hours], numbers the stays from 0.
+        absent_h: kept with it.
     """
     measured = values[~np.isnan(values)]
     edges = tuple(_short(edge) for edge in _edges(measured))
@@ -235,7 +262,8 @@ def distribution(values: F32, stays: NDArray[np.int64]) -> Distribution:
     codes = blank.codes(values)
     counts = np.bincount(codes, minlength=len(blank.hours))
     median = _short(np.median(measured)) if len(measured) else None
-    return Distribution(edges, tuple(counts.tolist()), median, round(_noise(codes, stays, counts), 4))
+    noise = round(_noise(codes, stays, counts), 4)
+    return Distribution(edges, tuple(counts.tolist()), median, noise, absent_h)
 
 
 def _edges(measured: F32) -> NDArray[np.float32]:
@@ -325,7 +353,7 @@ def _shift(name: str, expected: Distribution, values: F32, patients: int, stays:
         _short(np.median(known)) if len(known) else None,
         expected.median,
         round(float(counts[-1] / len(values)), 4),
-        round(expected.missing, 4),
+        round(expected.absent, 4),
         expected.edges,
         _rounded(counts / len(values)),
         _rounded(np.array(expected.hours) / sum(expected.hours)),

@@ -13,6 +13,7 @@ from engines.repository import REFERENCE
 from engines.robustness import Progress
 from engines.steps import require_series
 from schemas.model_config import ModelConfig
+from schemas.window import NEVER
 
 
 def of_stays(engine: Engine, source: Path, progress: Progress) -> Reference:
@@ -31,8 +32,8 @@ def of_stays(engine: Engine, source: Path, progress: Progress) -> Reference:
     stays = physionet2012.read(source)
     made = evaluate_stays.rows_of(stays, progress)
     risks = evaluate_stays.served(engine, made, progress).risk
-    found = drift.hours_of(made, risks, engine.config)
-    return drift.make(engine.config, found, physionet2012.described(stays), "served")
+    found, absent_h = drift.hours_of(made, risks, engine.config)
+    return drift.make(engine.config, found, absent_h, physionet2012.described(stays), "served")
 
 
 def write(reference: Reference, folder: Path) -> Path:
@@ -90,4 +91,6 @@ def _wrong(found: Distribution, hours: int) -> str:
         return f"its bins hold {sum(found.hours)} hours, the reference {hours}; none may be negative"
     if not np.isfinite(found.noise) or found.noise < 0:
         return f"noise must be 0 or above, is {found.noise}"
+    if not 1 <= found.absent_h <= NEVER:
+        return f"absent_h must be 1 to {NEVER:g}, is {found.absent_h}"
     return ""

@@ -51,7 +51,8 @@ def sections(content: Content, charts: ModuleType) -> list[Section]:
             "What drifted most",
             text=(
                 "Shares of patient-hours by bins of the reference, which hold about as many hours each. "
-                "The last bar, never, is of hours in whose two days it was not measured once.",
+                "The last bar is of hours in which it was absent: not measured for two days, or for far "
+                "longer than is usual in the reference.",
             ),
             charts=[_chart(place, shift, charts) for place, shift in enumerate(shifts[:DRAWN])],
         ),
@@ -89,12 +90,12 @@ def _chart(place: int, shift: Content, charts: ModuleType) -> Chart:
 def bin_names(edges: Sequence[float]) -> list[str]:
     """What each bar stands for."""
     if not edges:
-        return ["any", "never"]
-    return [f"<{edges[0]:.4g}", *(f"{edge:.4g}–" for edge in edges), "never"]
+        return ["any", "absent"]
+    return [f"<{edges[0]:.4g}", *(f"{edge:.4g}–" for edge in edges), "absent"]
 
 
 def _table(shifts: Sequence[Content]) -> Table:
-    headings = ("", "PSI", "by chance", "band", "median", "in reference", "missing", "in reference")
+    headings = ("", "PSI", "by chance", "band", "median", "in reference", "absent", "in reference")
     return Table("Worst first", headings, [_row(shift) for shift in shifts])
 
 
@@ -105,7 +106,7 @@ def _row(shift: Content) -> list[str]:
         number(shift["chance"]),
         shift["band"] if shift["psi"] is not None else f"needs {shift['patients_needed']:,} patients",
         *("–" if value is None else f"{value:.4g}" for value in (shift["median"], shift["reference_median"])),
-        *(f"{value:.1%}" for value in (shift["missing"], shift["reference_missing"])),
+        *(f"{value:.1%}" for value in (shift["absent"], shift["reference_absent"])),
     ]
 
 

@@ -129,7 +129,7 @@ def _found(
         expected = drift_reference.read(settings.model_repository, engine.config)
         show("reading records", 0, 0)
         chosen = recording.read(data, recording.Choice(patients))
-        found = asyncio.run(drift_report.observed(chosen, engine, settings, at_hour, show))
+        found = asyncio.run(drift_report.observed(chosen, engine, expected, settings, at_hour, show))
         engine.close()
     except (config.ConfigError, PolicyError, recording.SourceError) as error:
         raise DatasetError(str(error)) from None
@@ -172,7 +172,7 @@ def _print(content: Content) -> None:
         soft_wrap=True,
         highlight=False,
     )
-    table = Table("feature", "PSI", "by chance", "", "median", "was", "missing", "was")
+    table = Table("feature", "PSI", "by chance", "", "median", "was", "absent", "was")
     for shift in sorted(content["shifts"], key=_worst):
         table.add_row(
             shift["feature"],
@@ -182,7 +182,7 @@ def _print(content: Content) -> None:
             _number(shift["median"]),
             _number(shift["reference_median"]),
             f"{shift['missing']:.1%}",
-            f"{shift['reference_missing']:.1%}",
+            f"{shift['reference_absent']:.1%}",
         )
     console.print(table)
     if "outcomes" in content:

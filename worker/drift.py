@@ -68,8 +68,9 @@ class Closed(NamedTuple):
 class HourTally:
     """The newest row of each patient; some 400 bytes each, of those scored within the hour."""
 
-    def __init__(self, model: SeriesModel) -> None:
+    def __init__(self, model: SeriesModel, reference: Reference) -> None:
         self._columns = model.columns
+        self._absent_h = reference.absent_h
         self._newest: dict[str, Newest] = {}
 
     def __len__(self) -> int:
@@ -99,7 +100,7 @@ class HourTally:
 
     def _read(self, plan: Plan, chosen: list[int], risks: F32) -> F32:
         at = np.ix_(np.array(chosen, dtype=np.intp), self._columns)
-        return drift.joined(plan.rows.values[at], plan.rows.elapsed[at], risks[chosen])
+        return drift.joined(plan.rows.values[at], plan.rows.elapsed[at], risks[chosen], self._absent_h)
 
     def _closed(self, over: list[tuple[str, F32]]) -> Closed:
         blank = np.empty((0, len(self._columns) + 1), dtype=np.float32)
@@ -116,7 +117,7 @@ class DriftWatch:
     """
 
     def __init__(self, model: SeriesModel, reference: Reference) -> None:
-        self._tally = HourTally(model)
+        self._tally = HourTally(model, reference)
         self._swept_s = self._counted_s = time.perf_counter()
         self._waiting: list[F32] = []
         self._hours_waiting = 0

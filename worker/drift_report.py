@@ -41,8 +41,8 @@ class Observed(NamedTuple):
 class _Gathered:
     """Patient-hours and risks, chunk by chunk."""
 
-    def __init__(self, model: SeriesModel, within_ms: int) -> None:
-        self.tally = HourTally(model)
+    def __init__(self, model: SeriesModel, reference: Reference, within_ms: int) -> None:
+        self.tally = HourTally(model, reference)
         self.risks: dict[str, float] = {}
         self._within_ms = within_ms
         self._first_ms: dict[str, int] = {}
@@ -70,6 +70,7 @@ class _Gathered:
 async def observed(
     recording: Recording,
     engine: Engine,
+    reference: Reference,
     settings: Settings,
     within_h: float,
     progress: Callable[[str, int, int], None],
@@ -80,13 +81,13 @@ async def observed(
 
     Args:
         recording: in the order of event time.
-        engine: of the model.
+        engine, reference: of the model.
         settings: limits, chunk size, NEWS2's policy.
         within_h: hours after a patient's first score up to which the risk that is judged is taken.
         progress: told (what, done, of).
     """
     rerun = Rerun(engine, shipped(settings, engine.config), settings)
-    gathered = _Gathered(SeriesModel(engine.config), round(within_h * 3_600_000))
+    gathered = _Gathered(SeriesModel(engine.config), reference, round(within_h * 3_600_000))
     partition, done = Partition(PLACE, 0, 0), 0
     try:
         for records in _batches(records_of(recording, None), settings.chunk_records):
@@ -142,7 +143,9 @@ def report(
     }
     if known is not None:
         content["outcomes"] = _outcomes(found.risks, known, within_h)
-    return content | {"reproduce": evaluate.reproduction(f"riskstream drift --data {source} --model {reference.model}")}
+    return content | {
+        "reproduce": evaluate.reproduction(f"riskstream drift --data {source} --model {reference.model}")
+    }
 
 
 def _outcomes(risks: Mapping[str, float], known: Mapping[str, int], within_h: float) -> dict[str, Any]:

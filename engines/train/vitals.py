@@ -322,8 +322,9 @@ def _write(
     }
     (folder / BASELINES).write_bytes(baselines.final(made, died, features))
     (folder / EVALUATION).write_bytes(evaluate.pretty(evaluation))
-    hours = drift.hours_of(made, platt(result.logits), config)
-    drift_reference.write(drift.make(config, hours, evaluation["data"], "out of fold"), folder)
+    hours, absent_h = drift.hours_of(made, platt(result.logits), config)
+    reference = drift.make(config, hours, absent_h, evaluation["data"], "out of fold")
+    drift_reference.write(reference, folder)
     card.write(folder, config, evaluation, FACTS[name](_form(plan), TRIED))
     report.write_page(evaluation, folder / PAGE, folder)
     return evaluation

@@ -17,6 +17,8 @@ from tests.engines.conftest import FEATURES, config_of, graph
 CONFIG = config_of(graph())
 DATA = {"name": "made", "digest": "0" * 64}
 AGE, HEART_RATE, RISK = range(3)
+WHOLE = np.full(2, NEVER, dtype=np.float32)
+"""Values count as long as they are in the window."""
 
 
 def ward(patients: int, seed: int, hours: int = 10) -> Hours:
@@ -32,7 +34,7 @@ def ward(patients: int, seed: int, hours: int = 10) -> Hours:
 
 
 def reference(patients: int = 1000) -> Reference:
-    return drift.make(CONFIG, ward(patients, seed=1), DATA, "served")
+    return drift.make(CONFIG, ward(patients, seed=1), WHOLE, DATA, "served")
 
 
 def shifts(live: Hours) -> dict[str, Shift]:
@@ -49,7 +51,7 @@ def test_a_continuous_feature_has_bins_of_equal_size() -> None:
     assert len(found.edges) == 9
     assert set(found.hours[:-1]) <= {99, 100, 101}
     assert found.hours[-1] == 0
-    assert found.names() == (*"0123456789", "never")
+    assert found.names() == (*"0123456789", "absent")
     assert found.median == pytest.approx(499.5)
 
 
@@ -141,8 +143,8 @@ def test_a_sensor_that_falls_away_is_found_in_its_feature() -> None:
     live.values[2000:, HEART_RATE] = np.nan
     found = shifts(live)
     assert found["heart_rate"].band == "large"
-    assert found["heart_rate"].missing == pytest.approx(0.55, abs=0.02)
-    assert found["heart_rate"].reference_missing == pytest.approx(0.1, abs=0.02)
+    assert found["heart_rate"].absent == pytest.approx(0.55, abs=0.02)
+    assert found["heart_rate"].reference_absent == pytest.approx(0.1, abs=0.02)
     assert found["age"].band == found["risk"].band == "stable"
 
 
@@ -177,15 +179,32 @@ def test_hours_without_any_value_for_the_model_do_not_count() -> None:
     made.counts[0, 2, CHANNEL["lactate"]] = 1  # this model does not read it
     made.values[0, 1:, CHANNEL["heart_rate"]] = 120
     made.elapsed[0, 1, CHANNEL["heart_rate"]] = 0
-    found = drift.hours_of(made, np.array([[0.1, 0.2, 0.3]]), CONFIG)
+    found, _ = drift.hours_of(made, np.array([[0.1, 0.2, 0.3]]), CONFIG)
     assert found.patients.tolist() == [0]
     np.testing.assert_array_equal(found.values, np.array([[np.nan, 120, 0.2]], dtype=np.float32))
+
+
+def test_a_value_far_older_than_usual_is_absent() -> None:
+    shape = (100, 6, CHANNELS)
+    elapsed = np.zeros(shape, dtype=np.float32)
+    beats = CHANNEL["heart_rate"]
+    counts = np.zeros(shape, dtype=np.float32)
+    counts[..., beats] = 1  # so that every hour counts
+    elapsed[:50, 1, beats] = 1  # 99 in 100 are at most an hour old
+    elapsed[0, 2:5, beats] = [2, 3, 4]
+    made = Rows(np.broadcast_to(FILL, shape).copy(), elapsed, counts)
+    found, absent_h = drift.hours_of(made, np.zeros((100, 6)), CONFIG)
+    assert absent_h.tolist() == [1, 3]
+    assert np.isnan(found.values[:6, HEART_RATE]).tolist() == [False, False, False, True, True, False]
+    reference = drift.make(CONFIG, found, absent_h, DATA, "served")
+    assert reference.absent_h.tolist() == [1, 3]
+    assert reference.features["heart_rate"].hours[-1] == 2
 
 
 def test_nothing_is_no_reference_and_cannot_be_compared() -> None:
     none = Hours(np.zeros(0, np.int64), np.zeros((0, 3), np.float32))
     with pytest.raises(DatasetError, match="no hour of the data has a value that tiny reads"):
-        drift.make(CONFIG, none, DATA, "served")
+        drift.make(CONFIG, none, WHOLE, DATA, "served")
     with pytest.raises(DatasetError, match="nothing to compare"):
         drift.compare(reference(20), none)
 
@@ -217,6 +236,7 @@ RISK_OF_50 = msgspec.to_builtins(reference(50).risk)
         ({"risk": RISK_OF_50 | {"edges": [0.1]}}, "risk: 1 edges make 3 bins, came 11"),
         ({"risk": RISK_OF_50 | {"edges": [0.1] * 9}}, "risk: edges must be finite numbers that ascend"),
         ({"risk": RISK_OF_50 | {"noise": -1}}, "risk: noise must be 0 or above"),
+        ({"risk": RISK_OF_50 | {"absent_h": 49}}, "risk: absent_h must be 1 to 48, is 49"),
         ({"surprise": 1}, "is no reference: Object contains unknown field"),
     ],
 )

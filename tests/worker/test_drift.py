@@ -43,10 +43,14 @@ def beats(patients: int, hours: int, step: int = 15) -> list[Record]:
     return made
 
 
+def shipped(engine: Engine) -> Reference:
+    return drift_reference.read(repository.SHIPPED, engine.config)
+
+
 async def tallied(engine: Engine, records: list[Record], chunk: int) -> dict[str, list[list[float]]]:
     """Heart rate and risk of every patient-hour."""
     path = LocalPath(engine)
-    tally = HourTally(path.model)
+    tally = HourTally(path.model, shipped(engine))
     found: dict[str, list[list[float]]] = {}
 
     def keep(closed: watching.Closed) -> None:
@@ -78,7 +82,9 @@ async def test_the_same_stay_gives_the_rows_of_the_reference(engine: Engine) -> 
     values[1, CHANNEL["lactate"]], counts[1, CHANNEL["lactate"]] = 2.5, 1
     made = rows(values, counts, np.full(4, np.nan, dtype=np.float32))
     stay = Rows(*(array[None] for array in made))
-    expected = drift.hours_of(stay, run_stays(engine, stay).risk, engine.config)
+    expected, absent_h = drift.hours_of(stay, run_stays(engine, stay).risk, engine.config)
+    data = {"name": "one stay", "digest": ""}
+    reference = drift.make(engine.config, expected, absent_h, data, "served")
     sent = [
         [observation("heart_rate", 80)],
         [observation("heart_rate", 90), observation("lactate", 2.5)],
@@ -87,7 +93,7 @@ async def test_the_same_stay_gives_the_rows_of_the_reference(engine: Engine) -> 
         [observation("heart_rate", 75)],
     ]
     path = LocalPath(engine)
-    tally, found = HourTally(path.model), []
+    tally, found = HourTally(path.model, reference), []
     for hour, observations in enumerate(sent):
         if observations:
             one = [record(hour, "p", T0 + hour * HOUR, *observations)]
@@ -100,7 +106,7 @@ async def test_the_same_stay_gives_the_rows_of_the_reference(engine: Engine) -> 
 
 async def test_only_the_silent_are_let_go(engine: Engine) -> None:
     path = LocalPath(engine)
-    tally = HourTally(path.model)
+    tally = HourTally(path.model, shipped(engine))
     change = await path.pipeline.process(path.partition, beats(2, 1))
     tally.take(change.plan, change.risks)
     assert tally.silent(before_s=0.0).patients == []
@@ -110,7 +116,7 @@ async def test_only_the_silent_are_let_go(engine: Engine) -> None:
 
 async def test_a_score_without_a_risk_is_passed_over(engine: Engine) -> None:
     path = LocalPath(engine)
-    tally = HourTally(path.model)
+    tally = HourTally(path.model, shipped(engine))
     change = await path.pipeline.process(path.partition, beats(1, 1))
     tally.take(change.plan, np.full(len(change.risks), np.nan, dtype=np.float32))
     assert len(tally) == 0
@@ -118,7 +124,7 @@ async def test_a_score_without_a_risk_is_passed_over(engine: Engine) -> None:
 
 def other(engine: Engine, **changes: Any) -> Reference:
     """The shipped reference under another name, so that no other test counts on its series."""
-    return msgspec.structs.replace(drift_reference.read(repository.SHIPPED, engine.config), **changes)
+    return msgspec.structs.replace(shipped(engine), **changes)
 
 
 def sample(metric: str, **labels: str) -> dict[str, float]:
@@ -160,7 +166,7 @@ async def test_the_path_counts_patient_hours_by_bin(engine: Engine) -> None:
     expected = reference.features["heart_rate"]
     counts = expected.count(np.array(closed, dtype=np.float32))
     assert list(rates.values()) == counts.tolist()
-    assert sample("riskstream_patient_hours_total", reference=name, feature="lactate")["never"] == 9
+    assert sample("riskstream_patient_hours_total", reference=name, feature="lactate")["absent"] == 9
     assert sum(sample("riskstream_patient_hours_total", reference=name, feature="risk").values()) == 9
 
 
@@ -293,11 +299,11 @@ def test_a_reference_is_made_of_ones_own_data_and_then_found_stable(tmp_path: Pa
     assert "120 patient-hours of 30 stays" in result.output
     made = drift_reference.read(folder, engine.config)
     assert (made.stays, made.hours, made.risks) == (30, 120, "served")
-    assert made.features["age"].missing == 0
+    assert made.features["age"].absent == 0
     assert made.features["lactate"].hours == (0, 120)
     found = json.loads(run("--data", data, "--repository", str(folder), "--json").stdout)
     assert found["patient_hours"] == pytest.approx(120, abs=2 * 30)  # stays begin at any minute of an hour
-    assert all(shift["missing"] == pytest.approx(shift["reference_missing"]) for shift in found["shifts"])
+    assert all(shift["absent"] == pytest.approx(shift["reference_absent"]) for shift in found["shifts"])
 
 
 @pytest.mark.parametrize(
