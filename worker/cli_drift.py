@@ -181,7 +181,7 @@ def _print(content: Content) -> None:
             f"[{_COLOURS[shift['band']]}]{_words(shift)}",
             _number(shift["median"]),
             _number(shift["reference_median"]),
-            f"{shift['missing']:.1%}",
+            f"{shift['absent']:.1%}",
             f"{shift['reference_absent']:.1%}",
         )
     console.print(table)
