@@ -126,7 +126,7 @@ class DriftWatch:
         self._counters = []
         for feature, expected in reference.distributions().items():
             self._counters.append(
-                [metrics.patient_hours.labels(name, feature, place) for place in expected.names()]
+                [metrics.hourly_rows.labels(name, feature, place) for place in expected.names()]
             )
             for place, share in zip(expected.names(), expected.shares, strict=True):
                 metrics.reference_share.labels(name, feature, place).set(share)

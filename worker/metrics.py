@@ -71,8 +71,8 @@ risk = Histogram(
 feature_missing = Counter(
     "riskstream_feature_missing_total", "Scored rows in which a feature was not in the window", ["feature"]
 )
-patient_hours = Counter(
-    "riskstream_patient_hours_total",
+hourly_rows = Counter(
+    "riskstream_hourly_rows_total",
     "Patient-hours by where a feature's last scored value lies among the bins of the model's reference",
     ["reference", "feature", "bin"],
 )

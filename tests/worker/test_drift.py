@@ -143,7 +143,7 @@ def test_every_series_is_there_from_the_start(engine: Engine) -> None:
     DriftWatch(path.model, reference)
     name = watching.label(reference)
     for feature, expected in reference.distributions().items():
-        counts = sample("riskstream_patient_hours_total", reference=name, feature=feature)
+        counts = sample("riskstream_hourly_rows_total", reference=name, feature=feature)
         assert counts == dict.fromkeys(expected.names(), 0)
         shares = sample("riskstream_reference_share_ratio", reference=name, feature=feature)
         assert sum(shares.values()) == pytest.approx(1)
@@ -161,13 +161,13 @@ async def test_the_path_counts_patient_hours_by_bin(engine: Engine) -> None:
     await path.process(records, chunk=5)
     watch.count()
     name = watching.label(reference)
-    rates = sample("riskstream_patient_hours_total", reference=name, feature="heart_rate")
+    rates = sample("riskstream_hourly_rows_total", reference=name, feature="heart_rate")
     closed = [64.5 + 6 * hour + 0.5 * patient for hour in range(3) for patient in range(3)]  # the 4th is open
     expected = reference.features["heart_rate"]
     counts = expected.count(np.array(closed, dtype=np.float32))
     assert list(rates.values()) == counts.tolist()
-    assert sample("riskstream_patient_hours_total", reference=name, feature="lactate")["absent"] == 9
-    assert sum(sample("riskstream_patient_hours_total", reference=name, feature="risk").values()) == 9
+    assert sample("riskstream_hourly_rows_total", reference=name, feature="lactate")["absent"] == 9
+    assert sum(sample("riskstream_hourly_rows_total", reference=name, feature="risk").values()) == 9
 
 
 async def test_a_rebuild_counts_nothing(engine: Engine) -> None:
@@ -179,7 +179,7 @@ async def test_a_rebuild_counts_nothing(engine: Engine) -> None:
     path.partition = Partition(PLACE, 0, len(records))
     await path.process(records)
     watch.count()
-    assert set(sample("riskstream_patient_hours_total", reference=watching.label(reference)).values()) == {0}
+    assert set(sample("riskstream_hourly_rows_total", reference=watching.label(reference)).values()) == {0}
 
 
 def models(folder: Path, **changes: Any) -> Path:

@@ -10,7 +10,7 @@ from worker import metrics
 DECLARED: list[MetricWrapperBase] = [m for m in vars(metrics).values() if isinstance(m, MetricWrapperBase)]
 LABELS = {
     *("topic", "partition", "fate", "outcome", "stage", "reason", "model", "version", "backend"),
-    *("transition", "severity", "feature", "how", "action", "source"),
+    *("transition", "severity", "feature", "how", "action", "source", "reference", "bin"),
 }
 UNITS = ("_seconds", "_bytes", "_ratio", "_rows", "_records", "_info")
 
