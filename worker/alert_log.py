@@ -4,24 +4,19 @@ Alerts are published to the partition with the input partition's number, so one 
 its first record: an open episode may be as old as the topic.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
 
 from schemas.latch import Episode, Which
 from schemas.messages import Alert
 from worker import metrics
 from worker.config import Settings
 from worker.decode import milliseconds
-from worker.errors import RetryError
+from worker.history import History, Log
 from worker.messages import Voice
 from worker.partition import Place
-
-SILENT_S = 30
-"""Seconds without an answer after which reading is given up, to be tried again."""
 
 
 class LastAlert(NamedTuple):
@@ -48,39 +43,24 @@ async def last_alerts(
     Raises:
         RetryError: Kafka did not answer.
     """
-    consumer = AIOKafkaConsumer(
-        **settings.kafka_client(), enable_auto_commit=False, auto_offset_reset="earliest"
-    )
-    tp = TopicPartition(settings.topic_alerts, place.partition)
+    async with History(settings) as log:
+        return await read_last(log, settings.topic_alerts, place, voices, before)
+
+
+async def read_last(
+    log: Log, topic: str, place: Place, voices: Mapping[Which, Voice], before: int
+) -> LastAlerts:
+    """`last_alerts` of a log that is at hand."""
     found = no_alerts()
     decoder = msgspec.json.Decoder(Alert)
-    try:
-        await consumer.start()
-        consumer.assign([tp])
-        await consumer.seek_to_beginning(tp)
-        async for value in _values(consumer, tp):
-            try:
-                enter(found, decoder.decode(value), place, voices, before)
-            except msgspec.MsgspecError:
-                metrics.rejections.labels("alert-log", "invalid-message").inc()
-    except (KafkaError, OSError, TimeoutError) as error:
-        raise RetryError(f"alert log: {type(error).__name__}") from None
-    finally:
-        await consumer.stop()
-    return found
-
-
-async def _values(consumer: AIOKafkaConsumer, tp: TopicPartition) -> AsyncIterator[bytes]:
-    """The partition's values up to its end, as of now; raises TimeoutError when nothing comes for long."""
-    silent = 0
-    # The high-water mark comes with every fetch; Tansu's answer to "latest offset" lags behind it.
-    while (end := consumer.highwater(tp)) is None or await consumer.position(tp) < end:
-        records = (await consumer.getmany(tp, timeout_ms=1000)).get(tp, [])
-        silent = 0 if records else silent + 1
-        if silent > SILENT_S:
-            raise TimeoutError
+    span = await log.span(topic, place.partition)
+    async for records in log.read(topic, place.partition, *span):
         for record in records:
-            yield record.value or b""
+            try:
+                enter(found, decoder.decode(record.value or b""), place, voices, before)
+            except (msgspec.MsgspecError, ValueError, IndexError):
+                metrics.rejections.labels("alert-log", "invalid-message").inc()
+    return found
 
 
 def enter(logged: LastAlerts, alert: Alert, place: Place, voices: Mapping[Which, Voice], before: int) -> None:

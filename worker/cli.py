@@ -14,7 +14,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from worker import cli_bench, cli_drift, cli_model, cli_policy, cli_stream, config
+from worker import (
+    cli_audit,
+    cli_bench,
+    cli_drift,
+    cli_model,
+    cli_policy,
+    cli_replay,
+    cli_stream,
+    config,
+)
 
 app = typer.Typer(
     help="Streaming patient-risk prediction: Kafka vitals in, risk alerts out.",
@@ -28,6 +37,8 @@ app.add_typer(cli_policy.app, name="policy")
 app.command()(cli_stream.demo)
 app.command()(cli_stream.send)
 app.command(name="drift")(cli_drift.drift_)
+app.command()(cli_audit.explain)
+app.command()(cli_replay.replay)
 
 SettingsFile = Annotated[
     Path | None, typer.Option("--settings", help="TOML file of settings; RISKSTREAM_* variables override it.")

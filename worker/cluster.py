@@ -104,6 +104,23 @@ def complaints(settings: Settings, cluster: Cluster) -> list[str]:
     return found
 
 
+async def create_topics(settings: Settings, names: list[str], partitions: int) -> None:
+    """Make topics; those that exist stay as they are.
+
+    Raises:
+        RetryError: no broker answered.
+        FatalError: the brokers refuse.
+    """
+    admin = AIOKafkaAdminClient(**settings.kafka_client(), client_id=f"riskstream-{settings.instance}")
+    try:
+        await admin.start()
+        await _make(admin, [NewTopic(name, partitions, settings.replication) for name in names])
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise RetryError(f"Kafka: {type(error).__name__}") from None
+    finally:
+        await admin.close()
+
+
 async def _create(admin: AIOKafkaAdminClient, settings: Settings) -> None:
     new = [NewTopic(name, settings.partitions, settings.replication) for name in topic_names(settings)]
     if settings.topic_feedback:
@@ -111,6 +128,10 @@ async def _create(admin: AIOKafkaAdminClient, settings: Settings) -> None:
     if settings.topic_policies:
         compacted = {"cleanup.policy": "compact"}
         new.append(NewTopic(settings.topic_policies, 1, settings.replication, topic_configs=compacted))
+    await _make(admin, new)
+
+
+async def _make(admin: AIOKafkaAdminClient, new: list[NewTopic]) -> None:
     response = await admin.create_topics(new)
     for topic, code, *_ in response.topic_errors:
         error = for_code(code)

@@ -15,12 +15,13 @@ from aiokafka.errors import KafkaError
 
 from schemas import policy_change
 from schemas.errors import PolicyError
+from schemas.model_config import ModelConfig
 from schemas.policy_change import PolicyChange
 from worker import metrics
-from worker.cluster import describe
+from worker.cluster import Cluster, describe
 from worker.config import Settings
 from worker.errors import FatalError, RetryError
-from worker.policies import Policies
+from worker.policies import Policies, shipped
 
 POLL_S = 1.0
 """Between two looks at the file."""
@@ -191,6 +192,29 @@ class PolicyTopic:
             log.error("a change of policy cannot be used", source="topic", why=complaint)
         _count("topic", len(self._held), len(refused))
         log.info("policies read", source="topic", changes=len(self._held) - len(refused))
+
+
+async def in_force(settings: Settings, cluster: Cluster, model: ModelConfig) -> Policies:
+    """The policies that a worker with these settings has now: the shipped ones under file and topic.
+
+    What cannot be used is left out, as a worker leaves it out.
+
+    Raises:
+        PolicyError: NEWS2's policy or the file cannot be used.
+        RetryError: Kafka did not answer.
+    """
+    policies = shipped(settings, model)
+    if settings.policies is not None:
+        PolicyFile(settings.policies, policies).load()
+    partitions = cluster.partitions.get(settings.topic_policies, 0)
+    if partitions:
+        topic = PolicyTopic(settings, partitions, None)
+        try:
+            await topic.load()
+        finally:
+            await topic.close()
+        policies.replace("topic", topic.changes().values())
+    return policies
 
 
 async def published_changes(settings: Settings) -> dict[bytes, PolicyChange]:

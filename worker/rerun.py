@@ -8,13 +8,17 @@ from collections.abc import Sequence
 
 from engines.engine import Engine
 from engines.steps import SeriesModel
+from schemas.latch import Which
 from worker import early_warning
 from worker.batch import Batcher
 from worker.change import Change
 from worker.config import Settings
+from worker.decide import expire
 from worker.decode import Record
-from worker.messages import Author
+from worker.errors import EngineDownError
+from worker.messages import Author, Basis
 from worker.partition import Partition
+from worker.patient import FORGET_MS
 from worker.pipeline import Pipeline, limits_of
 from worker.policies import Policies
 from worker.publish import Outgoing
@@ -32,16 +36,18 @@ class Rerun:
     """
 
     def __init__(self, engine: Engine, policies: Policies, settings: Settings) -> None:
-        voices = early_warning.voices(engine.config, engine.backend)
+        self.voices = early_warning.voices(engine.config, engine.backend)
         self._published: list[Outgoing] = []
         self._chunk_records = settings.chunk_records
-        self._batcher = Batcher(engine, lambda: None, settings.infer_timeout_s, settings.engine_patience_s)
+        self._topics = settings.output_topics
+        # Nobody waits here: a slow engine is waited for, so that NEWS2 never answers alone.
+        self._batcher = Batcher(engine, lambda: None, settings.infer_timeout_s, settings.infer_timeout_s)
         self.pipeline = Pipeline(
             SeriesModel(engine.config),
             policies,
             self._batcher.infer,
             self._publish,
-            lambda partition: Author(partition.place, voices, settings.output_topics),
+            self._author,
             limits_of(settings),
             publish_scores=settings.publish_scores,
         )
@@ -55,6 +61,9 @@ class Rerun:
 
         Returns:
             What each chunk did, and the messages in the order in which they were published.
+
+        Raises:
+            EngineDownError: the engine did not answer, so what follows would lack the model's part.
         """
         changes: list[Change] = []
         self._published = []
@@ -63,11 +72,39 @@ class Rerun:
             for at in range(0, len(stretch), self._chunk_records):
                 partition.position = stretch[at].offset
                 changes.append(await self.pipeline.process(partition, stretch[at : at + self._chunk_records]))
+        if partition.unanswered is not None:
+            raise EngineDownError("the engine did not answer")
         return changes, self._published
+
+    def expiry(self, partition: Partition, patient_id: str, which: Which) -> Outgoing | None:
+        """The alert that ends a patient's open episode if nothing more is scored; None where none is open.
+
+        A timer publishes it, or the patient when it starts anew: the same either way, for it rests on the
+        latch and on the policy in force at the patient's last record.
+        """
+        patient = partition.patients.get(patient_id)
+        trace = patient.latches[which].trace if patient is not None else None
+        if patient is None or trace is None:
+            return None
+        policy = self.pipeline.policies.of(which, patient_id, patient.care_unit, patient.touched_ms)
+        _, step = expire(policy, patient.latches[which], trace.time + FORGET_MS + 1)
+        return None if step is None else self._author(partition).alert(which, step, patient_id, Basis())
+
+    async def expire_silent(self, partition: Partition, now_ms: int) -> list[Outgoing]:
+        """What a worker's timer publishes of patients who are silent at stream time `now_ms`."""
+        # Whom this process saw lately says nothing: all of the records are old.
+        partition.seen_s.clear()
+        partition.began_s = float("-inf")
+        self._published = []
+        await self.pipeline.expire_silent(partition, now_ms)
+        return self._published
 
     async def close(self) -> None:
         """End the engine's thread."""
         await self._batcher.close()
+
+    def _author(self, partition: Partition) -> Author:
+        return Author(partition.place, self.voices, self._topics)
 
     async def _publish(self, messages: Sequence[Outgoing]) -> None:
         self._published += messages
