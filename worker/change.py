@@ -5,12 +5,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from schemas.latch import Which
 from schemas.messages import Rejection
 from worker.decide import Step
 from worker.decode import Record
 from worker.early_warning import Warned
 from worker.feedback import Said
+from worker.patient import Patient
 from worker.plan import Plan
 
 Fate = Literal["scored", "stored", "duplicate", "dead_lettered", "skipped"]
@@ -33,7 +33,7 @@ class Change:
     steps: by number of the score in the plan, the transitions it caused.
     warned: NEWS2's transitions.
     said: feedback on alerts.
-    lapsed: expiries of patients that start anew, by latch.
+    renewed: (position, patient as it was) of patients that start anew with a record of the chunk.
     """
 
     def __init__(self, chunk: Sequence[Record], *, keeps_windows: bool) -> None:
@@ -46,4 +46,4 @@ class Change:
         self.steps: dict[int, list[Step]] = {}
         self.warned: list[Warned] = []
         self.said: list[Said] = []
-        self.lapsed: dict[Which, list[Lapse]] = {"risk": [], "news2": []}
+        self.renewed: list[tuple[int, Patient]] = []

@@ -140,7 +140,9 @@ class Pipeline:
             return
         # What was confirmed before the engine came back and records were read again is not said twice.
         change.warned = [w for w in warned if chunk[w.plan.scored[w.i].at].offset >= partition.warned]
-        lapsed = [lapse for lapse in change.lapsed["news2"] if chunk[lapse.at].offset >= partition.warned]
+        lapsed = [
+            lapse for lapse in self._lapsed(change, "news2") if chunk[lapse.at].offset >= partition.warned
+        ]
         if change.warned or lapsed:
             with _timed("warn"):
                 await self._publish(self._write_warnings(partition, chunk, change.warned, lapsed))
@@ -252,7 +254,7 @@ class Pipeline:
         rejections.extend(applied.rejections)
         if not applied.accepted:
             return "dead_lettered"
-        self._enter(partition, patient, record, index, change)
+        self._enter(partition, patient, index, change)
         change.accepted[index] = applied.accepted
         remember_event(patient, digest)
         if event.care_unit is not None and event.time_ms >= patient.care_unit_ms:
@@ -268,20 +270,26 @@ class Pipeline:
         plan_score(patient, index, change.plan)
         return "scored"
 
-    def _enter(
-        self, partition: Partition, patient: Patient, record: Record, index: int, change: Change
-    ) -> None:
-        """Enter the patient; what is left of an earlier one under its id, an open episode, has expired."""
+    def _enter(self, partition: Partition, patient: Patient, index: int, change: Change) -> None:
         before = partition.patients.get(patient.id)
         partition.patients[patient.id] = patient
-        if before is None or before is patient:
-            return
-        for which, latch in before.latches.items():
+        if before is not None and before is not patient:
+            change.renewed.append((index, before))
+
+    def _lapsed(self, change: Change, which: Which) -> list[Lapse]:
+        """What is left of patients that start anew: an open episode has expired.
+
+        To be asked once the chunk is decided: their last records may be in it.
+        """
+        found = []
+        for index, before in change.renewed:
+            latch = before.latches[which]
             if latch.trace is not None:
                 policy = self.policies.of(which, before.id, before.care_unit, before.touched_ms)
                 _, step = expire(policy, latch, latch.trace.time + FORGET_MS + 1)
                 if step is not None:
-                    change.lapsed[which].append(Lapse(index, patient.id, step))
+                    found.append(Lapse(index, before.id, step))
+        return found
 
     async def _infer(self, plan: Plan) -> Prediction:
         return await infer(plan, self.model, self._run)
@@ -326,13 +334,14 @@ class Pipeline:
         lapsed: Sequence[Lapse],
     ) -> list[Outgoing]:
         author = self._author(partition)
-        messages = [author.alert("news2", lapse.step, lapse.patient_id, Basis()) for lapse in lapsed]
+        found = [(x.at, author.alert("news2", x.step, x.patient_id, Basis())) for x in lapsed]
         for step, plan, i in warned:
             because = Basis()
             if step.transition != "expired":
                 because = self._assess(chunk, plan, i).basis(plan.scored[i].care_unit)
-            messages.append(author.alert("news2", step, plan.scored[i].patient.id, because))
-        return messages
+            scored = plan.scored[i]
+            found.append((scored.at, author.alert("news2", step, scored.patient.id, because)))
+        return _in_turn(found)
 
     def _write(
         self,
@@ -343,24 +352,31 @@ class Pipeline:
         contributions: Mapping[int, F32],
     ) -> list[Outgoing]:
         author, plan, model = self._author(partition), change.plan, self.model
-        lapsed = change.lapsed["risk"]
-        messages = [author.alert("risk", lapse.step, lapse.patient_id, Basis()) for lapse in lapsed]
+        lapsed = self._lapsed(change, "risk")
+        found = [(x.at, author.alert("risk", x.step, x.patient_id, Basis())) for x in lapsed]
         for i, scored in enumerate(plan.scored):
             for step in change.steps.get(i, ()):
                 because = Basis()
                 if step.transition != "expired":
                     because = basis(plan, i, model, prediction, [finite(c) for c in contributions[i]])
                     because = self._assess(chunk, plan, i).beside(because)
-                messages.append(author.alert("risk", step, scored.patient.id, because))
+                found.append((scored.at, author.alert("risk", step, scored.patient.id, because)))
             if self._publish_scores and change.fates[scored.at] == "scored":
                 risk, offset = round(float(prediction.risk[i]), 6), chunk[scored.at].offset
                 because = self._assess(chunk, plan, i).basis(scored.care_unit)
                 because = because._replace(uncertainty=uncertainty(prediction, i))
-                messages.append(author.score(scored.patient.id, scored.time_ms, risk, because, offset))
+                score = author.score(scored.patient.id, scored.time_ms, risk, because, offset)
+                found.append((scored.at, score))
+        messages = _in_turn(found)
         for index, rejections in change.rejections.items():
             if rejections:
                 messages.append(author.dead_letter(chunk[index], rejections, change.accepted[index]))
         return messages
+
+
+def _in_turn(found: list[tuple[int, Outgoing]]) -> list[Outgoing]:
+    """Messages in the order of the records, by position, that caused them."""
+    return [message for _, message in sorted(found, key=lambda one: one[0])]
 
 
 @contextmanager

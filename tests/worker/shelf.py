@@ -42,17 +42,23 @@ class Shelf:
 
 
 def course(
-    patient: str, first: int, start_ms: int, grades: Sequence[float], *, aged: str = "each"
+    patient: str,
+    first: int,
+    start_ms: int,
+    grades: Sequence[float],
+    *,
+    step_h: int = 1,
+    aged_once: bool = False,
 ) -> list[Record]:
-    """One record an hour at offsets from `first`: 0 is well, 1 is very ill. The age is stated in `aged`."""
+    """Records `step_h` apart at offsets from `first`: 0 is well, 1 very ill; the age in each or the first."""
     made = []
     for hour, grade in enumerate(grades):
-        statics = [observation("age", 88)] if aged == "each" or hour == 0 else []
+        statics = [observation("age", 88)] if hour == 0 or not aged_once else []
         made.append(
             record(
                 first + hour,
                 patient,
-                start_ms + hour * HOUR,
+                start_ms + hour * step_h * HOUR,
                 *statics,
                 observation("heart_rate", 75 + 65 * grade),
                 observation("respiratory_rate", 14 + 26 * grade),
