@@ -8,6 +8,7 @@ import pytest
 from engines.engine import Engine
 from schemas.messages import Alert
 from schemas.policy_change import PolicyChange
+from tests.worker import test_feedback
 from tests.worker.records import HOUR, NEWS2, PLACE, T0, LocalPath, Record
 from tests.worker.shelf import ALERTS, Shelf, course, mixed, published
 from worker import config
@@ -246,6 +247,22 @@ async def test_a_policy_that_is_not_in_force_is_named(engine: Engine) -> None:
 
     assert finding.verdict == "differs"
     assert any("policy version 1;" in note and "1+" in note for note in finding.notes)
+
+
+async def test_what_was_said_of_alerts_counts_as_it_did_live(engine: Engine) -> None:
+    """Feedback keeps an episode quiet; it is a record of the patient's, and read again with the others."""
+    ill = course("p-1", 0, T0, UP_AND_DOWN)
+    loud, _ = await published(engine, ill)
+    raised = next(a.alert for a in await alerts_of(loud) if a.alert.transition == "escalated")
+    at = raised.source.offset + 1
+    feedback = test_feedback.record(at, test_feedback.said(raised, "acknowledged"), ill[at - 1].timestamp)
+    vitals = [*ill[:at], feedback, *(r._replace(offset=r.offset + 1) for r in ill[at:])]
+
+    quiet, _ = await published(engine, vitals)
+
+    alerts = await alerts_of(quiet)
+    assert len(alerts) < len(await alerts_of(loud))
+    assert verdicts(await verify(engine, quiet)) == ["verified"] * len(alerts)
 
 
 LONG = [0.0] + [1.0] * 34 + [0.0] * 9
