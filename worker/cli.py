@@ -18,6 +18,7 @@ from worker import (
     cli_audit,
     cli_bench,
     cli_drift,
+    cli_feedback,
     cli_model,
     cli_policy,
     cli_replay,
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.add_typer(cli_bench.app, name="bench", help="Measure CPU time for each event.")
 app.add_typer(cli_model.app, name="model", help="Train, evaluate and list models.")
 app.add_typer(cli_policy.app, name="policy")
+app.command()(cli_feedback.feedback)
 app.command()(cli_stream.demo)
 app.command()(cli_stream.send)
 app.command(name="drift")(cli_drift.drift_)
