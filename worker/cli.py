@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from worker import cli_bench, cli_drift, cli_model, cli_policy, cli_stream, config
+from worker import cli_bench, cli_board, cli_drift, cli_model, cli_policy, cli_stream, config
 
 app = typer.Typer(
     help="Streaming patient-risk prediction: Kafka vitals in, risk alerts out.",
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.add_typer(cli_bench.app, name="bench", help="Measure CPU time for each event.")
 app.add_typer(cli_model.app, name="model", help="Train, evaluate and list models.")
 app.add_typer(cli_policy.app, name="policy")
+app.command()(cli_board.board)
 app.command()(cli_stream.demo)
 app.command()(cli_stream.send)
 app.command(name="drift")(cli_drift.drift_)
