@@ -18,11 +18,24 @@ class Vital(Struct, frozen=True):
     at: int | None
 
 
+class Reason(Struct, frozen=True):
+    """One of the weightiest inputs of an alert, with its value and what it adds to the risk.
+
+    In an alert of NEWS2's own: a parameter without a value, and the points that it has.
+    """
+
+    feature: str
+    value: float | None
+    unit: str
+    adds: float
+
+
 class Open(Struct, frozen=True):
     """An episode that has not ended, as its newest alert tells it.
 
     id: of the episode. rank: the severity's place, 1 to 4. by: name of the model, or `news2`.
     level: the risk, or the points of an alert of NEWS2's own; threshold is in the same unit.
+    why: the weightiest first.
     """
 
     id: str
@@ -35,6 +48,7 @@ class Open(Struct, frozen=True):
     at: int
     level: float
     threshold: float
+    why: list[Reason]
 
 
 class Closed(Struct, frozen=True):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from schemas.messages import Alert, BasisInput, EarlyWarning, Score
-from worker.board_rows import Closed, Detail, Open, Row, Vital
+from worker.board_rows import Closed, Detail, Open, Reason, Row, Vital
 from worker.decode import milliseconds
 from worker.early_warning import INPUTS
 
@@ -31,6 +31,9 @@ KEPT_MODELS = 8
 
 KEPT_GONE = 4096
 """Departures that are remembered; a page that missed more is sent the whole ward."""
+
+KEPT_REASONS = 4
+"""Inputs that a line names; the details name all."""
 
 ENDS = frozenset({"resolved", "expired"})
 
@@ -300,7 +303,18 @@ def _opened(alert: Alert) -> Open:
         at=milliseconds(alert.time),
         level=(alert.risk if alert.points is None else alert.points) or 0.0,
         threshold=alert.threshold,
+        why=_reasons(alert),
     )
+
+
+def _reasons(alert: Alert) -> list[Reason]:
+    """What weighs most: inputs by how much they change the risk, or parameters by their points."""
+    if alert.risk is None:
+        parts = alert.news2.parts if alert.news2 is not None else ()
+        found = [Reason(part.parameter, None, "", part.low) for part in parts if part.low]
+    else:
+        found = [Reason(i.feature, i.value, i.unit, i.contribution) for i in alert.inputs if i.contribution]
+    return sorted(found, key=lambda reason: -abs(reason.adds))[:KEPT_REASONS]
 
 
 def _encoded(patient: _Patient) -> bytes:

@@ -68,7 +68,7 @@ function onEvent(kind, data) {
 function takeWard(data) {
   facts = data.facts;
   by("sign-out").hidden = !facts.token;
-  by("trend-head").textContent = `Risk, ${Math.round(facts.history_s / 3600)} h`;
+  by("trend-head").textContent = `Last ${Math.round(facts.history_s / 3600)} h`;
   const here = new Set(data.rows.map((row) => row.patient));
   for (const patient of [...patients.keys()]) if (!here.has(patient)) remove(patient);
   takeRows(data.rows, started && !feed.loading);

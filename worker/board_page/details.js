@@ -17,7 +17,7 @@ export function drawDetails(panel, detail, context, close) {
     el("div", "details-head", null, el("h2", null, null, el("bdi", null, null, name)), button),
     headline(row),
     trend(row, context),
-    ...alerts.map((alert) => episode(alert, row, context)),
+    ...alerts.map((alert) => episode(alert, row)),
     alerts.length === 0 && el("p", "muted", null, "No open alert."),
     bedside(row, context),
     news2(row, alerts),
@@ -55,7 +55,7 @@ function trend(row, context) {
       el("span", null, null, "now")));
 }
 
-function episode(alert, row, context) {
+function episode(alert, row) {
   const own = alert.model.name === "news2";
   const open = row.episodes.find((one) => one.id === alert.episode && one.by === alert.model.name);
   const said = own
@@ -67,7 +67,7 @@ function episode(alert, row, context) {
       el("span", null, null, own ? "NEWS2" : visible(alert.model.name)),
       el("span", "muted", null, `${visible(alert.transition)} ${dateTime(Date.parse(alert.time))}`)),
     el("p", null, null, said),
-    own ? null : contributions(alert, context),
+    own ? points(alert) : contributions(alert),
     own ? null : forecast(alert),
     own || !alert.missing.length ? null
       : el("p", "muted", null, `Never measured in the window: ${alert.missing.map(featureName).join(", ")}.`),
@@ -75,7 +75,7 @@ function episode(alert, row, context) {
 }
 
 /** Inputs by how much they change the risk, as bars to both sides of zero. */
-function contributions(alert, context) {
+function contributions(alert) {
   const weight = (one) => Math.abs(one.contribution ?? 0);
   const inputs = [...alert.inputs].sort((a, b) => weight(b) - weight(a));
   if (!inputs.length) return null;
@@ -83,12 +83,12 @@ function contributions(alert, context) {
   const rows = inputs.map((one) => el("tr", null, null,
     el("th", null, { scope: "row" }, featureName(one.feature)),
     el("td", "number", null, `${number(one.value)} `, el("small", null, null, unitName(one.unit))),
-    aged(one.time, context),
-    el("td", "bar-cell", null, bar(one.contribution, most)),
+    el("td", "number", null, one.age_s === null ? "–" : span(one.age_s * 1000)),
+    el("td", "weight-cell", null, weightBar(one.contribution, most)),
     el("td", "number", null, signed(one.contribution))));
   const table = (some) => el("table", "basis", null,
     el("thead", null, null, el("tr", null, null,
-      ...["Input", "Value", "Age", "", "Adds to risk"].map((t) => el("th", null, { scope: "col" }, t)))),
+      ...["Input", "Value", "Age then", "", "Adds"].map((t) => el("th", null, { scope: "col" }, t)))),
     el("tbody", null, null, ...some));
   const rest = rows.slice(8);
   return el("div", null, null, table(rows.slice(0, 8)),
@@ -96,11 +96,18 @@ function contributions(alert, context) {
       el("summary", null, null, `${rest.length} more inputs`), table(rest)) : null);
 }
 
-function bar(contribution, most) {
+/** Parameters that gave an alert of NEWS2's own its points. */
+function points(alert) {
+  const scoring = (alert.news2?.parts ?? []).filter((part) => part.low > 0);
+  const shown = scoring.map((part) => `${featureName(part.parameter)} ${part.low}`);
+  return shown.length ? el("p", "muted", null, `${shown.join(", ")}.`) : null;
+}
+
+function weightBar(contribution, most) {
   const width = 80;
   const reach = Math.round((width / 2) * Math.min(1, Math.abs(contribution ?? 0) / most));
   const up = (contribution ?? 0) >= 0;
-  return svg("svg", "bar", { viewBox: `0 0 ${width} 10`, width, height: 10, "aria-hidden": "true" },
+  return svg("svg", "weight", { viewBox: `0 0 ${width} 10`, width, height: 10, "aria-hidden": "true" },
     svg("line", "floor", { x1: width / 2, x2: width / 2, y1: 0, y2: 10 }),
     svg("rect", up ? "raises" : "lowers", { x: up ? width / 2 : width / 2 - reach, y: 1.5, width: reach, height: 7 }));
 }

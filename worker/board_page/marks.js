@@ -26,18 +26,23 @@ export function severity(rank, word) {
 export function news2Badge(score) {
   if (!score) return el("span", "none", { title: "No NEWS2 known" }, "–");
   const text = score.complete ? `${score.low}` : `${score.low}–${score.high}`;
-  const single = score.single.length > 0;
   const told = [
     score.complete ? `NEWS2 ${score.low}` : `NEWS2 ${score.low} to ${score.high}, incomplete`,
     `response: ${score.response}`,
-    single ? `3 in one parameter: ${score.single.map(visible).join(", ")}` : null,
+    score.single.length ? `3 in one parameter: ${score.single.map(visible).join(", ")}` : null,
     score.missing.length ? `missing: ${score.missing.map(visible).join(", ")}` : null,
     score.stale.length ? `too old: ${score.stale.map(visible).join(", ")}` : null,
   ];
   const title = told.filter(Boolean).join("; ");
   const name = `badge response-${score.response}${score.complete ? "" : " partial"}`;
-  return el("span", name, { title, "aria-label": title },
-    text, single && el("sup", null, { "aria-hidden": "true" }, "3"));
+  return el("span", name, { title, role: "img", "aria-label": title }, text);
+}
+
+/** What a NEWS2 badge cannot show: that it is incomplete, or that one parameter alone scores 3. */
+export function news2Note(score) {
+  if (!score) return null;
+  if (!score.complete) return el("small", "note", null, "incomplete");
+  return score.response === "low-medium" ? el("small", "note", null, "3 in one") : null;
 }
 
 /**

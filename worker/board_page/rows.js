@@ -1,9 +1,9 @@
 // One patient's line of the grid.
 
-import { clock, el, number, probability, span, unitName, visible } from "./dom.js";
-import { levelsOf, news2Badge, severity, trendLine } from "./marks.js";
+import { clock, dateTime, el, featureName, number, probability, span, unitName, visible } from "./dom.js";
+import { levelsOf, news2Badge, news2Note, severity, trendLine } from "./marks.js";
 
-const TREND = { width: 132, height: 30 };
+const TREND = { width: 134, height: 30 };
 
 // Of a cuff and an arterial line the newer pressure is shown.
 const COLUMNS = [
@@ -16,14 +16,29 @@ const COLUMNS = [
   ["gcs", ["gcs"]],
 ];
 
-/** Times on the page that age: each is [element, ms, the row's own last time or not]. */
+const SHORT = Object.assign(Object.create(null), {
+  heart_rate: "HR",
+  systolic_pressure: "SBP",
+  systolic_pressure_invasive: "SBP line",
+  diastolic_pressure: "DBP",
+  diastolic_pressure_invasive: "DBP line",
+  mean_pressure: "MAP",
+  mean_pressure_invasive: "MAP line",
+  respiratory_rate: "RR",
+  temperature: "Temp",
+  supplemental_oxygen: "O₂",
+  mechanical_ventilation: "Ventilated",
+  urine_output: "Urine",
+});
+
+/** Times on the page that age. */
 export class Ages {
   constructor(staleMs) {
     this.staleMs = staleMs;
     this.entries = [];
   }
 
-  /** An element whose text is the age of `ms`; it and `marked` are marked once that is too old. */
+  /** An element whose text is the age of `ms`; where there is one, `marked` is marked once that is too old. */
   add(name, ms, marked) {
     const node = el("small", name);
     this.entries.push({ node, ms, marked, text: null, stale: null });
@@ -34,10 +49,10 @@ export class Ages {
   tick(reference) {
     for (const entry of this.entries) {
       const age = reference - entry.ms;
-      const stale = age >= this.staleMs;
+      const stale = entry.marked !== undefined && age >= this.staleMs;
       const text = stale ? `stale ${span(age)}` : span(age);
       if (text !== entry.text) entry.node.textContent = entry.text = text;
-      if (stale !== entry.stale) entry.marked.classList.toggle("stale", entry.stale = stale);
+      if (stale !== entry.stale) entry.marked?.classList.toggle("stale", entry.stale = stale);
     }
   }
 }
@@ -54,12 +69,13 @@ export function draw(node, row, context) {
   const fresh = context.isNew(row);
   node.className = `row rank-${row.rank}${fresh ? " fresh" : ""}${context.isActive(row) ? " active" : ""}`;
   node.replaceChildren(
-    cell("severity", ...alerts(row, fresh)),
+    cell("severity", ...alerts(row, fresh, ages)),
     cell("patient", el("bdi", null, { title: visible(row.patient) }, visible(row.patient))),
+    cell("why", ...row.episodes.slice(0, 2).map(why)),
     cell("risk", ...risk(row)),
     cell("trend", trendLine(row.trend, context.reference - context.facts.history_s * 1000, context.reference,
       levelsOf(row, context.facts.levels), TREND.width, TREND.height)),
-    cell("news2", news2Badge(row.news2)),
+    cell("news2", news2Badge(row.news2), news2Note(row.news2)),
     ...COLUMNS.map(([name, features]) => vital(cell(`vital ${name}`), row, features, ages)),
     seen(cell("seen"), row, ages),
   );
@@ -67,14 +83,27 @@ export function draw(node, row, context) {
   return ages;
 }
 
-function alerts(row, fresh) {
+function alerts(row, fresh, ages) {
   if (!row.episodes.length) return [el("span", "none", null, "no alert")];
   const [first] = row.episodes;
   return [
     el("div", "first", null, severity(first.rank, first.severity), fresh && el("span", "new", null, "new")),
-    el("small", "since", null, row.episodes.map((one) =>
-      `${one.by === "news2" ? "NEWS2" : visible(one.by)} ${clock(one.raised_at)}`).join(" · ")),
+    el("div", "since", null, ...row.episodes.map((one) =>
+      el("span", null, { title: `raised ${dateTime(one.raised_at)}` }, `${author(one)} `, ages.add(null, one.raised_at)))),
   ];
+}
+
+function author(one) {
+  return one.by === "news2" ? "NEWS2" : visible(one.by);
+}
+
+/** What weighs most in an alert, in one line. */
+function why(one) {
+  const parts = one.why.map((reason) => el("span", "reason", null,
+    SHORT[reason.feature] ?? featureName(reason.feature),
+    reason.value === null ? null : ` ${number(reason.value)}`,
+    el("b", null, null, ` ${reason.adds < 0 ? "−" : "+"}${Math.abs(reason.adds).toFixed(reason.value === null ? 0 : 2)}`)));
+  return el("div", null, null, el("span", "author", null, `${author(one)}: `), ...parts);
 }
 
 function risk(row) {
