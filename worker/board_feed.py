@@ -29,7 +29,7 @@ from worker.errors import RetryError
 log = structlog.get_logger("riskstream.board")
 
 RETRY_S = 2.0
-"""Between attempts to reach a broker that does not answer; also how often a page asks whether it does."""
+"""Between attempts to reach a broker that does not answer; also how often one that does is asked again."""
 
 ANSWER_S = 5.0
 """A broker that takes longer to describe two topics is taken for away."""
@@ -149,12 +149,13 @@ class Feed:
         while True:
             try:
                 async with asyncio.timeout(ANSWER_S):
-                    described = await admin.describe_topics(names)
+                    # All topics: a broker may create those that it is asked for by name, and this only reads.
+                    described = await admin.describe_topics()
             except (KafkaError, OSError, TimeoutError) as error:
                 self._reachable(False, type(error).__name__)
                 await asyncio.sleep(RETRY_S)
                 continue
-            counts = partition_counts(described)
+            counts = partition_counts([topic for topic in described if topic["topic"] in names])
             self._reachable(True)
             if counts != self._partitions or not consumer.assignment():
                 self._partitions = counts

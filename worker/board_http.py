@@ -80,7 +80,7 @@ class Site:
         self._feed = feed
         self._facts = msgspec.json.encode(facts)
         self._access = access
-        self._streams = 0
+        self.streams = 0
         self._closing = asyncio.Event()
 
     def application(self) -> web.Application:
@@ -168,19 +168,19 @@ class Site:
         return web.Response(body=msgspec.json.encode(detail), content_type="application/json")
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
-        if self._streams >= MAX_STREAMS:
+        if self.streams >= MAX_STREAMS:
             raise web.HTTPServiceUnavailable(text=f"{MAX_STREAMS} pages are open already\n")
         # A proxy that collects what it passes on would hold changes back.
         headers = {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
         response = web.StreamResponse(headers=headers)
-        self._streams += 1
+        self.streams += 1
         try:
             await response.prepare(request)
             await self._follow(response)
         except (ConnectionError, TimeoutError):
             pass  # the reader has gone, or takes nothing
         finally:
-            self._streams -= 1
+            self.streams -= 1
         return response
 
     async def _follow(self, response: web.StreamResponse) -> None:
@@ -206,9 +206,8 @@ class Site:
         return True
 
     def _ward_json(self) -> bytes:
-        changes = self._ward.since(-1)
-        rows = [] if changes is None else changes.rows
-        return b'{"facts":%b,"feed":%b,"rows":[%b]}' % (self._facts, self._feed_json(), b",".join(rows))
+        rows = b",".join(self._ward.rows())
+        return b'{"facts":%b,"feed":%b,"rows":[%b]}' % (self._facts, self._feed_json(), rows)
 
     def _changes_json(self, changes: Changes) -> bytes:
         gone = msgspec.json.encode(changes.gone)

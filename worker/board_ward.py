@@ -167,6 +167,10 @@ class Ward:
             for patient in by_need[:excess]:
                 self._leave(patient)
 
+    def rows(self) -> list[bytes]:
+        """Everybody's row as JSON."""
+        return [_encoded(patient) for patient in self._patients.values()]
+
     def since(self, version: int) -> Changes | None:
         """What changed after `version`; None where that is too long ago to tell."""
         if len(self._gone) == KEPT_GONE and version < self._gone[0][0]:

@@ -4,15 +4,15 @@
 // second. So a thousand patients neither freeze the page nor make it jump.
 
 import { drawDetails, drawGone } from "./details.js";
-import { clockSeconds, dateTime, el, probability, span, visible } from "./dom.js";
+import { el, probability, visible } from "./dom.js";
 import { shape } from "./marks.js";
+import { showState } from "./notices.js";
 import { draw, emptyRow } from "./rows.js";
 import { Stream } from "./stream.js";
 
 const FRAME_MS = 8; // of drawing in one frame of 16
 const ORDER_MS = 1000;
 const FRESH_MS = 60000; // how long a new alert is called new
-const FAR_MS = 600000; // event time that is farther from the clock is told
 const TOLD = 3; // new alerts that are read out by name at once
 
 const by = (id) => document.getElementById(id);
@@ -237,59 +237,8 @@ function showCounts() {
   }
 }
 
-const shownText = new Map();
-function setText(node, text) {
-  if (shownText.get(node) !== text) {
-    shownText.set(node, text);
-    node.textContent = text;
-  }
-}
-
 function showFeed() {
-  const quiet = feed && feed.last !== null ? now() - feed.last : null;
-  const silent = quiet !== null && quiet > facts.quiet_s * 1000;
-  const state = !lineUp ? "lost" : !feed ? "wait" : !feed.kafka_up ? "lost" : feed.loading || silent ? "wait" : "live";
-  by("link").dataset.state = state;
-  setText(by("link-state"), !lineUp ? "Not connected" : !feed ? "Connecting" : !feed.kafka_up ? "No broker"
-    : feed.loading ? "Reading back" : silent ? "No data" : "Live");
-  setText(by("link-detail"), !lineUp ? `since ${clockSeconds(lineSince)}`
-    : quiet === null ? "" : `last record ${quiet < 5000 ? "now" : `${span(quiet)} ago`}`);
-  showNotices(quiet, silent);
-}
-
-function showNotices(quiet, silent) {
-  const notices = [];
-  if (!lineUp) {
-    notices.push(["grave", `The page has lost the board since ${clockSeconds(lineSince)}. What it shows may be out of date.`]);
-  } else if (feed && !feed.kafka_up) {
-    notices.push(["grave", `The broker does not answer since ${clockSeconds(feed.kafka_since - offset)}. What is shown may be out of date.`]);
-  } else if (silent) {
-    notices.push(["grave", `No data for ${Math.floor(quiet / 1000).toLocaleString("en")} s, since ${clockSeconds(feed.last - offset)}. Nothing here is newer.`]);
-  }
-  if (feed && !feed.loading) notices.push(...topicNotices());
-  if (feed && feed.event !== null) {
-    const behind = feed.event_at - feed.event;
-    if (Math.abs(behind) > FAR_MS) {
-      notices.push(["mild", `Measurements are ${span(Math.abs(behind))} ${behind > 0 ? "behind" : "ahead of"} the clock; ` +
-        `ages count from the feed's newest, ${dateTime(feed.event)}.`]);
-    }
-  }
-  const text = notices.map(([kind, line]) => `${kind}|${line}`).join("\n");
-  if (shownText.get(by("notices")) === text) return;
-  shownText.set(by("notices"), text);
-  by("notices").replaceChildren(...notices.map(([kind, line]) => el("p", kind, null, line)));
-}
-
-function topicNotices() {
-  const found = [];
-  if (!feed.alerts.exists) found.push(["grave", `Topic ${visible(feed.alerts.name)} does not exist: no alert can be shown.`]);
-  if (!feed.scores.exists || feed.scores.taken === 0) {
-    found.push(["mild", `No scores come on ${visible(feed.scores.name)}: only patients with alerts are shown, as their last ` +
-      "alert left them. Set RISKSTREAM_PUBLISH_SCORES=true on the workers."]);
-  }
-  if (feed.full) found.push(["grave", "There are more patients than RISKSTREAM_BOARD_PATIENTS: those heard of longest ago are left out."]);
-  if (feed.unreadable) found.push(["mild", `${feed.unreadable.toLocaleString("en")} records could not be read and were left out.`]);
-  return found;
+  showState({ feed, facts, lineUp, lineSince, offset });
 }
 
 function onState(up) {
