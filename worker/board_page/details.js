@@ -50,7 +50,7 @@ function trend(row, context) {
   const levels = levelsOf(row, context.facts.levels);
   return el("figure", "trend-figure", null,
     trendLine(row.trend, from, context.reference, levels, 400, 96),
-    el("figcaption", "muted", null, el("span", null, null, `−${number(hours)} h`),
+    el("figcaption", "muted", null, el("span", "edge", null, `−${number(hours)} h`),
       el("span", null, null, levels.map((l) => `${visible(l.severity)} ${number(l.enter)}`).join(" · ")),
       el("span", null, null, "now")));
 }

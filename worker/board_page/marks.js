@@ -80,5 +80,5 @@ export function levelsOf(row, levels) {
   return [
     ...levels.filter((one) => !words.has(one.severity)),
     ...stated.map((one) => ({ severity: one.severity, rank: one.rank, enter: one.threshold })),
-  ];
+  ].sort((a, b) => a.enter - b.enter);
 }

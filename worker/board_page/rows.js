@@ -27,6 +27,7 @@ const SHORT = Object.assign(Object.create(null), {
   respiratory_rate: "RR",
   temperature: "Temp",
   supplemental_oxygen: "O₂",
+  consciousness: "ACVPU",
   mechanical_ventilation: "Ventilated",
   urine_output: "Urine",
 });
