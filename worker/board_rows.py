@@ -64,6 +64,7 @@ class Closed(Struct, frozen=True):
 class Row(Struct, frozen=True):
     """One patient's line.
 
+    care_unit: where the patient lies, as the newest message says; None where none has said.
     rank: the greatest of the open episodes' ranks, 0 where there is none.
     risk_at, news2_at: event time of the record that they rest on. seen: the newest of both.
     trend: (time, risk), oldest first; of each step of time the highest risk, then the newest point.
@@ -71,6 +72,7 @@ class Row(Struct, frozen=True):
 
     key: int
     patient: str
+    care_unit: str | None
     rank: int
     episodes: list[Open]
     risk: float | None

@@ -90,6 +90,7 @@ class _Patient:
         self.uncertainty: float | None = None
         self.news2: EarlyWarning | None = None
         self.news2_at: int | None = None
+        self.care_unit: str | None = None
         self.vitals: list[Vital] = []
         self.observed_at = 0
         self.trend: deque[tuple[int, float]] = deque(maxlen=TREND_STEPS + 1)
@@ -137,7 +138,7 @@ class Ward:
             patient.risk, patient.risk_at, patient.uncertainty = score.risk, at, score.uncertainty
             if score.news2 is not None:
                 patient.news2, patient.news2_at = score.news2, at
-            self._observe(patient, at, score.inputs)
+            self._observe(patient, at, score.care_unit, score.inputs)
             self._draw(patient, at, score.risk)
         self._heard(patient, timestamp, at)
 
@@ -225,7 +226,7 @@ class Ward:
     def _learn(self, patient: _Patient, alert: Alert) -> None:
         """What an alert says of the patient beside the alert, where no later score has said it."""
         at = milliseconds(alert.time)
-        self._observe(patient, at, alert.inputs)
+        self._observe(patient, at, alert.care_unit, alert.inputs)
         if alert.news2 is not None and at >= (patient.news2_at or 0):
             patient.news2, patient.news2_at = alert.news2, at
         if alert.risk is None or at <= (patient.risk_at or 0):
@@ -248,13 +249,13 @@ class Ward:
             trend.popleft()
 
     @staticmethod
-    def _observe(patient: _Patient, at: int, inputs: tuple[BasisInput, ...]) -> None:
-        """Take the bedside signs of a message that is not older than the one that told them last.
+    def _observe(patient: _Patient, at: int, care_unit: str | None, inputs: tuple[BasisInput, ...]) -> None:
+        """Take unit and bedside signs of a message that is not older than the one that told them last.
 
         They are taken whole: a value that was taken back since must not stand.
         """
         if at >= patient.observed_at:
-            patient.observed_at = at
+            patient.observed_at, patient.care_unit = at, care_unit
             patient.vitals = [_vital(one) for one in inputs if one.feature in INPUTS]
 
 
@@ -282,6 +283,7 @@ def _row(patient: _Patient) -> Row:
     return Row(
         key=patient.key,
         patient=patient.name,
+        care_unit=patient.care_unit,
         rank=max((episode.rank for episode in episodes), default=0),
         episodes=episodes,
         risk=patient.risk,

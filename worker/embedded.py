@@ -218,8 +218,11 @@ def started(name: str, command: Sequence[str], port: int, env: Mapping[str, str]
     """A program of our own that listens on a loopback port, once it accepts connections there.
 
     Raises:
-        EmbeddedError: it ended, or did not answer in time; the message has its last lines.
+        EmbeddedError: the port is taken, it ended, or did not answer in time; the message has its last lines.
     """
+    # It takes seconds to load and find that out itself; meanwhile the other one would answer.
+    if _accepts(port):
+        raise EmbeddedError(f"{name} cannot listen on {LOOPBACK}:{port}: the port is taken; name another one")
     with Server(name, command, port, _accepts, env) as server:
         server.start()
         yield server

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import msgspec
@@ -84,7 +85,7 @@ def stage() -> Iterator[Stage]:
     with ExitStack() as stack:
         broker = stack.enter_context(embedded.tansu())
         redis = stack.enter_context(embedded.redis())
-        own = {
+        own: dict[str, Any] = {
             "broker": broker.address,
             "redis": f"redis://{redis.address}/0",
             "kafka_idempotence": False,

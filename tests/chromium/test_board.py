@@ -38,7 +38,7 @@ async def until(page: Any, expression: str) -> None:
 
 async def shown(page: Any) -> list[str]:
     """Patients on the page, in its order."""
-    names: list[str] = await page.locator(".body .row:not([hidden]) .patient bdi").all_inner_texts()
+    names: list[str] = await page.locator(".body .row:not([hidden]) .patient > bdi").all_inner_texts()
     return names
 
 
@@ -176,6 +176,7 @@ def hostile(name: str, number: int) -> list[Score | Alert]:
         outcome=name,
         policy_version=name,
         backend=name,
+        care_unit=name,
         missing=(name,),
         model=ModelReference(name, 1, name),
         episode=f"{name}/{number}",
@@ -183,7 +184,7 @@ def hostile(name: str, number: int) -> list[Score | Alert]:
     )
     news2 = msgspec.structs.replace(PARTIAL, missing=(name,), single=(name,), stale=(name,))
     own = warning(name, severity=name, episode=f"{name}/{number}/n", news2=news2)
-    return [score(name, 0.4, inputs=inputs[1:], news2=news2), raised, own]
+    return [score(name, 0.4, care_unit=name, inputs=inputs[1:], news2=news2), raised, own]
 
 
 async def test_hostile_names_and_values_are_text(running: Stage, visit: Open) -> None:
@@ -195,7 +196,7 @@ async def test_hostile_names_and_values_are_text(running: Stage, visit: Open) ->
         page = await visit(running.url, viewport=size)
         await row(page, "__proto__").wait_for(timeout=20_000)
         await until(page, "!document.querySelector('.body .row:not([hidden]):empty')")
-        names = await page.locator(".body .patient bdi").all_text_contents()
+        names = await page.locator(".body .patient > bdi").all_text_contents()
         for name in (*HOSTILE[:4], *HOSTILE[7:]):
             assert name in names
         assert "[U+202E]gnp.tfel-ot-thgir[U+202C]" in names
@@ -224,7 +225,7 @@ async def test_everything_can_be_reached_by_keyboard(running: Stage, visit: Open
     await page.keyboard.press("Enter")
 
     async def active() -> str:
-        found: str = await page.locator(".row[aria-selected=true] bdi").text_content()
+        found: str = await page.locator(".row[aria-selected=true] .patient > bdi").text_content()
         pointed = await page.locator("#grid").get_attribute("aria-activedescendant")
         assert await page.locator(".row[aria-selected=true]").get_attribute("id") == pointed
         return found

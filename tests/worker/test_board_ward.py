@@ -49,6 +49,13 @@ def test_a_score_shows_risk_news2_vitals_and_trend() -> None:
     assert row.trend == [(NOON_MS, 0.3), (NOON_MS, 0.3)]
 
 
+def test_the_unit_is_the_newest_messages() -> None:
+    moved = ward(score("p", 0.3, 1, care_unit="ICU-2"), score("p", 0.3, 0, care_unit="ED"))
+    assert rows(moved)["p"].care_unit == "ICU-2"
+    take(moved, alert("p", hours=2, care_unit="ward <3>"))
+    assert rows(moved)["p"].care_unit == "ward <3>"
+
+
 def test_an_older_score_changes_nothing_that_is_shown() -> None:
     newest = score("p", 0.3, 1, 8)
     shown = rows(ward(newest))["p"]

@@ -194,7 +194,7 @@ function filter() {
   let shown = 0;
   for (const { row, node } of order) {
     const fits = (severityFilter === "all" || severityFilter === String(row.rank)) &&
-      (!text || visible(row.patient).toLowerCase().includes(text));
+      (!text || `${visible(row.patient)} ${visible(row.care_unit ?? "")}`.toLowerCase().includes(text));
     if (node.hidden === fits) node.hidden = !fits;
     shown += fits;
   }

@@ -41,6 +41,7 @@ function headline(row) {
   return el("dl", "headline", null,
     fact("Risk", row.risk === null ? "–" : probability(row.risk), row.risk === null ? null : spread),
     fact("NEWS2", news2Badge(row.news2)),
+    row.care_unit && fact("Unit", el("bdi", null, null, visible(row.care_unit))),
     fact("Last data", row.seen ? dateTime(row.seen) : "–"));
 }
 

@@ -71,7 +71,8 @@ export function draw(node, row, context) {
   node.className = `row rank-${row.rank}${fresh ? " fresh" : ""}${context.isActive(row) ? " active" : ""}`;
   node.replaceChildren(
     cell("severity", ...alerts(row, fresh, ages)),
-    cell("patient", el("bdi", null, { title: visible(row.patient) }, visible(row.patient))),
+    cell("patient", el("bdi", null, { title: visible(row.patient) }, visible(row.patient)),
+      row.care_unit && el("small", "unit", null, el("bdi", null, null, visible(row.care_unit)))),
     cell("why", ...row.episodes.slice(0, 2).map(why)),
     cell("risk", ...risk(row)),
     cell("trend", trendLine(row.trend, context.reference - context.facts.history_s * 1000, context.reference,
