@@ -92,7 +92,7 @@ class Site:
                 web.get("/parts/{name}", _part),
                 web.get("/api/ward", self._whole),
                 web.get("/api/session", _nothing),
-                web.get("/api/stream", self._stream),
+                web.get("/api/stream", self._stream, allow_head=False),
                 web.get(r"/api/patients/{key:\d{1,15}}", self._patient),
                 web.get("/sign-in", _file("sign_in.html", "text/html")),
                 web.post("/sign-in", self._sign_in),

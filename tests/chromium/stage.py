@@ -5,8 +5,8 @@ import os
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,24 +44,33 @@ class Stage:
 
     async def send(self, patient: str, **values: float) -> None:
         """Publish a record of bedside signs, measured now."""
+        await self.publish(self.settings.topic_vitals, patient, [self.record(patient, **values)])
+
+    def record(self, patient: str, **values: float) -> VitalsRecord:
+        """A record of bedside signs, measured now."""
         now = datetime.now(UTC)
         observations = tuple(
             Observation(FEATURES[CHANNEL[name]].loinc[0], value, FEATURES[CHANNEL[name]].unit)
             for name, value in values.items()
         )
-        record = VitalsRecord(f"{patient}-{now.timestamp()}", patient, now, observations)
-        await self.publish(self.settings.topic_vitals, patient, [record])
+        return VitalsRecord(f"{patient}-{now.timestamp()}", patient, now, observations)
 
-    async def publish(self, topic: str, key: str, messages: "list[VitalsRecord | Score | Alert]") -> None:
-        """Publish messages as a worker or a device would."""
+    @asynccontextmanager
+    async def producer(self) -> AsyncIterator[AIOKafkaProducer]:
+        """A producer that is connected already, as a device's is."""
         producer = AIOKafkaProducer(**self.settings.kafka_client())
         await producer.start()
         try:
-            for message in messages:
-                await producer.send(topic, msgspec.json.encode(message), key.encode())
+            yield producer
             await producer.flush()
         finally:
             await producer.stop()
+
+    async def publish(self, topic: str, key: str, messages: "list[VitalsRecord | Score | Alert]") -> None:
+        """Publish messages as a worker or a device would."""
+        async with self.producer() as producer:
+            for message in messages:
+                await producer.send(topic, msgspec.json.encode(message), key.encode())
 
     async def ready(self) -> None:
         """Wait until the worker serves."""

@@ -274,6 +274,11 @@ async def test_the_stream_tells_the_ward_then_what_changes(
         assert ([row["patient"] for row in data["rows"]], len(data["gone"])) == (["c"], 2)
 
 
+async def test_a_stream_has_no_head(open_board: Board, http: aiohttp.ClientSession) -> None:
+    async with http.head(f"{open_board.url}/api/stream") as answer:
+        assert answer.status == 405
+
+
 async def test_a_quiet_stream_beats(
     open_board: Board, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,7 +73,7 @@ export function draw(node, row, context) {
     cell("severity", ...alerts(row, fresh, ages)),
     cell("patient", el("bdi", null, { title: visible(row.patient) }, visible(row.patient)),
       row.care_unit && el("small", "unit", null, el("bdi", null, null, visible(row.care_unit)))),
-    cell("why", ...row.episodes.slice(0, 2).map(why)),
+    cell("why", ...row.episodes.filter((one) => one.why.length).slice(0, 2).map(why)),
     cell("risk", ...risk(row)),
     cell("trend", trendLine(row.trend, context.reference - context.facts.history_s * 1000, context.reference,
       levelsOf(row, context.facts.levels), TREND.width, TREND.height)),
