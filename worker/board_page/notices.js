@@ -38,6 +38,9 @@ export function showState({ feed, facts, lineUp, lineSince, offset }) {
   } else if (silent) {
     notices.push(["grave", `No data for ${Math.floor(quiet / 1000).toLocaleString("en")} s, since ${clockSeconds(feed.last - offset)}. Nothing here is newer.`]);
   }
+  if (feed?.loading && feed.kafka_up) {
+    notices.push(["grave", "Reading what came before: what is shown is not current yet."]);
+  }
   if (feed && !feed.loading) notices.push(...topicNotices(feed));
   if (feed && feed.event !== null) {
     const behind = feed.event_at - feed.event;
