@@ -24,7 +24,7 @@ demo: $(VENV)/.demo ## simulated patients through a worker, with alerts as they 
 
 .PHONY: test
 test: $(VENV)/.dev ## the tests that need nothing but Python (ARGS="-k decide")
-	@$(BIN)/python -m pytest -m "not integration and not gpu and not tensorrt" $(ARGS)
+	@$(BIN)/python -m pytest -m "not integration and not gpu and not tensorrt and not chromium" $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev ## lint, format, types, import rules, generated files
@@ -41,6 +41,10 @@ integration: $(VENV)/.dev $(KAFKA)/.complete ## the tests on Apache Kafka, redis
 .PHONY: engines
 engines: $(VENV)/.engines ## plans of every shipped model by TensorRT for RTX, without a GPU (fetches 230 MB)
 	@$(BIN)/python -m pytest -m tensorrt $(ARGS)
+
+.PHONY: chromium
+chromium: $(VENV)/.chromium ## the ward page in a headless Chromium (needs that program; fetches its driver, 50 MB)
+	@$(BIN)/python -m pytest -m chromium $(ARGS)
 
 .PHONY: training
 training: $(VENV)/.train ## training from end to end, on small sets that the tests make (fetches PyTorch, some gigabytes)
@@ -87,6 +91,11 @@ $(VENV)/.dev: $(VENV)/.demo
 $(VENV)/.engines: $(VENV)/.dev
 	@echo "Installing TensorRT for RTX"
 	@$(PIP) -e '.[demo,dev,tensorrt-rtx]'
+	@touch $@
+
+$(VENV)/.chromium: $(VENV)/.dev
+	@echo "Installing what drives Chromium"
+	@$(PIP) -e '.[demo,dev,chromium]'
 	@touch $@
 
 $(VENV)/.train: $(VENV)/.dev

@@ -17,6 +17,7 @@ from rich.text import Text
 from worker import (
     cli_audit,
     cli_bench,
+    cli_board,
     cli_drift,
     cli_feedback,
     cli_model,
@@ -36,6 +37,7 @@ app.add_typer(cli_bench.app, name="bench", help="Measure CPU time for each event
 app.add_typer(cli_model.app, name="model", help="Train, evaluate and list models.")
 app.add_typer(cli_policy.app, name="policy")
 app.command()(cli_feedback.feedback)
+app.command()(cli_board.board)
 app.command()(cli_stream.demo)
 app.command()(cli_stream.send)
 app.command(name="drift")(cli_drift.drift_)

@@ -61,6 +61,13 @@ def demo(
     model_repository: Annotated[
         Path | None, typer.Option(help="Folder of model folders.", metavar="DIR", show_default=False)
     ] = None,
+    board: Annotated[bool, typer.Option("--board", help="Serve the ward page meanwhile.")] = False,
+    board_port: Annotated[
+        int | None,
+        typer.Option(
+            help="Port of the ward page, which it turns on; a free one unless given.", min=1, max=65535
+        ),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Write what was counted as JSON.", show_default=False)
     ] = None,
@@ -74,7 +81,7 @@ def demo(
     """
     from rich.console import Console
 
-    from worker import cli_files, demo_setup
+    from worker import cli_files, demo_setup, embedded
     from worker import demo as running
     from worker.config import ConfigError
     from worker.demo_view import summary, view_for
@@ -85,13 +92,19 @@ def demo(
     _quiet_kafka()
     console = Console(stderr=as_json)
     choice = _choice(patients, seed, hours, pathways)
+    if board and board_port is None:
+        board_port = embedded.free_port()
     options = demo_setup.Options(
-        seconds, source, choice, speed, workers, broker, redis, model, model_repository
+        seconds, source, choice, speed, workers, broker, redis, model, model_repository, board_port
     )
     try:
         cli_files.check_writable(report)
     except OSError as error:
         raise SystemExit(f"riskstream demo: --report: {cli_files.complaint(error)}") from None
+    if board_port is not None:
+        console.print(
+            f"ward page: http://{embedded.LOOPBACK}:{board_port}/ while the demo runs", highlight=False
+        )
     try:
         result = running.demo(options, view_for(console))
     except (demo_setup.DemoError, EmbeddedError, SourceError, SendError, ConfigError) as error:

@@ -128,6 +128,24 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     instance: str = Field(default_factory=socket.gethostname, description="names this worker in logs")
 
+    # The ward page, `riskstream board`
+    board_host: str = Field(
+        "127.0.0.1", description="address of the ward page; any but loopback needs a token"
+    )
+    board_port: int = Field(8090, ge=0, le=65535, description="0 picks a free port")
+    board_token: SecretStr = Field(SecretStr(""), description="what readers must show; 16 characters or more")
+    board_cert_file: FilePath | None = Field(None, description="PEM of the page's certificate, for HTTPS")
+    board_key_file: FilePath | None = Field(None, description="PEM of the certificate's key")
+    board_history_h: float = Field(
+        24.0, ge=1, le=168, description="scores read back at start, and the length of trend lines"
+    )
+    board_alerts_h: float = Field(
+        168.0, ge=1, le=8784, description="alerts read back at start, to find the open episodes"
+    )
+    board_patients: int = Field(2000, ge=1, le=20_000, description="patients on the page, at most")
+    board_stale_h: float = Field(6.0, gt=0, le=168, description="age from which the page marks a value")
+    board_quiet_s: float = Field(120.0, ge=1, le=86_400, description="silence from which the page warns")
+
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
         if self.session_timeout_s > self.request_timeout_s:
@@ -138,6 +156,10 @@ class Settings(BaseSettings):
             raise ValueError("kafka_cert_file and kafka_key_file go together")
         if bool(self.redis_cert_file) != bool(self.redis_key_file):
             raise ValueError("redis_cert_file and redis_key_file go together")
+        if bool(self.board_cert_file) != bool(self.board_key_file):
+            raise ValueError("board_cert_file and board_key_file go together")
+        if 0 < len(self.board_token.get_secret_value()) < 16:
+            raise ValueError("board_token must have at least 16 characters, or be empty")
         if not self.bootstrap_servers:
             raise ValueError("broker names no server; write host:port, with commas between several")
         if not _is_redis_url(self.redis.get_secret_value()):
@@ -164,6 +186,14 @@ class Settings(BaseSettings):
         context = ssl.create_default_context(cafile=self.kafka_ca_file)
         if self.kafka_cert_file and self.kafka_key_file:
             context.load_cert_chain(self.kafka_cert_file, self.kafka_key_file)
+        return context
+
+    def board_ssl_context(self) -> ssl.SSLContext | None:
+        """The TLS context of the ward page; None without a certificate."""
+        if not self.board_cert_file or not self.board_key_file:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.board_cert_file, self.board_key_file)
         return context
 
     def kafka_client(self) -> dict[str, Any]:

@@ -106,9 +106,22 @@ def demo(options: Options, view: View) -> Report:
             stack.enter_context(worker.process)
             stack.callback(worker.process.stop, ABORT_S)
             worker.process.start()
+        if options.board_port is not None:
+            _serve_board(options.board_port, env, stack)
         report = asyncio.run(_Demo(options, settings, recording, workers, view).run())
         view.stage("stopping")
     return report
+
+
+def _serve_board(port: int, env: dict[str, str], stack: ExitStack) -> None:
+    """Start the ward page of the demo's broker and wait until it answers; it is stopped with `stack`.
+
+    Raises:
+        EmbeddedError: it ended, for example because its port is taken.
+    """
+    own = {"RISKSTREAM_BOARD_HOST": LOOPBACK, "RISKSTREAM_BOARD_PORT": str(port)}
+    command = [sys.executable, "-m", "worker.cli", "board"]
+    stack.enter_context(embedded.started("ward page", command, port, env | own))
 
 
 class _Demo:

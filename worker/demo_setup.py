@@ -31,6 +31,7 @@ class Options:
     speed: event seconds per second; None fits the recording into `seconds`.
     broker, redis: to use instead of embedded ones.
     model, model_repository: to serve instead of the settings'.
+    board_port: loopback port of a ward page that is served meanwhile; None for none.
     """
 
     seconds: float
@@ -42,6 +43,7 @@ class Options:
     redis: str | None = None
     model: str | None = None
     model_repository: Path | None = None
+    board_port: int | None = None
 
 
 def surroundings(options: Options, stack: ExitStack) -> tuple[Settings, dict[str, str]]:

@@ -151,8 +151,15 @@ class Child:
 class Server(Child):
     """A child that listens on a loopback port; started again, it takes the same port, with empty memory."""
 
-    def __init__(self, name: str, command: Sequence[str], port: int, ready: Callable[[int], bool]) -> None:
-        super().__init__(name, command)
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        port: int,
+        ready: Callable[[int], bool],
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(name, command, env)
         self.port = port
         self._ready = ready
 
@@ -203,6 +210,21 @@ def redis(port: int | None = None) -> Iterator[Server]:
     """A running redis-server that neither persists nor evicts, on a free port unless one is given."""
     binary = _redis_binary()
     with _running(lambda p: Server("redis-server", _redis_command(binary, p), p, _pongs), port) as server:
+        yield server
+
+
+@contextmanager
+def started(name: str, command: Sequence[str], port: int, env: Mapping[str, str]) -> Iterator[Server]:
+    """A program of our own that listens on a loopback port, once it accepts connections there.
+
+    Raises:
+        EmbeddedError: the port is taken, it ended, or did not answer in time; the message has its last lines.
+    """
+    # It takes seconds to load and find that out itself; meanwhile the other one would answer.
+    if _accepts(port):
+        raise EmbeddedError(f"{name} cannot listen on {LOOPBACK}:{port}: the port is taken; name another one")
+    with Server(name, command, port, _accepts, env) as server:
+        server.start()
         yield server
 
 

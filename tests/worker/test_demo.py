@@ -4,9 +4,11 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -149,6 +151,35 @@ def test_a_dead_worker_fails_the_demo_and_shows_its_last_lines() -> None:
     assert process.returncode == 1
     assert "a worker ended with status -9; its last lines:" in errors
     assert "Traceback" not in errors
+
+
+def test_the_demo_serves_the_ward_page_while_it_runs() -> None:
+    port = embedded.free_port()
+    url = f"http://{LOOPBACK}:{port}/"
+
+    def patients() -> int:
+        try:
+            with urllib.request.urlopen(f"{url}api/ward", timeout=5) as answer:
+                return len(json.loads(answer.read())["rows"])
+        except OSError:
+            return 0
+
+    with running_demo("--seconds", "60", "--board-port", str(port)) as process:
+        until(lambda: patients() > 0)
+        process.send_signal(signal.SIGINT)
+        shown, _ = process.communicate(timeout=30)
+    assert (process.returncode, patients()) == (130, 0)
+    assert shown.startswith(f"ward page: {url} while the demo runs")
+
+
+def test_a_port_of_the_ward_page_that_is_taken_is_a_clear_error() -> None:
+    with socket.create_server((LOOPBACK, 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with running_demo("--board-port", port) as process:
+            _, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"cannot listen on {LOOPBACK}:{port}" in told
+    assert "Traceback" not in told
 
 
 def test_no_broker_is_a_clear_error() -> None:
