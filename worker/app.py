@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import structlog
-from faust.types import TP
 
 from engines import repository
 from engines.engine import Engine
@@ -23,6 +22,7 @@ from engines.steps import SeriesModel, require_series
 from schemas.errors import PolicyError
 from worker import early_warning, metrics
 from worker.alert_log import LastAlerts, last_alerts
+from worker.assignment import Lanes
 from worker.batch import Batcher
 from worker.checkpoint import Checkpointer
 from worker.cluster import Cluster, complaints, describe, optional_topics
@@ -31,7 +31,7 @@ from worker.drift import watch
 from worker.errors import FatalError, RetryError, StoreError
 from worker.feedback_topic import Carrier
 from worker.http import Health, serve
-from worker.lanes import Lanes, Stages
+from worker.lanes import Stages
 from worker.messages import Author
 from worker.partition import Partition, Place
 from worker.pipeline import Pipeline, limits_of
@@ -147,8 +147,7 @@ class Worker:
             await self._until_stopped(app, lanes, beside)
         finally:
             self._joined = False
-            owned = {TP(lane.place.topic, lane.place.partition) for lane in lanes.owned}
-            await lanes.revoke(owned, self.settings.rebalance_timeout_s / 2)
+            await lanes.stop(self.settings.rebalance_timeout_s / 2)
             try:
                 await asyncio.wait_for(app.stop(), STOP_S)
             except TimeoutError:
