@@ -27,6 +27,7 @@ from worker.batch import Batcher
 from worker.checkpoint import Checkpointer
 from worker.cluster import Cluster, complaints, describe, optional_topics
 from worker.config import Settings
+from worker.deadlines import STOP_S, shutdown_s
 from worker.drift import watch
 from worker.errors import FatalError, RetryError, StoreError
 from worker.feedback_topic import Carrier
@@ -43,17 +44,6 @@ from worker.store import Store
 from worker.transport import chunk_app
 
 log = structlog.get_logger("riskstream.app")
-
-STOP_S = 20.0
-"""How long shutting down may take after the last checkpoint before it is cut short."""
-
-SLACK_S = 5.0
-"""What is left for closing connections before a process that is to stop ends itself."""
-
-
-def shutdown_s(rebalance_timeout_s: float) -> float:
-    """The longest that a process lives after SIGTERM; a supervisor must not kill it sooner."""
-    return rebalance_timeout_s / 2 + STOP_S + SLACK_S
 
 
 class Worker:
