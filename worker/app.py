@@ -20,7 +20,7 @@ from engines import repository
 from engines.engine import Engine
 from engines.steps import SeriesModel, require_series
 from schemas.errors import PolicyError
-from worker import early_warning, metrics
+from worker import early_warning, metrics, tracing
 from worker.alert_log import LastAlerts, last_alerts
 from worker.assignment import Lanes
 from worker.batch import Batcher
@@ -70,6 +70,7 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._begin_to_stop)
         loop.add_signal_handler(signal.SIGUSR1, _log_tasks)
+        tracing.start(self.settings)
         runner, port = await serve(
             self.settings.http_host, self.settings.http_port, Health(self._live, self._ready)
         )
@@ -83,6 +84,7 @@ class Worker:
             if self._batcher is not None:
                 await self._batcher.close()
             await runner.cleanup()
+            await asyncio.to_thread(tracing.stop)
             log.info("stopped")
 
     async def _work(self) -> None:
