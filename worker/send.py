@@ -114,7 +114,7 @@ class Sender:
                 value=value,
                 key=record.patient.encode(),
                 timestamp_ms=round(record.time.timestamp() * 1000),
-                headers=tracing.sent(self._topic, _HEADERS),
+                headers=list(tracing.sent(self._topic, _HEADERS)),
             )
         except UnknownTopicOrPartitionError:
             raise SendError(f"the broker has no topic {self._topic}; create it first") from None
