@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator
 from ipaddress import ip_address
 
+from worker import tracing
 from worker.config import Settings
 from worker.deadlines import shutdown_s
 from worker.finding import Finding, failed, ok, warning
@@ -21,6 +22,12 @@ def check_settings(settings: Settings) -> list[Finding]:
 def _odd(settings: Settings) -> Iterator[Finding]:
     yield from _odd_times(settings)
     yield from _odd_transport(settings)
+    if settings.traces != "off" and not tracing.installed():
+        yield failed(
+            "settings: traces",
+            f"traces is {settings.traces}, and OpenTelemetry is not installed",
+            "pip install 'riskstream[tracing]', or set RISKSTREAM_TRACES to off",
+        )
 
 
 def _odd_times(settings: Settings) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ or an exception's text; `tracestate` is other people's and is not passed on.
 """
 
 import contextlib
+import importlib.util
 import queue
 import re
 import threading
@@ -66,6 +67,14 @@ class _State:
 
 _state = _State()
 _current: ContextVar[_Chunk | None] = ContextVar("chunk", default=None)
+
+
+def installed() -> bool:
+    """Whether the extra is there."""
+    try:
+        return importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ImportError:
+        return False
 
 
 def start(settings: Settings, exporter: "SpanExporter | None" = None) -> None:

@@ -1,5 +1,6 @@
 """Odd combinations of settings are named, with what to do."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,17 @@ def test_an_odd_combination_is_named(settings: dict[str, Any], named: str, advis
 @pytest.mark.parametrize("broker", ["localhost:9092", "127.0.0.1:1,127.0.0.2:2", "[::1]:9092"])
 def test_a_broker_on_this_machine_needs_no_tls(broker: str) -> None:
     assert [finding.severity for finding in check_settings(config.load(broker=broker))] == ["ok"]
+
+
+def test_traces_without_the_extra_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config.load(traces="otlp")
+    assert [finding.severity for finding in check_settings(settings)] == ["ok"]
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
+
+    (finding,) = check_settings(settings)
+
+    assert (finding.subject, finding.severity) == ("settings: traces", "failed")
+    assert "riskstream[tracing]" in finding.advice
 
 
 def test_a_disk_that_cannot_be_written_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
