@@ -143,7 +143,9 @@ class Lane:
             self.partition = None
 
     def resume(self) -> None:
-        """Go on with a partition that the group has given back."""
+        """Go on with a partition that the group has given back; a lane that is not held goes on anyway."""
+        if not self._held:
+            return
         self._held = False
         self._warned = 0
         self._task = asyncio.create_task(self._run(), name=f"lane-{self.place.partition}")

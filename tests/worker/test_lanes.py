@@ -187,6 +187,17 @@ async def test_partition_on_which_another_has_gone_on_is_restored(station: Stati
     assert station.lane.partition is not before
 
 
+async def test_lane_that_is_not_held_needs_no_resuming(station: Station) -> None:
+    station.lane.put(station.log.fetch(30))
+    at_work = station.lane._task
+
+    station.lane.resume()
+    await station.until_done()
+
+    assert station.lane._task is at_work
+    assert len(station.path.outbox.messages) == len(ids(station.path.outbox))
+
+
 async def test_closed_lane_is_dropped_with_its_memory(station: Station) -> None:
     await station.until_done()
     await station.lane.hold(5.0)
