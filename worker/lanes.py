@@ -137,7 +137,7 @@ class Lane:
         finally:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        if not stored:
+        if partition is not None and not stored:
             log.warning("partition held without a checkpoint", partition=self.place.partition)
         if partition is not None and not (partition.whole and partition.unanswered is None):
             self.partition = None
