@@ -29,7 +29,7 @@ ENV PATH=/opt/riskstream/bin:$PATH \
     RISKSTREAM_HTTP_PORT=8080
 USER 10001
 EXPOSE 8080
-# Three checks, each of at most 10 s.
+# Its checks run side by side, each for at most 10 s.
 HEALTHCHECK --interval=30s --timeout=40s --start-period=90s --retries=3 CMD ["riskstream", "check", "--timeout", "10"]
 ENTRYPOINT ["riskstream"]
 CMD ["run"]

@@ -15,23 +15,24 @@ from functools import partial
 from typing import Any
 
 import structlog
-from faust.types import TP
 
 from engines import repository
 from engines.engine import Engine
 from engines.steps import SeriesModel, require_series
 from schemas.errors import PolicyError
-from worker import early_warning, metrics
+from worker import early_warning, metrics, tracing
 from worker.alert_log import LastAlerts, last_alerts
+from worker.assignment import Lanes
 from worker.batch import Batcher
 from worker.checkpoint import Checkpointer
 from worker.cluster import Cluster, complaints, describe, optional_topics
 from worker.config import Settings
+from worker.deadlines import STOP_S, shutdown_s
 from worker.drift import watch
 from worker.errors import FatalError, RetryError, StoreError
 from worker.feedback_topic import Carrier
 from worker.http import Health, serve
-from worker.lanes import Lanes, Stages
+from worker.lanes import Stages
 from worker.messages import Author
 from worker.partition import Partition, Place
 from worker.pipeline import Pipeline, limits_of
@@ -43,17 +44,6 @@ from worker.store import Store
 from worker.transport import chunk_app
 
 log = structlog.get_logger("riskstream.app")
-
-STOP_S = 20.0
-"""How long shutting down may take after the last checkpoint before it is cut short."""
-
-SLACK_S = 5.0
-"""What is left for closing connections before a process that is to stop ends itself."""
-
-
-def shutdown_s(rebalance_timeout_s: float) -> float:
-    """The longest that a process lives after SIGTERM; a supervisor must not kill it sooner."""
-    return rebalance_timeout_s / 2 + STOP_S + SLACK_S
 
 
 class Worker:
@@ -80,6 +70,7 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._begin_to_stop)
         loop.add_signal_handler(signal.SIGUSR1, _log_tasks)
+        tracing.start(self.settings)
         runner, port = await serve(
             self.settings.http_host, self.settings.http_port, Health(self._live, self._ready)
         )
@@ -93,6 +84,7 @@ class Worker:
             if self._batcher is not None:
                 await self._batcher.close()
             await runner.cleanup()
+            await asyncio.to_thread(tracing.stop)
             log.info("stopped")
 
     async def _work(self) -> None:
@@ -147,8 +139,7 @@ class Worker:
             await self._until_stopped(app, lanes, beside)
         finally:
             self._joined = False
-            owned = {TP(lane.place.topic, lane.place.partition) for lane in lanes.owned}
-            await lanes.revoke(owned, self.settings.rebalance_timeout_s / 2)
+            await lanes.stop(self.settings.rebalance_timeout_s / 2)
             try:
                 await asyncio.wait_for(app.stop(), STOP_S)
             except TimeoutError:

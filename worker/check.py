@@ -1,72 +1,73 @@
-"""`riskstream check`: is everything there that a worker needs? Also the container's health check."""
+"""`riskstream check`: is everything there that a worker needs? Also the container's health check.
+
+It asks and changes nothing. Its parts run side by side, each with the same deadline.
+"""
 
 import asyncio
-from typing import NamedTuple
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import numpy as np
 
 from engines import repository
+from engines.engine import Engine
 from engines.errors import EngineError
 from engines.steps import require_series
 from schemas import news2_policy
 from schemas.errors import PolicyError
 from schemas.window import WINDOW_BINS
+from worker.check_redis import check_redis
+from worker.check_settings import check_disk, check_settings
+from worker.check_topics import check_topics, role_names
 from worker.cluster import complaints, describe
 from worker.config import Settings
 from worker.decide import TREND_MS
 from worker.errors import WorkerError
-from worker.store import Store
+from worker.finding import Finding, failed, ok, warning
+from worker.http import Occupant, occupant
+from worker.topic_facts import gather_facts
 
-ACCEPTED_POLICY = "noeviction"
-"""A Redis that evicts would drop patients silently; refusing writes instead is noticed."""
-
-
-class Finding(NamedTuple):
-    """One check: what was looked at, whether it is well, and what to do if not."""
-
-    subject: str
-    well: bool
-    detail: str
+BUSY_SHARE = 0.5
+"""Share of the engine's patience that one full batch may take: a machine is not idle when it matters."""
 
 
 async def check(settings: Settings, seconds: float) -> list[Finding]:
-    """Check broker, topics, Redis and model, each within `seconds`."""
-    checks = {"kafka": _kafka(settings), "redis": _redis(settings), "model": _model(settings)}
-    findings: list[Finding] = []
-    for subject, running in checks.items():
-        try:
-            findings.append(await asyncio.wait_for(running, seconds))
-        except TimeoutError:
-            findings.append(Finding(subject, False, f"no answer within {seconds:g} s"))
-    return findings
+    """Check settings, broker, topics, Redis, model, HTTP port and disk, each within `seconds`."""
+    checks: dict[str, Coroutine[Any, Any, list[Finding]]] = {
+        "kafka": _kafka(settings),
+        "redis": check_redis(settings),
+        "model": _model(settings),
+        "http": _http(settings),
+    }
+    found = await asyncio.gather(*(_within(subject, running, seconds) for subject, running in checks.items()))
+    return [*check_settings(settings), *(finding for findings in found for finding in findings), check_disk()]
 
 
-async def _kafka(settings: Settings) -> Finding:
+async def _within(subject: str, running: Coroutine[Any, Any, list[Finding]], seconds: float) -> list[Finding]:
+    try:
+        return await asyncio.wait_for(running, seconds)
+    except TimeoutError:
+        return [failed(subject, f"no answer within {seconds:g} s")]
+
+
+async def _kafka(settings: Settings) -> list[Finding]:
     try:
         cluster = await describe(settings, create=False)
+        found = complaints(settings, cluster)
+        facts = await gather_facts(settings, role_names(settings))
     except WorkerError as error:
-        return Finding("kafka", False, f"{error}; check RISKSTREAM_BROKER, TLS and credentials")
-    found = complaints(settings, cluster)
-    if found:
-        return Finding("kafka", False, "; ".join(found))
-    return Finding(
-        "kafka", True, f"cluster {cluster.id}, {cluster.partitions[settings.topic_vitals]} partitions"
+        return [failed("kafka", f"{error}; check RISKSTREAM_BROKER, TLS and credentials")]
+    partitions = cluster.partitions[settings.topic_vitals]
+    first = (
+        failed("kafka", "; ".join(found))
+        if found
+        else ok("kafka", f"cluster {cluster.id}, {partitions} partitions")
     )
+    return [first, *check_topics(settings, facts)]
 
 
-async def _redis(settings: Settings) -> Finding:
-    store = Store(settings)
-    try:
-        await store.ping()
-        policy = await store.policy()
-    except WorkerError as error:
-        return Finding("redis", False, f"{error}; check RISKSTREAM_REDIS, TLS and credentials")
-    finally:
-        await store.close()
-    if policy != ACCEPTED_POLICY:
-        return Finding("redis", False, f"maxmemory-policy is {policy}; set it to {ACCEPTED_POLICY}")
-    return Finding("redis", True, f"maxmemory-policy {policy}")
-
-
-async def _model(settings: Settings) -> Finding:
+async def _model(settings: Settings) -> list[Finding]:
     try:
         news2 = news2_policy.load(settings.news2_policy)
         require_series(repository.read_config(settings.model_repository, settings.model))
@@ -74,19 +75,66 @@ async def _model(settings: Settings) -> Finding:
             repository.load, settings.model_repository, settings.model, settings.backend
         )
     except (EngineError, PolicyError) as error:
-        return Finding("model", False, str(error))
-    engine.close()
+        return [failed("model", str(error))]
+    try:
+        took_s = await asyncio.to_thread(_full_batch_s, engine)
+    finally:
+        engine.close()
     config = engine.config
     hours = settings.rebuild_horizon_h
     # A window, the silence after it, and what a trace remembers: across one silence that does not expire it.
     policies = (config.policy, news2)
     remembered_s = max(*(p.memory_s + p.expiry_s for p in policies), TREND_MS / 1000 + 3600)
     needed = 2 * WINDOW_BINS + remembered_s / 3600
+    speed = _speed(settings, took_s, config.dynamic_batching.max_batch_size)
     if hours < needed:
-        return Finding("model", False, f"rebuild_horizon_h is {hours:g}; the policies need {needed:g}")
-    return Finding(
-        "model",
-        True,
-        f"{config.name} version {config.version} on {engine.backend}, golden data agree; "
-        f"NEWS2 policy {news2.version}",
-    )
+        return [failed("model", f"rebuild_horizon_h is {hours:g}; the policies need {needed:g}"), speed]
+    told = f"{config.name} version {config.version} on {engine.backend}, golden data agree"
+    return [ok("model", f"{told}; NEWS2 policy {news2.version}"), speed]
+
+
+def _full_batch_s(engine: Engine) -> float:
+    """Seconds for the largest batch; the second one, because the first also makes buffers."""
+    rows = engine.config.dynamic_batching.max_batch_size
+    inputs = {name: np.zeros((rows, *dims), np.float32) for name, dims in engine.input_dims.items()}
+    engine.run(inputs)
+    started = time.perf_counter()
+    engine.run(inputs)
+    return time.perf_counter() - started
+
+
+def _speed(settings: Settings, took_s: float, rows: int) -> Finding:
+    subject, detail = "model: speed", f"{rows} rows in {took_s * 1000:.1f} ms"
+    if took_s > BUSY_SHARE * settings.engine_patience_s:
+        return warning(
+            subject,
+            f"{detail}, engine_patience_s is {settings.engine_patience_s:g}",
+            "raise the patience or use a faster machine: NEWS2 would answer alone under load",
+        )
+    return ok(subject, detail)
+
+
+async def _http(settings: Settings) -> list[Finding]:
+    subject, host, port = "http", settings.http_host, settings.http_port
+    if port == 0:
+        return [ok(subject, "a free port is picked")]
+    came = await occupant(host, port)
+    if came is Occupant.NOBODY:
+        return [ok(subject, f"{host}:{port} is free")]
+    if came is Occupant.READY:
+        return [ok(subject, f"the worker on {host}:{port} is ready")]
+    if came is Occupant.NOT_READY:
+        return [
+            warning(
+                subject,
+                f"the worker on {host}:{port} is not ready",
+                "GET /health/ready says which dependency is missing; a restoration may be under way",
+            )
+        ]
+    return [
+        failed(
+            subject,
+            f"{host}:{port} cannot be had, and no worker answers there",
+            "set RISKSTREAM_HTTP_PORT or RISKSTREAM_HTTP_HOST",
+        )
+    ]

@@ -89,22 +89,27 @@ def check(
     settings_file: SettingsFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds each check may take.", min=0.5, max=120)] = 10.0,
+    strict: Annotated[bool, typer.Option("--strict", help="Let warnings fail too.")] = False,
 ) -> None:
-    """Check settings, broker, topics, Redis and model; exit 0 when all is well, 1 when not."""
+    """Check settings, broker, topics, rights, Redis, model, HTTP port and disk; say what to do.
+
+    Changes nothing. Exit status: 0 when nothing has failed (with --strict: nor is warned of), 1 otherwise.
+    docs/runbook.md lists the findings.
+    """
     from worker.check import check as run_checks
 
     settings = _settings(settings_file)
     findings = asyncio.run(run_checks(settings, timeout))
-    well = all(finding.well for finding in findings)
+    well = all(finding.well and not (strict and finding.severity == "warning") for finding in findings)
     if as_json:
         shown = {"well": well, "settings": _shown(settings), "findings": [f._asdict() for f in findings]}
         sys.stdout.write(json.dumps(shown, indent=2) + "\n")
     else:
+        styles = {"ok": "[green]ok", "warning": "[yellow]warning", "failed": "[red]FAILED"}
         table = Table("check", "", "detail")
         for finding in findings:
-            table.add_row(
-                finding.subject, "[green]ok" if finding.well else "[red]FAILED", Text(finding.detail)
-            )
+            told = finding.detail + (f"\n-> {finding.advice}" if finding.advice else "")
+            table.add_row(Text(finding.subject), styles[finding.severity], Text(told))
         Console().print(table)
     raise typer.Exit(0 if well else 1)
 

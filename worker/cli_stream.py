@@ -158,6 +158,7 @@ def send(
     import asyncio
 
     from worker import cli_files, config
+    from worker.errors import FatalError
     from worker.recording import SourceError, read
     from worker.send import SendError
 
@@ -170,7 +171,7 @@ def send(
         recording = read(source, _choice(patients, seed, hours, pathways))
         pace = recording.speed_to_fit(seconds) if seconds is not None else speed
         asyncio.run(_send(settings, recording, pace, record))
-    except (config.ConfigError, SourceError, SendError) as error:
+    except (config.ConfigError, SourceError, SendError, FatalError) as error:
         raise SystemExit(f"riskstream send: {error}") from None
     except OSError as error:
         raise SystemExit(f"riskstream send: --record: {cli_files.complaint(error)}") from None
@@ -186,6 +187,7 @@ async def _send(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from worker import tracing
     from worker.send import Confirmed, Sender, send
 
     console = Console(stderr=True)
@@ -199,8 +201,12 @@ async def _send(
         def confirmed(_: Confirmed) -> None:
             bar.advance(task)
 
-        async with Sender(settings, confirmed, file) as sender:
-            await send(sender, recording, speed)
+        tracing.start(settings)
+        try:
+            async with Sender(settings, confirmed, file) as sender:
+                await send(sender, recording, speed)
+        finally:
+            tracing.stop()
     console.print(
         f"sent {sender.confirmed:,} records of {recording.patients:,} patients to {settings.topic_vitals}"
     )

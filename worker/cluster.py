@@ -15,7 +15,7 @@ from aiokafka.errors import (
 
 from worker.config import Settings
 from worker.errors import FatalError, RetryError, WorkerError
-from worker.topic_ids import topic_id
+from worker.topic_ids import described, topic_id
 
 _REFUSALS: dict[type[KafkaError], str] = {
     ClusterAuthorizationFailedError: "this user may not administer the cluster",
@@ -59,27 +59,25 @@ async def describe(settings: Settings, *, create: bool) -> Cluster:
         await admin.start()
         if create:
             await _create(admin, settings)
-        described: list[dict[str, Any]] = await admin.describe_topics(
-            topic_names(settings) + optional_topics(settings)
-        )
+        topics = await described(admin, topic_names(settings) + optional_topics(settings))
         cluster = await admin.describe_cluster()
         vitals_id = await topic_id(admin, settings.topic_vitals)
     except (KafkaError, OSError, TimeoutError) as error:
         raise RetryError(f"Kafka: {type(error).__name__}") from None
     finally:
         await admin.close()
-    return Cluster(cluster["cluster_id"] or "unnamed", partition_counts(described), vitals_id)
+    return Cluster(cluster["cluster_id"] or "unnamed", partition_counts(topics), vitals_id)
 
 
-def partition_counts(described: list[dict[str, Any]]) -> dict[str, int]:
-    """Partitions of each topic in an answer to `describe_topics`; 0 where the broker says there is none.
+def partition_counts(topics: list[dict[str, Any]]) -> dict[str, int]:
+    """Partitions of each topic in an answer of `described`; 0 where the broker says there is none.
 
     Raises:
         RetryError: the broker cannot tell yet, for example while a leader is elected.
         FatalError: the broker refuses to tell.
     """
     counts: dict[str, int] = {}
-    for topic in described:
+    for topic in topics:
         error = for_code(topic["error_code"])
         if topic["error_code"] and error is not UnknownTopicOrPartitionError:
             raise _refused(topic["topic"], error) or RetryError(f"topic {topic['topic']}: {error.__name__}")

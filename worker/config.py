@@ -125,6 +125,18 @@ class Settings(BaseSettings):
     stall_after_s: float = Field(
         120.0, ge=5, description="not live when lag is above zero and nothing moved for this long"
     )
+    traces: Literal["off", "otlp"] = Field("off", description="OpenTelemetry traces, by the extra tracing")
+    traces_endpoint: str = Field(
+        "http://127.0.0.1:4318/v1/traces",
+        description="where traces go, OTLP over HTTP",
+        pattern=r"^https?://[^@\s]+$",
+    )
+    traces_ratio: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="share of chunks traced; a record that comes with a trace keeps its choice",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     instance: str = Field(default_factory=socket.gethostname, description="names this worker in logs")
 

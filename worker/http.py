@@ -4,11 +4,13 @@ Live fails only when there is something to do and nothing moves. Ready says whet
 there: a worker that is not ready may still be alerting from memory.
 """
 
+import asyncio
+import enum
 import os
 from collections.abc import Callable
 from typing import Any
 
-from aiohttp import web
+from aiohttp import ClientError, ClientSession, ClientTimeout, web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from worker.errors import FatalError
@@ -64,3 +66,42 @@ async def serve(host: str, port: int, health: Health) -> tuple[web.AppRunner, in
             f"cannot listen on {host}:{port}: {why}; set RISKSTREAM_HTTP_PORT or RISKSTREAM_HTTP_HOST"
         ) from None
     return runner, runner.addresses[0][1]
+
+
+class Occupant(enum.Enum):
+    """Who has an address: nobody, a worker, or somebody else."""
+
+    NOBODY = enum.auto()
+    READY = enum.auto()
+    NOT_READY = enum.auto()
+    OTHER = enum.auto()
+
+
+async def occupant(host: str, port: int, seconds: float = 2.0) -> Occupant:
+    """Ask who listens on an address that a worker would take; a refused connection means nobody.
+
+    An address that is not this machine's counts as somebody else's.
+    """
+    try:
+        server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port)
+    except OSError:
+        return await _answering(host, port, seconds)
+    server.close()
+    await server.wait_closed()
+    return Occupant.NOBODY
+
+
+async def _answering(host: str, port: int, seconds: float) -> Occupant:
+    asked = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    try:
+        async with (
+            ClientSession(timeout=ClientTimeout(total=seconds)) as session,
+            session.get(f"http://{asked}:{port}/health/ready") as response,
+        ):
+            state = await response.json()
+            is_ready = state["ready"] if isinstance(state, dict) else None
+    except (ClientError, OSError, TimeoutError, ValueError, KeyError):
+        return Occupant.OTHER
+    if not isinstance(is_ready, bool):
+        return Occupant.OTHER
+    return Occupant.READY if is_ready else Occupant.NOT_READY

@@ -1,8 +1,9 @@
 """One lane for each partition this worker owns: its chunks, one after the other, and its checkpoints.
 
-A lane restores its partition, seeks to where that starts, then takes chunks until it is revoked. The
-three fates of an error are decided here, by class: `RetryError` waits and goes on, `OwnershipError`
-throws the partition's memory away and starts over, anything else stops the process.
+A lane restores its partition, seeks to where that starts, then takes chunks until it is held: for as long as
+the group rebalances, or for good. A partition that the group gives back goes on from memory. The three fates
+of an error are decided here, by class: `RetryError` waits and goes on, `OwnershipError` throws the
+partition's memory away and starts over, anything else stops the process.
 
 An engine that does not answer holds up nothing but the model's part: the lane reads on for NEWS2's sake, and
 starts over from its last checkpoint once the engine answers, so that every record gets its score and alerts.
@@ -14,7 +15,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import structlog
-from faust.types import TP
 
 from worker import metrics
 from worker.alert_log import LastAlerts
@@ -31,9 +31,6 @@ OUTSTANDING = 2
 
 EXPIRY_SLACK_MS = 3_600_000
 """How far stream time must be past an expiry before a timer publishes it: late records come first."""
-
-WATCH_S = 0.5
-"""Between two looks at every lane."""
 
 LOOK_S = 15.0
 """Between two questions to the broker where the log ends; fetches say it too, while they come."""
@@ -55,7 +52,10 @@ AlertLog = Callable[[Place, int], Awaitable[LastAlerts]]
 
 
 class Lane:
-    """One partition's worker task."""
+    """One partition's worker task.
+
+    partition: its memory; none while it is restored for the first time or anew.
+    """
 
     def __init__(self, place: Place, stages: "Stages") -> None:
         self.place = place
@@ -69,7 +69,7 @@ class Lane:
         self._rebuilding = False
         self._doubtful = False
         self._warned = 0
-        self._stopped = False
+        self._held = False
         self._task = asyncio.create_task(self._run(), name=f"lane-{place.partition}")
         self._ticks = asyncio.create_task(self._tick(), name=f"ticks-{place.partition}")
         self._labels = (place.topic, str(place.partition))
@@ -117,30 +117,52 @@ class Lane:
         self._outstanding += 1
         self._chunks.put_nowait(chunk.records)
 
-    async def stop(self, seconds: float) -> None:
-        """Finish the chunk at work and checkpoint, within a deadline; else throw the memory away."""
+    async def hold(self, seconds: float) -> None:
+        """Finish the chunk at work and checkpoint, within a deadline; touch the partition no more.
+
+        Its memory stays for `resume`, unless it is not whole. Holding twice is holding once.
+        """
         self._accepting = False
-        self._stopped = True
+        self._held = True
         partition = self.partition
-        deadline = asyncio.get_running_loop().time() + seconds
+        stored = False
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout(seconds):
                 if partition is not None:
                     async with partition.lock:
                         self._task.cancel()
-                    if await self._stages.checkpointer.checkpoint(partition):
-                        return
-            log.warning("partition given up without a checkpoint", partition=self.place.partition)
+                    stored = await self._stages.checkpointer.checkpoint(partition)
         except (TimeoutError, OwnershipError):
-            log.warning("partition given up without a checkpoint", partition=self.place.partition)
-        finally:
-            self._ticks.cancel()
-            self._task.cancel()
-            await asyncio.gather(self._task, self._ticks, return_exceptions=True)
             self.partition = None
-            # What this process says of a partition that it no longer has would be added to its owner's.
-            for gauge in (metrics.partition_ready, metrics.lag, metrics.patients, metrics.floor_active):
-                gauge.labels(*self._labels).set(0)
+        finally:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if partition is not None and not stored:
+            log.warning("partition held without a checkpoint", partition=self.place.partition)
+        if partition is not None and not (partition.whole and partition.unanswered is None):
+            self.partition = None
+
+    def resume(self) -> None:
+        """Go on with a partition that the group has given back; a lane that is not held goes on anyway."""
+        if not self._held:
+            return
+        self._held = False
+        self._warned = 0
+        self._task = asyncio.create_task(self._run(), name=f"lane-{self.place.partition}")
+
+    def close(self) -> None:
+        """Drop a held partition."""
+        self._ticks.cancel()
+        self.partition = None
+        # What this process says of a partition that it no longer has would be added to its owner's.
+        for gauge in (metrics.partition_ready, metrics.lag, metrics.patients, metrics.floor_active):
+            gauge.labels(*self._labels).set(0)
+
+    async def stop(self, seconds: float) -> None:
+        """Hold, then drop."""
+        await self.hold(seconds)
+        self.close()
+        await asyncio.gather(self._ticks, return_exceptions=True)
 
     def failure(self) -> BaseException | None:
         """What ended the lane, if anything did."""
@@ -167,8 +189,10 @@ class Lane:
     async def _tick(self) -> None:
         """Checkpoint for ever; ask now and then where the log ends, in case fetching has stalled."""
         looked = time.perf_counter()
-        while not self._stopped:
+        while True:
             await asyncio.sleep(self._stages.interval_s)
+            if self._held:
+                continue
             if time.perf_counter() - looked > LOOK_S:
                 looked = time.perf_counter()
                 try:
@@ -190,8 +214,10 @@ class Lane:
             idle_ms = round((time.perf_counter() - self.moved_at) * 1000) if caught_up else 0
             async with partition.lock:
                 now_ms = partition.stream_ms() + idle_ms - EXPIRY_SLACK_MS
-                await self._stages.pipeline.expire_silent(partition, now_ms)
-            await self._stages.checkpointer.checkpoint(partition)
+                if not self._held:
+                    await self._stages.pipeline.expire_silent(partition, now_ms)
+            if not self._held:
+                await self._stages.checkpointer.checkpoint(partition)
         except OwnershipError:
             log.warning("partition taken over", partition=self.place.partition)
             self._restart(doubtful=True)
@@ -207,12 +233,15 @@ class Lane:
             self._restart(doubtful=False)
 
     def _restart(self, *, doubtful: bool) -> None:
-        """Start over; if doubtful, once the group has said that the partition is still this worker's."""
-        if self._stopped:
-            return
+        """Start over; if doubtful, once the group has said that the partition is still this worker's.
+
+        A held lane starts over when it is resumed.
+        """
         self._accepting = False
         self._doubtful = doubtful
         self.partition = None
+        if self._held:
+            return
         self._task.cancel()
         self._task = asyncio.create_task(self._run(), name=f"lane-{self.place.partition}")
 
@@ -250,8 +279,13 @@ class Lane:
                     await asyncio.sleep(RETRY_S)
                     continue
                 self._doubtful = False
-                restored = await stages.restorer.restore(self.place)
-                partition, self._rebuilding = restored
+                kept = await self._kept()
+                if kept is not None:
+                    partition = kept
+                else:
+                    self.partition = None
+                    partition, self._rebuilding = await stages.restorer.restore(self.place)
+                    partition.warned = self._warned
                 if self._rebuilding and not partition.replaying:
                     await self._finish_rebuild(partition)
                 break
@@ -261,19 +295,31 @@ class Lane:
                     "partition cannot be restored yet", partition=self.place.partition, reason=error.reason
                 )
                 await asyncio.sleep(RETRY_S)
-        partition.warned = self._warned
         self.partition = partition
         self.moved_at = time.perf_counter()
         await self._seek(partition.position)
         metrics.partition_ready.labels(*self._labels).set(not partition.replaying)
         log.info(
-            "partition restored",
+            "partition restored" if kept is None else "partition kept",
             partition=self.place.partition,
             position=partition.position,
             live_from=partition.live_from,
             patients=len(partition.patients),
         )
         return partition
+
+    async def _kept(self) -> Partition | None:
+        """The memory from before a rebalance, unless somebody else has gone on with the partition since.
+
+        It is true to the log in any case, and what is stored stays fenced; this spares messages coming twice.
+        """
+        if self.partition is None:
+            return None
+        committed = await self._stages.consumer.committed_offset(self.place)
+        if (committed.offset if committed is not None else -1) != self.partition.committed:
+            return None
+        metrics.restores.labels("kept").inc()
+        return self.partition
 
     async def _is_ours(self) -> bool:
         """Whether the group lets this worker commit what is committed already.
@@ -337,64 +383,6 @@ class Stages:
         self.checkpointer = checkpointer
         self.consumer = consumer
         self.alert_log = alert_log
-
-
-class Lanes:
-    """The lanes of all owned partitions; the transport's intake.
-
-    `stages` is set once the consumer exists; `joined` once the group has assigned partitions, or none.
-
-    Args:
-        cluster: Kafka cluster id.
-    """
-
-    def __init__(self, cluster: str) -> None:
-        self.stages: Stages | None = None
-        self.joined = False
-        self._cluster = cluster
-        self._lanes: dict[TP, Lane] = {}
-
-    @property
-    def owned(self) -> list[Lane]:
-        """Lanes of the partitions owned now."""
-        return list(self._lanes.values())
-
-    def wanting(self) -> set[TP]:
-        """Partitions that have room for a chunk."""
-        return {tp for tp, lane in self._lanes.items() if lane.has_room}
-
-    def full(self) -> bool:
-        """Whether a partition has no room."""
-        return any(lane.full for lane in self._lanes.values())
-
-    def put(self, tp: TP, chunk: Chunk) -> None:
-        """Hand a fetched chunk to its partition's lane, if it is still owned."""
-        lane = self._lanes.get(tp)
-        if lane is not None:
-            lane.put(chunk)
-
-    def assign(self, partitions: set[TP]) -> None:
-        """Start lanes for newly owned partitions."""
-        assert self.stages is not None
-        self.joined = True
-        for tp in partitions:
-            if tp not in self._lanes:
-                self._lanes[tp] = Lane(Place(self._cluster, tp.topic, tp.partition), self.stages)
-
-    async def revoke(self, partitions: set[TP], seconds: float) -> None:
-        """Finish and let go of partitions, all within one deadline."""
-        lanes = [self._lanes.pop(tp) for tp in list(partitions) if tp in self._lanes]
-        await asyncio.gather(*(lane.stop(seconds) for lane in lanes))
-
-    async def run(self) -> None:
-        """Watch every lane, for ever; raises what ended one."""
-        while True:
-            await asyncio.sleep(WATCH_S)
-            for lane in self.owned:
-                lane.watch()
-                error = lane.failure()
-                if error is not None:
-                    raise error
 
 
 def _split(records: Sequence[Record], partition: Partition) -> tuple[Sequence[Record], Sequence[Record]]:

@@ -98,6 +98,9 @@ checkpoint_bytes = Counter("riskstream_checkpoint_bytes_total", "Bytes of state 
 checkpoint_failures = Counter("riskstream_checkpoint_failures_total", "Checkpoints not completed", ["reason"])
 publish_failures = Counter("riskstream_publish_failures_total", "Publishes sent again", ["topic"])
 redis_up = Gauge("riskstream_redis_up", "1 while Redis answers")
+trace_spans = Counter(
+    "riskstream_trace_spans_total", "Spans by what became of them: exported, failed, dropped", ["fate"]
+)
 restores = Counter("riskstream_partition_restores_total", "How a partition's state was restored", ["how"])
 replayed = Counter(
     "riskstream_replayed_records_total", "Records read again to rebuild state, published nothing"

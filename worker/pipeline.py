@@ -29,7 +29,7 @@ from schemas.latch import Which
 from schemas.messages import Rejection
 from schemas.model_config import NEWS2
 from schemas.news2_policy import News2Policy
-from worker import early_warning, metrics
+from worker import early_warning, metrics, tracing
 from worker.accounting import count, count_feedback, count_warnings, observe
 from worker.change import Change, Fate, Lapse
 from worker.config import Settings
@@ -117,6 +117,12 @@ class Pipeline:
 
         While the partition replays, state is rebuilt and nothing is published.
         """
+        if partition.replaying:
+            return await self._process(partition, chunk)
+        with tracing.chunk(partition.place, chunk):
+            return await self._process(partition, chunk)
+
+    async def _process(self, partition: Partition, chunk: Sequence[Record]) -> Change:
         partition.whole = False
         with _timed("apply"):
             change = self._apply(partition, chunk)
@@ -340,7 +346,8 @@ class Pipeline:
             if step.transition != "expired":
                 because = self._assess(chunk, plan, i).basis(plan.scored[i].care_unit)
             scored = plan.scored[i]
-            found.append((scored.at, author.alert("news2", step, scored.patient.id, because)))
+            message = author.alert("news2", step, scored.patient.id, because)
+            found.append((scored.at, tracing.alert(message, chunk[scored.at])))
         return _in_turn(found)
 
     def _write(
@@ -360,7 +367,8 @@ class Pipeline:
                 if step.transition != "expired":
                     because = basis(plan, i, model, prediction, [finite(c) for c in contributions[i]])
                     because = self._assess(chunk, plan, i).beside(because)
-                found.append((scored.at, author.alert("risk", step, scored.patient.id, because)))
+                message = author.alert("risk", step, scored.patient.id, because)
+                found.append((scored.at, tracing.alert(message, chunk[scored.at])))
             if self._publish_scores and change.fates[scored.at] == "scored":
                 risk, offset = round(float(prediction.risk[i]), 6), chunk[scored.at].offset
                 because = self._assess(chunk, plan, i).basis(scored.care_unit)
@@ -382,5 +390,6 @@ def _in_turn(found: list[tuple[int, Outgoing]]) -> list[Outgoing]:
 @contextmanager
 def _timed(stage: str) -> Iterator[None]:
     started = time.perf_counter()
-    yield
+    with tracing.stage(stage):
+        yield
     metrics.stage_duration.labels(stage).observe(time.perf_counter() - started)

@@ -120,16 +120,22 @@ class PolicyTopic:
 
     async def follow(self) -> None:
         """Take what comes, for ever; after a failure the topic is read anew."""
-        while True:
-            try:
-                if self._consumer is None:
-                    await self.load()
-                elif await self._take(self._consumer):
-                    self._tell()
-            except (KafkaError, OSError, RetryError) as error:
-                log.warning("the policies topic cannot be read now", why=type(error).__name__)
-                await self.close()
-                await asyncio.sleep(RETRY_S)
+        try:
+            while True:
+                await self._follow_once()
+        finally:
+            await self.close()
+
+    async def _follow_once(self) -> None:
+        try:
+            if self._consumer is None:
+                await self.load()
+            elif await self._take(self._consumer):
+                self._tell()
+        except (KafkaError, OSError, RetryError) as error:
+            log.warning("the policies topic cannot be read now", why=type(error).__name__)
+            await self.close()
+            await asyncio.sleep(RETRY_S)
 
     async def close(self) -> None:
         """Disconnect."""

@@ -16,10 +16,11 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from schemas.messages import VitalsRecord
+from worker import tracing
 from worker.config import Settings
 from worker.recording import Recording
 
-_HEADERS = [("content-type", b"application/json")]
+_HEADERS = (("content-type", b"application/json"),)
 
 _YIELD_EVERY = 64
 """Records handed over before other tasks get a turn, when nothing else makes the sender wait."""
@@ -113,7 +114,7 @@ class Sender:
                 value=value,
                 key=record.patient.encode(),
                 timestamp_ms=round(record.time.timestamp() * 1000),
-                headers=_HEADERS,
+                headers=list(tracing.sent(self._topic, _HEADERS)),
             )
         except UnknownTopicOrPartitionError:
             raise SendError(f"the broker has no topic {self._topic}; create it first") from None

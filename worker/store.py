@@ -13,12 +13,13 @@ timed out and arrives late, and so that a Redis restored from an older copy is n
 
 import secrets
 from collections.abc import Sequence
+from functools import partial
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import redis.asyncio as aioredis
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 from redis.retry import Retry
 
 from worker.config import Settings
@@ -186,10 +187,34 @@ class Store:
             lease.token = following
         return verdict
 
-    async def policy(self) -> str:
-        """Redis's maxmemory-policy; only `noeviction` is acceptable."""
-        info = await _answer(self._redis.info("memory"))
-        return str(info.get("maxmemory_policy", "unknown"))
+    async def info(self) -> dict[str, Any]:
+        """What Redis says of its version, memory and persistence."""
+        found: dict[str, Any] = {}
+        for section in ("server", "memory", "persistence"):
+            found |= await _answer(self._redis.info(section))
+        return found
+
+    async def refused(self) -> list[str]:
+        """Commands that this user may not give on our keys; asked of keys that do not exist."""
+        marker = f"riskstream:{{check:{secrets.token_hex(8)}}}:marker"
+        asked = {
+            "HMGET": partial(self._redis.hmget, marker, "token"),
+            "HGETALL": partial(self._redis.hgetall, marker),
+            "SMEMBERS": partial(self._redis.smembers, marker),
+            "DEL": partial(self._redis.delete, marker),
+            "HDEL": partial(self._redis.hdel, marker, "token"),
+            "SREM": partial(self._redis.srem, marker, "token"),
+            "EVALSHA": partial(self._write, keys=[marker, marker], args=["", "", 0, ""]),
+        }
+        refused = []
+        for command, call in asked.items():
+            try:
+                await call()
+            except NoPermissionError:
+                refused.append(command)
+            except (RedisError, OSError, TimeoutError) as error:
+                raise StoreError(f"Redis: {type(error).__name__}") from None
+        return refused
 
     async def _digests(self, place: Place) -> list[str]:
         members = await _answer(self._redis.smembers(self._namespace(place) + ":patients"))

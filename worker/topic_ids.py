@@ -1,4 +1,4 @@
-"""Kafka's topic ids: what tells a topic from another of the same name that was made after it.
+"""Kafka's topic ids, which tell a topic from another of its name that was made later; and a user's rights.
 
 aiokafka asks for metadata in versions that do not carry them, so this is version 12 of the request
 (KIP-516), built from aiokafka's own protocol types. Source: Apache Kafka's MetadataRequest.json and
@@ -12,6 +12,7 @@ from uuid import UUID
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import IncompatibleBrokerVersion, UnknownTopicOrPartitionError, for_code
 from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.types import (
     AbstractType,
     Boolean,
@@ -24,6 +25,8 @@ from aiokafka.protocol.types import (
 )
 
 _VERSION = 12
+
+_NOT_TOLD = -(2**31)
 
 
 class _Uuid(AbstractType[UUID]):  # type: ignore[misc]
@@ -102,11 +105,23 @@ class _MetadataStruct(RequestStruct):  # type: ignore[misc]
 class _MetadataRequest(Request[_MetadataStruct]):  # type: ignore[misc]
     API_KEY = 3
 
-    def __init__(self, topic: str) -> None:
+    def __init__(self, topic: str, *, rights: bool = False) -> None:
         self._topic = topic
+        self._rights = rights
 
     def build(self, request_struct_class: type[_MetadataStruct]) -> _MetadataStruct:
-        return request_struct_class([(UUID(int=0), self._topic, {})], False, False, {})
+        return request_struct_class([(UUID(int=0), self._topic, {})], False, self._rights, {})
+
+
+async def described(admin: AIOKafkaAdminClient, topics: list[str]) -> list[dict[str, Any]]:
+    """What the brokers say of topics. Asked in this way, no broker creates one; asked in aiokafka's, it may.
+
+    Raises:
+        KafkaError: no broker answered.
+    """
+    request = MetadataRequest(topics, allow_auto_topic_creation=False)
+    found: list[dict[str, Any]] = (await admin._send_request(request)).to_object()["topics"]
+    return found
 
 
 async def topic_id(admin: AIOKafkaAdminClient, topic: str) -> str:
@@ -127,3 +142,20 @@ async def topic_id(admin: AIOKafkaAdminClient, topic: str) -> str:
         if found.int:
             return str(found.hex)
     return topic
+
+
+async def topic_rights(admin: AIOKafkaAdminClient, topic: str) -> int | None:
+    """What this user may do with a topic: bit n for Kafka's AclOperation n; None where brokers cannot tell.
+
+    Raises:
+        KafkaError: no broker answered.
+    """
+    request = _MetadataRequest(topic, rights=True)
+    try:
+        response: Any = await admin._client.send(admin._client.get_random_node(), request)
+    except (NotImplementedError, IncompatibleBrokerVersion):
+        return None
+    for code, name, *_, operations, _ in response.topics:
+        if name == topic and not code and operations != _NOT_TOLD:
+            return int(operations)
+    return None

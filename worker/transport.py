@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import aiokafka
 import faust
 from aiokafka import AIOKafkaConsumer, OffsetAndMetadata
-from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as FaustConsumer
@@ -33,6 +33,10 @@ from worker.partition import Place
 
 FETCH_WAIT_MS = 100
 """How long the broker may hold a fetch for more data; Faust's own 1,500 ms would delay lone partitions."""
+
+HEARTBEAT_S = 0.3
+"""Between two heartbeats. Only their answers tell a worker that the group rebalances, and nobody gets a
+partition before all workers have come: this is most of what a partition waits for."""
 
 IDLE_POLL_S = 0.5
 """Longest wait for records while every partition has room."""
@@ -61,7 +65,7 @@ class Intake(Protocol):
         ...
 
     async def revoke(self, partitions: set[TP], seconds: float) -> None:
-        """Let go of partitions within a deadline."""
+        """Touch partitions no more, within a deadline, until the group has assigned anew."""
         ...
 
 
@@ -114,13 +118,17 @@ class ChunkThread(AIOKafkaConsumerThread):  # type: ignore[misc]
 
     def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
         settings: Settings = transport.settings
+
+        class Assignor(StickyPartitionAssignor):  # type: ignore[misc]
+            """Moves few partitions. A class of its own: what it remembers is its class's."""
+
         # Faust asks for it; without tables nothing else uses it.
-        self._assignor = RoundRobinPartitionAssignor
+        self._assignor = Assignor
         return AIOKafkaConsumer(
             **settings.kafka_client(),
             client_id=f"riskstream-{settings.instance}",
             group_id=settings.group,
-            partition_assignment_strategy=[RoundRobinPartitionAssignor],
+            partition_assignment_strategy=[Assignor],
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_partition_fetch_bytes=settings.fetch_max_bytes,
@@ -128,7 +136,7 @@ class ChunkThread(AIOKafkaConsumerThread):  # type: ignore[misc]
             max_poll_records=settings.chunk_records,
             max_poll_interval_ms=int(settings.max_poll_interval_s * 1000),
             session_timeout_ms=int(settings.session_timeout_s * 1000),
-            heartbeat_interval_ms=int(settings.session_timeout_s * 1000 / 4),
+            heartbeat_interval_ms=int(min(HEARTBEAT_S, settings.session_timeout_s / 4) * 1000),
             rebalance_timeout_ms=int(settings.rebalance_timeout_s * 1000),
         )
 

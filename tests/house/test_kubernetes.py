@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tests.house.promql import exposed, selectors
-from worker import app
+from worker import deadlines
 from worker.config import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,13 +127,15 @@ def test_a_probe_asks_an_endpoint_that_exists(probe: str, path: str) -> None:
 
 
 def test_a_worker_has_the_time_to_drain() -> None:
-    longest = app.shutdown_s(setting("rebalance_timeout_s"))
+    longest = deadlines.shutdown_s(setting("rebalance_timeout_s"))
     assert longest + 5 <= POD["terminationGracePeriodSeconds"] <= longest + 30
 
 
 def test_the_group_waits_for_a_worker_that_lets_go() -> None:
     # Within a rebalance a worker has half of its time for its checkpoints.
-    assert app.shutdown_s(setting("rebalance_timeout_s")) - app.STOP_S < setting("rebalance_timeout_s")
+    assert deadlines.shutdown_s(setting("rebalance_timeout_s")) - deadlines.STOP_S < setting(
+        "rebalance_timeout_s"
+    )
     assert setting("session_timeout_s") < setting("rebalance_timeout_s")
 
 

@@ -58,7 +58,7 @@ async def answering(settings: Settings) -> None:
 async def test_the_worker_may_do_all_it_does(settings: Settings) -> None:
     store = Store(settings)
     try:
-        assert await store.policy() == "noeviction"
+        assert (await store.info())["maxmemory_policy"] == "noeviction"
         token, marker = await store.acquire(PLACE)
         assert marker.offset is None
         write = Write(digest="d", hot=b"hot", bins={1: b"bin"}, drop=())

@@ -1,10 +1,15 @@
 """`check` finds what is missing and says what to do."""
 
+import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 import redis
+from aiohttp import web
 
 from engines import acceptance
 from engines.errors import KindError
@@ -15,6 +20,8 @@ from worker.app import Worker
 from worker.check import check
 from worker.cluster import describe
 from worker.config import Settings
+from worker.finding import Finding
+from worker.http import Health, serve
 
 
 async def findings(settings: Settings) -> dict[str, tuple[bool, str]]:
@@ -23,7 +30,9 @@ async def findings(settings: Settings) -> dict[str, tuple[bool, str]]:
 
 async def test_all_is_well(redis_server: embedded.Server) -> None:
     with embedded.tansu() as broker:
-        settings = config.load(broker=broker.address, redis=f"redis://{redis_server.address}")
+        settings = config.load(
+            broker=broker.address, redis=f"redis://{redis_server.address}", http_port=embedded.free_port()
+        )
         await describe(settings.model_copy(update={"partitions": 3}), create=True)
         found = await findings(settings)
 
@@ -40,7 +49,7 @@ async def test_what_is_away_is_named(tmp_path: Path) -> None:
 
     found = await findings(settings)
 
-    assert not any(well for well, _ in found.values())
+    assert not any(found[subject][0] for subject in ("kafka", "redis", "model"))
     assert "RISKSTREAM_BROKER" in found["kafka"][1]
     assert "RISKSTREAM_REDIS" in found["redis"][1]
     assert "no model 'vitals'" in found["model"][1]
@@ -98,3 +107,140 @@ async def test_a_model_that_reads_images_is_refused(redis_server: embedded.Serve
     )
     with pytest.raises(KindError, match="small reads images"):
         await Worker(settings.model_copy(update={"http_port": 0})).run()
+
+
+async def severities(settings: Settings) -> dict[str, Finding]:
+    return {finding.subject: finding for finding in await check(settings, 10.0)}
+
+
+@pytest.mark.parametrize(
+    ("is_ready", "severity", "told"), [(True, "ok", "is ready"), (False, "warning", "is not ready")]
+)
+async def test_a_worker_on_the_port_is_asked_whether_it_is_ready(
+    is_ready: bool, severity: str, told: str
+) -> None:
+    runner, port = await serve("127.0.0.1", 0, Health(lambda: (True, ""), lambda: (is_ready, {})))
+    nobody = f"127.0.0.1:{embedded.free_port()}"
+    try:
+        found = await severities(config.load(broker=nobody, redis=f"redis://{nobody}", http_port=port))
+    finally:
+        await runner.cleanup()
+
+    assert found["http"].severity == severity
+    assert told in found["http"].detail
+
+
+async def test_a_port_that_another_program_has_fails() -> None:
+    app = web.Application()
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    nobody = f"127.0.0.1:{embedded.free_port()}"
+    try:
+        port = runner.addresses[0][1]
+        found = await severities(config.load(broker=nobody, redis=f"redis://{nobody}", http_port=port))
+    finally:
+        await runner.cleanup()
+
+    assert found["http"].severity == "failed"
+    assert "RISKSTREAM_HTTP_PORT" in found["http"].advice
+
+
+def without_file(client: redis.Redis) -> None:
+    client.config_set("appendonly", "no")
+
+
+def nearly_full(client: redis.Redis) -> None:
+    client.config_set("maxmemory", int(client.info("memory")["used_memory"]) + 100_000)
+
+
+def without_limit(client: redis.Redis) -> None:
+    client.config_set("maxmemory", 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "subject", "advised"),
+    [
+        (without_file, "redis: persistence", "appendonly yes"),
+        (nearly_full, "redis: memory", "raise maxmemory"),
+        (without_limit, "redis: memory", "set it"),
+    ],
+)
+async def test_a_redis_that_will_hurt_one_day_is_warned_of(
+    change: Callable[[redis.Redis], None], subject: str, advised: str
+) -> None:
+    nobody = f"127.0.0.1:{embedded.free_port()}"
+    with embedded.redis() as server:
+        with redis.Redis(port=server.port) as client:
+            change(client)
+        found = await severities(config.load(redis=f"redis://{server.address}", broker=nobody, http_port=0))
+
+    assert found[subject].severity == "warning"
+    assert advised in found[subject].advice
+
+
+async def test_a_redis_user_without_rights_fails_and_nothing_is_written() -> None:
+    nobody = f"127.0.0.1:{embedded.free_port()}"
+    with embedded.redis() as server, redis.Redis(port=server.port) as client:
+        client.execute_command(
+            "ACL", "SETUSER", "narrow", "on", ">word", "~riskstream:*", "+@connection", "+@read", "+info"
+        )
+        found = await severities(
+            config.load(
+                redis=f"redis://{server.address}",
+                redis_username="narrow",
+                redis_password="word",
+                broker=nobody,
+            )
+        )
+        assert client.dbsize() == 0
+
+    assert found["redis: rights"].severity == "failed"
+    assert "may not DEL, HDEL, SREM, EVALSHA" in found["redis: rights"].detail
+
+
+async def test_a_model_slower_than_the_patience_is_warned_of() -> None:
+    nobody = f"127.0.0.1:{embedded.free_port()}"
+
+    found = await severities(
+        config.load(redis=f"redis://{nobody}", broker=nobody, http_port=0, engine_patience_s=1e-6)
+    )
+
+    assert found["model: speed"].severity == "warning"
+    assert "rows in" in found["model: speed"].detail
+
+
+def test_warnings_fail_only_when_strict(redis_server: embedded.Server) -> None:
+    """Also the shape of the JSON, which machines read."""
+    with embedded.tansu() as broker:
+        environment = {
+            "RISKSTREAM_BROKER": broker.address,
+            "RISKSTREAM_REDIS": f"redis://{redis_server.address}",
+            "RISKSTREAM_HTTP_PORT": "0",
+            "RISKSTREAM_REBALANCE_TIMEOUT_S": "60",
+            "PATH": "",
+        }
+
+        def run(*options: str) -> tuple[int, dict[str, object]]:
+            command = [sys.executable, "-m", "worker.cli", "check", "--json", *options]
+            done = subprocess.run(command, env=environment, capture_output=True, check=False)
+            return done.returncode, json.loads(done.stdout)
+
+        created = {**environment, "RISKSTREAM_CREATE_TOPICS": "true"}
+        make = (
+            "import asyncio; from worker import cluster, config; "
+            "asyncio.run(cluster.describe(config.load(), create=True))"
+        )
+        subprocess.run([sys.executable, "-c", make], env=created, check=True, capture_output=True)
+        status, shown = run()
+        strict_status, strict = run("--strict")
+
+    assert (status, shown["well"]) == (0, True)
+    assert (strict_status, strict["well"]) == (1, False)
+    assert shown.keys() == {"well", "settings", "findings"}
+    findings = shown["findings"]
+    assert isinstance(findings, list)
+    assert all(f.keys() == {"subject", "well", "detail", "severity", "advice"} for f in findings)
+    assert {"kafka", "redis", "model", "http", "disk"} <= {f["subject"] for f in findings}
+    assert any(f["severity"] == "warning" and f["subject"] == "settings: times" for f in findings)

@@ -140,6 +140,74 @@ async def test_stopped_lane_says_nothing_more_of_its_partition(station: Station)
     assert all(gauge.labels(*labels)._value.get() == 0 for gauge in (*gauges, metrics.partition_ready))
 
 
+async def test_partition_that_stays_goes_on_from_memory(station: Station, engine: Engine) -> None:
+    before = station.lane.partition
+    station.lane.put(station.log.fetch(30))
+    station.lane.put(station.log.fetch(9))
+    restored = metrics.restores.labels("kept")._value.get()
+    assert before is not None
+    async with asyncio.timeout(20):
+        while before.position < 30:  # noqa: ASYNC110 (a lane announces nothing)
+            await asyncio.sleep(0.001)
+
+    await station.lane.hold(5.0)
+    assert not station.lane.has_room
+    assert station.lane.partition is before
+    station.lane.resume()
+    await station.until_done()
+
+    assert station.lane.partition is before
+    assert metrics.restores.labels("kept")._value.get() == restored + 1
+    assert ids(station.path.outbox) == ids((await undisturbed(engine, station.log)).outbox)
+    assert len(station.path.outbox.messages) == len(ids(station.path.outbox))
+
+
+async def test_held_partition_is_left_alone_by_its_timer(station: Station) -> None:
+    await station.until_done()
+    await station.lane.hold(5.0)
+    assert station.lane.partition is not None
+    station.lane.partition.dirty.add("ill")
+    station.log.owned = False  # a commit between two generations is refused
+
+    await station.lane.checkpoint(caught_up=True)
+
+    assert station.lane.partition.dirty == {"ill"}
+
+
+async def test_partition_on_which_another_has_gone_on_is_restored(station: Station) -> None:
+    await station.until_done()
+    before = station.lane.partition
+    await station.lane.hold(5.0)
+    station.log.committed = Committed(len(station.log.records) - 2, "")
+
+    station.lane.resume()
+    await station.until_room()
+
+    assert station.lane.partition is not None
+    assert station.lane.partition is not before
+
+
+async def test_lane_that_is_not_held_needs_no_resuming(station: Station) -> None:
+    station.lane.put(station.log.fetch(30))
+    at_work = station.lane._task
+
+    station.lane.resume()
+    await station.until_done()
+
+    assert station.lane._task is at_work
+    assert len(station.path.outbox.messages) == len(ids(station.path.outbox))
+
+
+async def test_closed_lane_is_dropped_with_its_memory(station: Station) -> None:
+    await station.until_done()
+    await station.lane.hold(5.0)
+
+    station.lane.close()
+
+    assert station.lane.partition is None
+    assert metrics.patients.labels(PLACE.topic, str(PLACE.partition))._value.get() == 0
+
+
 async def test_fenced_lane_takes_nothing_while_the_group_does_not_answer(
     station: Station, store: Store
 ) -> None:

@@ -107,7 +107,7 @@ async def test_stopped_redis_is_a_quick_store_error() -> None:
             store.load(PLACE),
             store.discard(PLACE, token),
             store.save(PLACE, token, [], 1, 0),
-            store.policy(),
+            store.info(),
         ):
             with pytest.raises(StoreError):
                 await call
@@ -118,4 +118,4 @@ async def test_stopped_redis_is_a_quick_store_error() -> None:
 
 
 async def test_policy_is_read(store: Store) -> None:
-    assert await store.policy() == "noeviction"
+    assert (await store.info())["maxmemory_policy"] == "noeviction"

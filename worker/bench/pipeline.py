@@ -23,7 +23,7 @@ from engines import repository
 from engines.engine import F32, Engine
 from engines.steps import Prediction, SeriesModel
 from schemas.window import WINDOW_BINS
-from worker import early_warning
+from worker import early_warning, tracing
 from worker.batch import Batcher
 from worker.bench import report
 from worker.change import Change
@@ -138,12 +138,15 @@ def run(
         recording: what to run through the path.
         events: at most so many records of it.
         rounds: the figures are medians over them, after one that warms up.
-        settings: model, limits and chunk size.
+        settings: model, limits and chunk size; traces, with which every record comes with one of its own.
         on_progress: told what goes on, in a few words.
     """
     engine = repository.load(settings.model_repository, settings.model, settings.backend)
     on_progress("reading the recording")
     records = list(records_of(recording, events))
+    if settings.traces != "off":
+        records = [record._replace(headers=_traced(record.offset)) for record in records]
+    tracing.start(settings)
     clocks = []
     for number in range(rounds + 1):
         on_progress(f"round {number} of {rounds}" if number else "warming up")
@@ -151,6 +154,7 @@ def run(
         asyncio.run(_path(records, engine, settings, clock))
         _decode_and_normalise(records, settings, clock)
         clocks.append(clock)
+    tracing.stop()
     on_progress("weighing patients")
     partition, memory = _weighed(records, engine, settings)
     engine.close()
@@ -164,6 +168,7 @@ def run(
         "chunk_records": settings.chunk_records,
         "checkpoint_every": CHECKPOINT_EVERY,
         "rounds": rounds,
+        "traces": settings.traces,
         "cpu_us_per_event": summary([clock.seconds for clock in clocks[1:]], len(records)),
         "bytes_per_patient": {"memory": round(memory), **_stored(partition, engine.config.digest)},
     }
@@ -185,7 +190,7 @@ def summary(rounds: Sequence[dict[str, float]], records: int) -> dict[str, float
     return {stage: round(us, 3) for stage, us in {**figures, "total": sum(figures.values())}.items()}
 
 
-def records_of(recording: Recording, events: int | None) -> Iterator[Record]:
+def records_of(recording: Recording, events: int | None) -> Iterator[BenchRecord]:
     """A recording's records as they would come from Kafka, at most `events` of them."""
     encode = msgspec.json.Encoder().encode
     for offset, record in enumerate(recording.open()):
@@ -195,7 +200,12 @@ def records_of(recording: Recording, events: int | None) -> Iterator[Record]:
         yield BenchRecord(offset, timestamp, record.patient.encode(), encode(record), ())
 
 
-async def _path(records: list[Record], engine: Engine, settings: Settings, clock: Clock) -> Partition:
+def _traced(offset: int) -> tuple[tuple[str, bytes], ...]:
+    """Headers of a record that comes with a trace of its own, sampled."""
+    return ((tracing.HEADER, f"00-{offset + 1:032x}-{offset + 1:016x}-01".encode()),)
+
+
+async def _path(records: Sequence[Record], engine: Engine, settings: Settings, clock: Clock) -> Partition:
     batcher = Batcher(engine, lambda: None, settings.infer_timeout_s, settings.engine_patience_s)
     policies = shipped(settings, engine.config)
     voices = early_warning.voices(engine.config, engine.backend)
@@ -240,7 +250,7 @@ def _encode_changes(partition: Partition, digest: str) -> None:
     partition.dirty.clear()
 
 
-def _decode_and_normalise(records: list[Record], settings: Settings, clock: Clock) -> None:
+def _decode_and_normalise(records: Sequence[Record], settings: Settings, clock: Clock) -> None:
     """Time both stages over all records, chunk by chunk."""
     limits = limits_of(settings)
     for at in range(0, len(records), settings.chunk_records):
@@ -253,7 +263,7 @@ def _decode_and_normalise(records: list[Record], settings: Settings, clock: Cloc
                     normalise(event, record.timestamp, limits.past_ms, limits.future_ms)
 
 
-def _weighed(records: list[Record], engine: Engine, settings: Settings) -> tuple[Partition, float]:
+def _weighed(records: Sequence[Record], engine: Engine, settings: Settings) -> tuple[Partition, float]:
     """The partition after all records, and the bytes of memory that each of its patients takes."""
     tracemalloc.start()
     try:
