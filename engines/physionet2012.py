@@ -108,6 +108,7 @@ class Stay:
         outcome: 1 died in hospital, 0 survived, None where no outcomes file names the stay.
         skipped: lines that are not `HH:MM,known parameter,number`.
         saps1, sofa: severity scores, where the outcomes file gives them.
+        survival_days: days from admission to death, whole ones, where the outcomes file gives them.
     """
 
     record: str
@@ -116,6 +117,7 @@ class Stay:
     skipped: int = 0
     saps1: int | None = None
     sofa: int | None = None
+    survival_days: int | None = None
 
 
 class Outcome(NamedTuple):
@@ -124,6 +126,7 @@ class Outcome(NamedTuple):
     died: int
     saps1: int | None
     sofa: int | None
+    survival_days: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +199,7 @@ def read(path: Path) -> list[Stay]:
 def _with_outcome(stay: Stay, outcome: Outcome | None) -> Stay:
     if outcome is None:
         return stay
-    return replace(stay, outcome=outcome.died, saps1=outcome.saps1, sofa=outcome.sofa)
+    return replace(stay, outcome=outcome.died, saps1=outcome.saps1, sofa=outcome.sofa, survival_days=outcome.survival_days)
 
 
 def _add(known: dict[str, T], found: dict[str, T]) -> None:
@@ -330,7 +333,7 @@ def _outcomes(text: str) -> dict[str, Outcome]:
     try:
         return {
             row["RecordID"].strip(): Outcome(
-                _died(row[column]), _severity(row.get("SAPS-I")), _severity(row.get("SOFA"))
+                _died(row[column]), _known(row.get("SAPS-I")), _known(row.get("SOFA")), _known(row.get("Survival"))
             )
             for row in reader
         }
@@ -345,8 +348,8 @@ def _died(text: str) -> int:
     return died
 
 
-def _severity(text: str | None) -> int | None:
-    """A severity score; None for -1, which marks one that could not be computed, and for anything else."""
+def _known(text: str | None) -> int | None:
+    """A severity score or a number of days; None for -1, which marks an unknown one, and for anything else."""
     try:
         score = int(text or "")
     except ValueError:

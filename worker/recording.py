@@ -27,8 +27,14 @@ from worker.simulate import SimulationError
 SIMULATE = "simulate"
 """The source that needs no data."""
 
+TOPIC = "vitals"
+"""Where a recording that was never sent is said to lie."""
+
 STAYS_BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 """Stays of a data set have no dates: they begin within the day after this one."""
+
+STAY = "stay-"
+"""Before a stay's record, in its patient's id."""
 
 PATIENTS = 40
 """Simulated patients unless stated."""
@@ -106,13 +112,13 @@ def stays(found: list[Stay], limit: int | None = None) -> Recording:
     if not chosen:
         raise SourceError("the data set holds no observation")
     minutes = {stay.record: sorted({sample.minute for sample in stay.samples}) for stay in chosen}
-    begins = {stay.record: _begins(stay) for stay in chosen}
+    beginnings = {stay.record: begins(stay) for stay in chosen}
     return Recording(
-        lambda: heapq.merge(*(_stay_records(stay, begins[stay.record]) for stay in chosen), key=_time),
+        lambda: heapq.merge(*(_stay_records(stay, beginnings[stay.record]) for stay in chosen), key=_time),
         sum(len(times) for times in minutes.values()),
         len(chosen),
-        min(begins[record] + timedelta(minutes=times[0]) for record, times in minutes.items()),
-        max(begins[record] + timedelta(minutes=times[-1]) for record, times in minutes.items()),
+        min(beginnings[record] + timedelta(minutes=times[0]) for record, times in minutes.items()),
+        max(beginnings[record] + timedelta(minutes=times[-1]) for record, times in minutes.items()),
     )
 
 
@@ -133,17 +139,23 @@ def recorded(path: Path) -> Recording:
     return Recording(lambda: _lines(path), count, len(patients), begins, ends)
 
 
-def _begins(stay: Stay) -> datetime:
+def begins(stay: Stay) -> datetime:
+    """When a stay is admitted, by the seed that its record is."""
     return STAYS_BEGIN + timedelta(minutes=random.Random(f"stay/{stay.record}").randrange(24 * 60))
 
 
-def _stay_records(stay: Stay, begins: datetime) -> Iterator[VitalsRecord]:
+def patient_of(stay: Stay) -> str:
+    """A stay's patient id."""
+    return STAY + stay.record
+
+
+def _stay_records(stay: Stay, admitted: datetime) -> Iterator[VitalsRecord]:
     for minute, samples in groupby(sorted(stay.samples, key=_minute), key=_minute):
         observations = tuple(Observation(sample.code, sample.value, sample.unit) for sample in samples)
         yield VitalsRecord(
             str(uuid.uuid5(_EVENTS, f"{stay.record}/{minute}")),
-            f"stay-{stay.record}",
-            begins + timedelta(minutes=minute),
+            patient_of(stay),
+            admitted + timedelta(minutes=minute),
             observations[:MAX_OBSERVATIONS],
         )
 
