@@ -11,6 +11,8 @@ HOURLY = {"auroc": "AUROC", "auprc": "AUPRC", "event1": "event 1", "brier": "Bri
 HELD_OUT = "validation, the served model"
 """How the figures of an image model on its validation pictures are named."""
 
+POLICY = "## Alert policy"
+
 LAST = {"auprc": "AUPRC", "event1": "event 1"}
 PICTURES = {
     "auroc": "AUROC",
@@ -51,8 +53,8 @@ def markdown(card: ModelCard, config: ModelConfig, evaluation: Mapping[str, Any]
         *facts.judged,
         *(_series(card, evaluation) if "hours" in evaluation else _pictures(card, evaluation)),
         *_groups(card),
-        "## Alert policy",
-        *_policy(config, evaluation),
+        POLICY,
+        *policy_parts(config, evaluation),
         "## What the choices rest on",
         _bullets(facts.informed_by),
         *_tried(facts),
@@ -186,7 +188,8 @@ def _groups(card: ModelCard) -> list[str]:
     return ["### By group", _table(("group", "cases", "with the outcome", *GROUPED.values()), rows)]
 
 
-def _policy(config: ModelConfig, evaluation: Mapping[str, Any]) -> list[str]:
+def policy_parts(config: ModelConfig, evaluation: Mapping[str, Any]) -> list[str]:
+    """The paragraphs under `POLICY`."""
     policy, found = config.policy, evaluation.get("policy", {})
     shares = {
         "recall": "of those with the outcome, alerted on",
@@ -208,6 +211,7 @@ def _policy(config: ModelConfig, evaluation: Mapping[str, Any]) -> list[str]:
         f"{policy.resolve_s / 3600:g} h; after an alert only a rise in severity alerts again within "
         f"{policy.refractory_s / 3600:g} h.",
         _table(("level", "enters at", "held for", *shown.values()), rows),
+        *([f"{basis.rstrip('.')}."] if (basis := evaluation.get("policy_basis")) else []),
     ]
 
 

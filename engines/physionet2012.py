@@ -199,7 +199,13 @@ def read(path: Path) -> list[Stay]:
 def _with_outcome(stay: Stay, outcome: Outcome | None) -> Stay:
     if outcome is None:
         return stay
-    return replace(stay, outcome=outcome.died, saps1=outcome.saps1, sofa=outcome.sofa, survival_days=outcome.survival_days)
+    return replace(
+        stay,
+        outcome=outcome.died,
+        saps1=outcome.saps1,
+        sofa=outcome.sofa,
+        survival_days=outcome.survival_days,
+    )
 
 
 def _add(known: dict[str, T], found: dict[str, T]) -> None:
@@ -333,7 +339,10 @@ def _outcomes(text: str) -> dict[str, Outcome]:
     try:
         return {
             row["RecordID"].strip(): Outcome(
-                _died(row[column]), _known(row.get("SAPS-I")), _known(row.get("SOFA")), _known(row.get("Survival"))
+                _died(row[column]),
+                _known(row.get("SAPS-I")),
+                _known(row.get("SOFA")),
+                _known(row.get("Survival")),
             )
             for row in reader
         }
@@ -349,7 +358,7 @@ def _died(text: str) -> int:
 
 
 def _known(text: str | None) -> int | None:
-    """A severity score or a number of days; None for -1, which marks an unknown one, and for anything else."""
+    """A severity score or a number of days; None for -1, which marks an unknown one, and anything else."""
     try:
         score = int(text or "")
     except ValueError:

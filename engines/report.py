@@ -5,7 +5,7 @@ What a page shows is decided by what the evaluation holds: `evaluate.assess` for
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,21 @@ def page(evaluation: Mapping[str, Any], card: Mapping[str, Any] | None = None) -
         card: content of the model's model_card.json, if there is one.
     """
     model = evaluation.get("model", {})
-    return _template().render(
-        title=f"{model.get('name', 'model')}, version {model.get('version', '?')}",
-        warning=WARNING,
-        facts=report_story.facts(evaluation),
-        verdict=evaluation.get("verdict", []),
-        sections=_sections(evaluation, card),
+    return rendered(
+        f"{model.get('name', 'model')}, version {model.get('version', '?')}",
+        report_story.facts(evaluation),
+        evaluation.get("verdict", []),
+        _sections(evaluation, card),
     )
+
+
+def rendered(
+    title: str, facts: Sequence[tuple[str, str]], verdict: Sequence[str], sections: Sequence[Section]
+) -> str:
+    """A page of any report: its facts, what it comes to, and the rest."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = environment.from_string(PAGE.read_text(encoding="utf-8"))
+    return template.render(title=title, warning=WARNING, facts=facts, verdict=verdict, sections=sections)
 
 
 def drift_page(content: Mapping[str, Any]) -> str:
@@ -50,18 +58,12 @@ def drift_page(content: Mapping[str, Any]) -> str:
     Args:
         content: what `riskstream drift --report` writes.
     """
-    return _template().render(
-        title=f"{content['model']['name']}: drift",
-        warning=WARNING,
-        facts=report_drift.facts(content),
-        verdict=report_drift.verdict(content),
-        sections=report_drift.sections(content, report_charts),
+    return rendered(
+        f"{content['model']['name']}: drift",
+        report_drift.facts(content),
+        report_drift.verdict(content),
+        report_drift.sections(content, report_charts),
     )
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(PAGE.read_text(encoding="utf-8"))
 
 
 def write_page(evaluation: Mapping[str, Any], path: Path, folder: Path | None = None) -> None:

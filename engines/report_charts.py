@@ -9,7 +9,8 @@ import io
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
@@ -58,6 +59,8 @@ _STYLE = {
 }
 
 Points = Sequence[Sequence[float]]
+
+RECALL = "recall of patients with the event"
 
 
 def roc(name: str, curves: Mapping[str, Points], alt: str) -> str:
@@ -235,6 +238,69 @@ def forest(
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         return _svg(figure, name, alt)
+
+
+class Marked(NamedTuple):
+    """Points of one kind on a trade-off: [x, recall] each; `words` beside each point, where there are any."""
+
+    label: str
+    points: Points
+    words: Sequence[str] = ()
+
+
+def trade_off(
+    name: str, tried: Sequence[Marked], front: Points, marked: Sequence[Marked], label: str, alt: str
+) -> str:
+    """Recall over what it costs: what was tried, the best of it as a line, and points that stand out."""
+    with rc_context(_STYLE):
+        figure, axes = _axes(label, RECALL)
+        _trade_off(axes, tried, front, marked)
+        _below(axes)
+        return _svg(figure, name, alt)
+
+
+def trade_offs(
+    file: Path, panels: Sequence[tuple[str, Sequence[Marked], Points, Sequence[Marked]]], title: str
+) -> None:
+    """The same as a picture of its own, black on white: panels of (label of x, tried, front, marked).
+
+    Args:
+        file: .svg or .png.
+    """
+    with rc_context({**_STYLE, "svg.fonttype": "path", "grid.color": "#d5d9de"}):
+        figure = Figure(figsize=(WIDTH * len(panels), HEIGHT + 1.0), layout="constrained", dpi=150)
+        for number, (label, tried, front, marked) in enumerate(panels):
+            axes = figure.add_subplot(1, len(panels), number + 1)
+            axes.set(xlabel=label, ylabel=RECALL)
+            _trade_off(axes, tried, front, marked)
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        figure.suptitle(title, fontsize=10)
+        figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+
+
+def _trade_off(axes: Axes, tried: Sequence[Marked], front: Points, marked: Sequence[Marked]) -> None:
+    for number, kind in enumerate(tried):
+        x, y = np.array(kind.points, dtype=np.float64).T
+        axes.plot(
+            x, y, MARKERS[number % len(MARKERS)], color=_colour(number), markersize=3, alpha=0.7,
+            label=kind.label,
+        )  # fmt: skip
+    x, y = np.array(front, dtype=np.float64).T
+    axes.plot(x, y, color=INK, linewidth=1, label="best of these", zorder=1)
+    for kind, marker in zip(marked, "*XP", strict=False):
+        x, y = np.array(kind.points, dtype=np.float64).T
+        axes.plot(x, y, marker, color=INK, markersize=9, markeredgecolor="white", label=kind.label, zorder=3)
+        for (at, height), words in zip(kind.points, kind.words, strict=False):
+            axes.annotate(
+                words, (at, height), (0, -7), textcoords="offset points", fontsize=8, va="top", ha="center"
+            )
+    axes.set(ylim=(None, 1.005))
+    axes.set_xlim(left=0)
+
+
+def _below(axes: Axes) -> None:
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
 
 def _places(words: Sequence[str]) -> list[float]:

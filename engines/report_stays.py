@@ -314,4 +314,5 @@ def _policy(evaluation: Content) -> Section | None:
         for severity, level in policy.items()
     ]
     headings = ("level", "enters at", "of the deaths", "died, of those", "of the survivors")
-    return Section("policy", "Alert policy", tables=[Table("Stays ever alerted on", headings, rows)])
+    text = [evaluation["policy_basis"]] if "policy_basis" in evaluation else []
+    return Section("policy", "Alert policy", text, tables=[Table("Stays ever alerted on", headings, rows)])

@@ -8,6 +8,7 @@
 <repository>/<name>/evaluation.json        how good it was found to be
 <repository>/<name>/evaluation.html        the same, for people
 <repository>/<name>/reference.json         how its inputs and risks were distributed; `engines/drift.py`
+<repository>/<name>/backtest.json          what its alert policy was found to do
 """
 
 import hashlib
@@ -30,6 +31,7 @@ CONFIG, GRAPH, GOLDEN = "config.json", "model.onnx", "golden.npz"
 CARD, MODEL_CARD, EVALUATION = "MODEL_CARD.md", "model_card.json", "evaluation.json"
 PAGE = "evaluation.html"
 REFERENCE = "reference.json"
+BACKTEST = "backtest.json"
 
 BACKENDS = ("onnxruntime",)
 

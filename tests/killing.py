@@ -138,6 +138,11 @@ class Site:
         return Site(self.broker, self.redis, self.idempotence, self.run, "reference")
 
 
+def inherited() -> dict[str, str]:
+    """The environment that every process of a run has."""
+    return dict(os.environ)
+
+
 class WorkerProcess:
     """`riskstream run` as a process of its own."""
 
@@ -153,7 +158,7 @@ class WorkerProcess:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "worker.cli", "run"],
-                env={**os.environ, **self._environment},
+                env=inherited() | self._environment,
                 stderr=log,
                 stdout=subprocess.DEVNULL,
             )

@@ -7,9 +7,9 @@ worker under it raises. Only scores before the first that reaches the first leve
 can come of them, because no episode is open and none can be raised.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""What a backtest found, as a report: every policy with its figures, NEWS2 beside them, and the chosen one."""
+"""What a backtest found, as a report: every policy with its figures, NEWS2 beside them, the chosen one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -53,9 +53,7 @@ def made(
     cohort = backtest_figures.cohort(tracks.patients, scores, outcomes)
     found = []
     for number, candidate in enumerate(candidates):
-        figures = backtest_figures.figures(
-            candidate.policy, backtest.tally(candidate.policy, scores), cohort
-        )
+        figures = backtest_figures.figures(candidate.policy, backtest.tally(candidate.policy, scores), cohort)
         policy = msgspec.to_builtins(candidate.policy)
         found.append({"name": candidate.name, "role": candidate.role, "policy": policy} | figures)
         progress("trying policies", number + 1, of)
@@ -82,7 +80,7 @@ def made(
 
 
 def marked(content: Content) -> list[tuple[str, Content]]:
-    """The policies that a table shows, with a word for what they are: shipped, front, file, chosen, NEWS2's."""
+    """The policies that a table shows, with a word for what they are."""
     policies, front, chosen = content["policies"], content["front"], content["chosen"]
     rows = []
     for number, policy in enumerate(policies):

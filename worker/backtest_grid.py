@@ -84,11 +84,11 @@ def grid(base: Policy, axes: Axes) -> list[Candidate]:
     whole = [values or (None,) for values in axes]
     if np.prod([len(values) for values in whole]) > MOST:
         raise GridError(f"the grid has more than {MOST:,} policies; make it coarser")
-    found: dict[str, Candidate] = {}
+    found: dict[Policy, Candidate] = {}
     for values in itertools.product(*whole):
         policy = varied(base, *values)
         if policy is not None:
-            found.setdefault(name_of(policy), Candidate(name_of(policy), "grid", policy))
+            found.setdefault(policy, Candidate(name_of(policy), "grid", policy))
     if not found:
         raise GridError("no policy of the grid agrees with itself; the exit must be below the first enter")
     return list(found.values())
@@ -122,8 +122,8 @@ def _level(level: Level, enter: float | None, persistence_s: float | None) -> Le
 
 
 def name_of(policy: Policy) -> str:
-    """A policy in a few words, such as `0.17 for 4 h, 0.5 for 0.5 h, exit 0.119`."""
-    levels = (f"{level.enter:g} for {level.persistence_s / 3600:.3g} h" for level in policy.levels)
+    """A policy in short: each level's enter and persistence, such as `0.17/4h, 0.5/0.5h, exit 0.119`."""
+    levels = (f"{level.enter:g}/{level.persistence_s / 3600:.3g}h" for level in policy.levels)
     return ", ".join((*levels, f"exit {policy.exit:g}"))
 
 

@@ -23,8 +23,8 @@ def read(file: Path) -> dict[str, Outcome]:
     """Outcomes by patient.
 
     Raises:
-        SourceError: the file cannot be read, or a line is not an outcome; the line's number is named, not what
-            it holds.
+        SourceError: the file cannot be read, or a line is not an outcome; the line's number is named, not
+            what it holds.
     """
     try:
         text = file.read_bytes().decode("utf-8-sig")
@@ -38,8 +38,8 @@ def read(file: Path) -> dict[str, Outcome]:
             patient, outcome = _outcome(row)
         except (KeyError, ValueError, TypeError):
             raise SourceError(
-                f"{file}, line {number}: an outcome has a patient, an outcome of 0 or 1 and, if known, a time "
-                "in ISO 8601 with its offset from UTC"
+                f"{file}, line {number}: an outcome has a patient, an outcome of 0 or 1 and, if known, a "
+                "time in ISO 8601 with its offset from UTC"
             ) from None
         if found.setdefault(patient, outcome) != outcome:
             raise SourceError(f"{file}, line {number}: this patient has another outcome further up")

@@ -21,6 +21,7 @@ from schemas import news2_policy
 from schemas.model_config import ModelConfig
 from schemas.news2_policy import News2Policy
 from worker import (
+    backtest_change,
     backtest_content,
     backtest_foretell,
     backtest_grid,
@@ -116,11 +117,10 @@ def run(order: Order, outputs: Outputs, settings: Settings, progress: Progress) 
             source, config, risks, made, candidates, news2, outcomes, order.rule, progress
         )
         content["reproduce"] = reproduction(_command(order, outputs))
-        _write(content, candidates, config, settings, outputs)
         if outputs.alerts is not None:
-            engine = answering.engines[config.name]
-            foretold = backtest_foretell.alerts(source, engine, news2, settings, progress)
-            outputs.alerts.write_bytes(b"".join(line + b"\n" for line in asyncio.run(foretold)))
+            foretold = _foretell(source, answering.engines[config.name], settings, outputs.alerts, progress)
+            content["foretold_alerts"] = asyncio.run(foretold)
+        _write(content, candidates, config, settings, outputs)
     return content
 
 
@@ -183,9 +183,7 @@ def _tracks(
         found = tracks.load(order.tracks, identity)
         if found is not None:
             return found
-    made = asyncio.run(
-        tracks.make(source, answering.engines, answering.choose, news2, settings, progress)
-    )
+    made = asyncio.run(tracks.make(source, answering.engines, answering.choose, news2, settings, progress))
     if order.tracks is not None:
         tracks.write(made, order.tracks, identity)
     return made
@@ -202,7 +200,9 @@ def _check_outcomes(order: Order, made: Tracks, outcomes: Mapping[str, Outcome] 
 def _risks(answering: Answering, source: Source, config: ModelConfig, settings: Settings) -> Risks:
     """Whether the model has seen the patients, as far as anyone can tell."""
     if answering.folds is not None:
-        return Risks(True, "each patient is answered for by the model of the cross-validation that never saw it")
+        return Risks(
+            True, "each patient is answered for by the model of the cross-validation that never saw it"
+        )
     try:
         file = settings.model_repository / config.name / EVALUATION
         evaluation = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
@@ -216,8 +216,22 @@ def _risks(answering: Answering, source: Source, config: ModelConfig, settings: 
             "DIR, which `model train --folds` writes",
         )
     if source.name == recording.SIMULATE:
-        return Risks(True, "simulated patients: figures say how policies differ, not how they do in a hospital")
+        return Risks(
+            True, "simulated patients: figures say how policies differ, not how they do in a hospital"
+        )
     return Risks(None, "nobody knows whether the model was trained on these patients")
+
+
+async def _foretell(
+    source: Source, engine: Engine, settings: Settings, file: Path, progress: Progress
+) -> int:
+    """Write the alerts to a file; how many there are."""
+    count = 0
+    with file.open("wb") as lines:
+        async for alert in backtest_foretell.alerts(source, engine, settings, progress):
+            lines.write(alert + b"\n")
+            count += 1
+    return count
 
 
 def _command(order: Order, outputs: Outputs) -> str:
@@ -265,7 +279,7 @@ def _write(
         return
     policy = candidates[content["chosen"]].policy
     if outputs.write is not None:
-        outputs.write.write_bytes(pretty(backtest_grid.change(config.name, policy, content["rule"])))
+        backtest_change.add(outputs.write, config.name, policy, content["rule"])
     if outputs.ship:
         from engines import shipping
 

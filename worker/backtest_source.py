@@ -1,7 +1,7 @@
 """What a backtest reads: records with their places in a log, and what became of the patients.
 
-    simulate, physionet2012:DIR, a file    one partition, in the order of event time, as `send` would fill it
-    kafka:TOPIC                            the topic's own partitions and offsets (`backtest_topic.py`)
+simulate, physionet2012:DIR, a file    one partition, in the order of event time, as `send` would fill it
+kafka:TOPIC                            the topic's own partitions and offsets (`backtest_topic.py`)
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -79,6 +79,7 @@ class Source:
     identity: digest that two sources share only if they hold the same records in the same places.
     count: of records. data: digest of the data set, as in evaluation.json, where it is one.
     outcomes: by patient, where the source knows them. outcome: what they are, in words.
+    policy_partitions: of the policies topic beside it; 0 where there is none.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Source:
     data: str | None = None
     outcomes: Mapping[str, Outcome] | None = None
     outcome: str = ""
+    policy_partitions: int = 0
 
 
 def read(source: str, choice: Choice) -> Source:

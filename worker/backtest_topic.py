@@ -66,14 +66,18 @@ async def read(topic: str, settings: Settings, since: datetime | None, until: da
     if not records:
         raise SourceError(f"topic {topic} holds no record in that time")
     logs = [
-        Log(
-            Place(known.id, topic, tp.partition), partial(_chunks, settings, tp, span), span.live_from
-        )
+        Log(Place(known.id, topic, tp.partition), partial(_chunks, settings, tp, span), span.live_from)
         for tp, span in spans.items()
     ]
     # A log does not change, but for deletion at its beginning: its ends name its content.
     ends = f"{known.id}/{known.vitals_id}/{sorted((tp.partition, *span) for tp, span in spans.items())}"
-    return Source(f"{PREFIX}{topic}", sha256(ends.encode()).hexdigest(), logs, records)
+    return Source(
+        f"{PREFIX}{topic}",
+        sha256(ends.encode()).hexdigest(),
+        logs,
+        records,
+        policy_partitions=known.partitions.get(settings.topic_policies, 0),
+    )
 
 
 @asynccontextmanager

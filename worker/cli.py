@@ -16,6 +16,7 @@ from rich.text import Text
 
 from worker import (
     cli_audit,
+    cli_backtest,
     cli_bench,
     cli_board,
     cli_drift,
@@ -38,6 +39,7 @@ app.add_typer(cli_model.app, name="model", help="Train, evaluate and list models
 app.add_typer(cli_policy.app, name="policy")
 app.command()(cli_feedback.feedback)
 app.command()(cli_board.board)
+app.command()(cli_backtest.backtest)
 app.command()(cli_stream.demo)
 app.command()(cli_stream.send)
 app.command(name="drift")(cli_drift.drift_)

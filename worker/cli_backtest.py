@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from engines.errors import EngineError
 from schemas.errors import SchemaError
@@ -96,7 +98,8 @@ def backtest(
     ] = None,
     until: Annotated[str | None, records("Of a topic: stop before this time.", "TIME", "--to")] = None,
     outcomes: Annotated[
-        Path | None, file("What became of the patients: CSV or JSON lines of patient, outcome, time.", RECORDS)
+        Path | None,
+        file("What became of the patients: CSV or JSON lines of patient, outcome, time.", RECORDS),
     ] = None,
     folds: Annotated[
         Path | None,
@@ -119,9 +122,7 @@ def backtest(
         Path | None, file("Write every alert that a worker would publish, one a line.", OUTPUT)
     ] = None,
     report: Annotated[Path | None, file("Write all figures as JSON.", OUTPUT)] = None,
-    html: Annotated[
-        Path | None, file("Write a page to read; needs the extra `report`.", OUTPUT)
-    ] = None,
+    html: Annotated[Path | None, file("Write a page to read; needs the extra `report`.", OUTPUT)] = None,
     plot: Annotated[
         Path | None, file("Draw the trade-off as .svg or .png; needs the extra `report`.", OUTPUT)
     ] = None,
@@ -198,22 +199,34 @@ def _time(option: str, text: str | None) -> datetime | None:
     if text is None:
         return None
     try:
-        time = datetime.fromisoformat(text)
+        time: datetime | None = datetime.fromisoformat(text)
     except ValueError:
-        time = datetime.min
-    if time.tzinfo is None:
+        time = None
+    if time is None or time.tzinfo is None:
         raise SourceError(f"{option} is a time with its offset from UTC, such as 2026-01-31T12:00:00Z")
     return time
 
 
 COLUMNS = {
     "recall": "recall",
-    "survivors_alerted": "survivors alerted",
+    "survivors_alerted": "survivors",
     "ppv_patients": "PPV",
-    "alerts_per_patient_day": "alerts per patient-day",
-    "patients_alerted": "patients alerted",
-    "time_in_alert": "time in alert",
+    "alerts_per_patient_day": "alerts/day",
+    "time_in_alert": "in alert",
 }
+"""Of the table, which must fit a terminal; the report has more."""
+
+SHOWN = 30
+"""Policies in the table, at most."""
+
+
+NEWS2_ROWS = 3
+
+MEANING = (
+    "survivors: share ever alerted; alerts/day: raised and escalated for each patient-day; in alert: share "
+    "of the time; lead: median from the first alert to the outcome, or to the last record if its time is "
+    "unknown"
+)
 
 
 def _show(content: dict[str, Any], console: Console) -> None:
@@ -225,22 +238,22 @@ def _show(content: dict[str, Any], console: Console) -> None:
     if content["outcome"] is not None:
         told += f", {cohort['events']:,} with the outcome ({content['outcome'] or 'as given'})"
     title = f"{model['name']}/{model['version']} on {content['source']['name']}: {told}"
-    table = Table("", "policy", *COLUMNS.values(), "first alert to outcome", title=title)
-    for what, policy in marked(content):
+    table = Table("", "policy", *COLUMNS.values(), "lead", title=title, box=SIMPLE, padding=(0, 1, 0, 0))
+    rows = marked(content)
+    for what, policy in [*rows[:SHOWN], *rows[max(SHOWN, len(rows) - NEWS2_ROWS) :]]:
         cells = (_cell(policy[name]) for name in COLUMNS)
         table.add_row(what, policy["name"], *cells, _lead(policy))
     console.print(table)
-    say = {"markup": False, "highlight": False, "soft_wrap": True}
-    style = "bold red" if content["risks"]["unseen"] is False else None
-    console.print(content["risks"]["words"], style=style, **say)
+    loud = "bold red" if content["risks"]["unseen"] is False else ""
+    said = [Text(MEANING), Text(content["risks"]["words"], style=loud)]
     if content["outcome"] is None:
-        console.print(
-            "recall, survivors, PPV and lead time need outcomes of both kinds: give --outcomes FILE", **say
-        )
+        said.append(Text("recall, survivors, PPV and lead time need outcomes of both kinds: --outcomes FILE"))
     if content["rule"] is not None:
         chosen = content["chosen"]
         found = "no policy that was tried" if chosen is None else content["policies"][chosen]["name"]
-        console.print(f"{content['rule']}: {found}", **say)
+        said.append(Text(f"{content['rule']}: {found}"))
+    for sentence in said:
+        console.print(sentence, soft_wrap=True)
 
 
 def _cell(value: float | None) -> str:

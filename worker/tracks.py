@@ -1,7 +1,7 @@
 """Tracks: each patient's risks and NEWS2 points over event time, made once by the path itself.
 
-A policy is then tried on the tracks (`backtest.py`) without inferring again. Tracks depend on the records, the
-models, NEWS2's scale and freshness and the limits of what is accepted; not on any policy's thresholds.
+A policy is then tried on the tracks (`backtest.py`) without inferring again. Tracks depend on the records,
+the models, NEWS2's scale and freshness and the limits of what is accepted; not on any policy's thresholds.
 """
 
 import io
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from engines.engine import Engine
 from schemas.news2_policy import News2Policy
-from worker import early_warning
+from worker import early_warning, policies
 from worker.backtest_source import Log, Source
 from worker.change import Change
 from worker.config import Settings
@@ -46,8 +46,8 @@ class Rows(NamedTuple):
 
     offset: int64. time: int64, the patient's clock, ms since the epoch. risk: float64, NaN where the model
     read nothing new, or failed. alerting, holding: float64, NEWS2's points (`early_warning.Points`).
-    anew: bool, the patient had been silent for so long that it starts anew here. live: bool, an alert would be
-    published; before that only state is built up.
+    anew: bool, the patient had been silent for so long that it starts anew here. live: bool, an alert would
+    be published; before that only state is built up.
     """
 
     offset: NDArray[np.int64]
@@ -96,7 +96,10 @@ async def make(
     Raises:
         TracksError: the engine stopped answering.
     """
-    reruns = {name: Rerun(engine, news2, settings) for name, engine in engines.items()}
+    reruns = {
+        name: Rerun(engine, policies.shipped(settings, engine.config), settings)
+        for name, engine in engines.items()
+    }
     patients: list[str] = []
     rows: list[Rows] = []
     done = 0
@@ -122,9 +125,7 @@ Row = tuple[int, int, float, float, float, bool, bool]
 class _Maker:
     """Makes the rows of one partition; a patient's records go to one engine."""
 
-    def __init__(
-        self, log: Log, reruns: Mapping[str, Rerun], choose: Unseen, news2: News2Policy
-    ) -> None:
+    def __init__(self, log: Log, reruns: Mapping[str, Rerun], choose: Unseen, news2: News2Policy) -> None:
         self.rows: dict[str, list[Row]] = {}
         self._log = log
         self._reruns = reruns
@@ -139,7 +140,9 @@ class _Maker:
             partition = self._partitions[name]
             changes, _ = await self._reruns[name].process(partition, records)
             if partition.unanswered is not None:
-                raise TracksError("the engine does not answer, or not as its golden data ask; check the model")
+                raise TracksError(
+                    "the engine does not answer, or not as its golden data ask; check the model"
+                )
             at = 0
             for change in changes:
                 self._add(records[at : at + len(change.fates)], change)
