@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from schemas.model_config import ModelConfig
 from schemas.news2_policy import News2Policy
-from worker import backtest, backtest_figures, backtest_grid
+from worker import backtest, backtest_figures, backtest_grid, backtest_held_out
 from worker.backtest_grid import Candidate, Rule
 from worker.backtest_source import Outcome, Source
 from worker.tracks import Tracks
@@ -36,6 +38,7 @@ def made(
     news2: News2Policy,
     outcomes: Mapping[str, Outcome] | None,
     rule: Rule | None,
+    fold: NDArray[np.int64] | None,
     progress: Progress,
 ) -> Content:
     """The content of a report.
@@ -45,15 +48,18 @@ def made(
         candidates: to try, the model's own policy first.
         news2: NEWS2's own policy.
         outcomes: by patient. rule: by which one is chosen; needs outcomes.
+        fold: int64[patients], the fold of each, where the models are those of a cross-validation.
         progress: told of policies.
     """
     beside = backtest_grid.beside(news2)
     of = len(candidates) + len(beside)
     scores = backtest.scores(tracks, "risk")
     cohort = backtest_figures.cohort(tracks.patients, scores, outcomes)
-    found = []
+    found, did = [], []
     for number, candidate in enumerate(candidates):
-        figures = backtest_figures.figures(candidate.policy, backtest.tally(candidate.policy, scores), cohort)
+        tally = backtest.tally(candidate.policy, scores)
+        figures = backtest_figures.figures(candidate.policy, tally, cohort)
+        did.append(backtest_held_out.did(tally, cohort))
         policy = msgspec.to_builtins(candidate.policy)
         found.append({"name": candidate.name, "role": candidate.role, "policy": policy} | figures)
         progress("trying policies", number + 1, of)
@@ -64,6 +70,10 @@ def made(
         early.append({"name": name, "role": "news2", "policy": msgspec.to_builtins(policy)} | figures)
         progress("trying policies", len(candidates) + number + 1, of)
     chosen = backtest_grid.choose(rule, found) if rule is not None else None
+    held_out = None
+    if rule is not None and fold is not None:
+        names = [candidate.name for candidate in candidates]
+        held_out = backtest_held_out.judged(rule, names, did, cohort, fold)
     return {
         "source": {"name": source.name, "records": source.count, "data": source.data},
         "model": {"name": config.name, "version": config.version, "digest": config.digest},
@@ -76,6 +86,7 @@ def made(
         "front": backtest_grid.front(found) if cohort.judged else [],
         "rule": rule.words() if rule is not None else None,
         "chosen": chosen,
+        "held_out": held_out,
     }
 
 

@@ -108,7 +108,7 @@ def figures(policy: AlertPolicy, tally: Tally, cohort: Cohort) -> dict[str, Any]
     raised, escalated, updated = tally.transitions[:, :3].T.astype(np.float64)
     days, time_days = cohort.days, tally.open_ms / DAY_MS
     known = ~np.isnan(cohort.event)
-    alerted = _in_time(tally.first[:, 0], cohort)
+    alerted = in_time(tally.first[:, 0], cohort)
     found: dict[str, Any] = {
         "alerts": dict(zip(TRANSITIONS, tally.transitions.sum(axis=0).tolist(), strict=True)),
         "intervals": {},
@@ -129,12 +129,12 @@ def figures(policy: AlertPolicy, tally: Tally, cohort: Cohort) -> dict[str, Any]
     found["levels"] = {}
     for number, level in enumerate(policy.levels):
         at_level: dict[str, Any] = {"intervals": {}}
-        _shares(at_level, _in_time(tally.first[:, number], cohort), cohort)
+        _shares(at_level, in_time(tally.first[:, number], cohort), cohort)
         found["levels"][level.severity] = at_level
     return found
 
 
-def _in_time(first: NDArray[np.int64], cohort: Cohort) -> NDArray[np.bool_]:
+def in_time(first: NDArray[np.int64], cohort: Cohort) -> NDArray[np.bool_]:
     """Who has an alert; where the event's time is exact, one that came before it."""
     late = cohort.exact & (first > np.nan_to_num(cohort.event_ms, nan=np.inf))
     return np.asarray((first != NOT_YET) & ~late)

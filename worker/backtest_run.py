@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from engines import folds as fold_models
 from engines import repository
@@ -114,7 +116,16 @@ def run(order: Order, outputs: Outputs, settings: Settings, progress: Progress) 
         _check_outcomes(order, made, outcomes)
         risks = _risks(answering, source, config, settings)
         content = backtest_content.made(
-            source, config, risks, made, candidates, news2, outcomes, order.rule, progress
+            source,
+            config,
+            risks,
+            made,
+            candidates,
+            news2,
+            outcomes,
+            order.rule,
+            _folds(answering, made),
+            progress,
         )
         content["reproduce"] = reproduction(_command(order, outputs))
         if outputs.alerts is not None:
@@ -195,6 +206,14 @@ def _check_outcomes(order: Order, made: Tracks, outcomes: Mapping[str, Outcome] 
         raise SourceError(f"{order.outcomes} names none of the patients")
     if order.rule is not None and len(known) < 2:
         raise GridError("choosing needs patients with the outcome and patients without; give --outcomes")
+
+
+def _folds(answering: Answering, made: Tracks) -> NDArray[np.int64] | None:
+    """The fold of each patient."""
+    if answering.folds is None:
+        return None
+    known = answering.folds.folds
+    return np.array([known[name.removeprefix(recording.STAY)] for name in made.patients], dtype=np.int64)
 
 
 def _risks(answering: Answering, source: Source, config: ModelConfig, settings: Settings) -> Risks:

@@ -252,6 +252,14 @@ def _show(content: dict[str, Any], console: Console) -> None:
         chosen = content["chosen"]
         found = "no policy that was tried" if chosen is None else content["policies"][chosen]["name"]
         said.append(Text(f"{content['rule']}: {found}"))
+    if (held_out := content["held_out"]) is not None:
+        said.append(
+            Text(
+                f"chosen on all folds but one and judged on that one: recall {held_out['recall']:.3f}, "
+                f"survivors {held_out['survivors_alerted']:.3f}, "
+                f"{held_out['alerts_per_patient_day']:.3f} alerts/day"
+            )
+        )
     for sentence in said:
         console.print(sentence, soft_wrap=True)
 

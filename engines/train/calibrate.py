@@ -18,6 +18,10 @@ FIRST_HOUR = 6
 SURVIVORS_ALERTED = 0.33
 """Share of survivors that the first level may ever alert on, out of fold."""
 
+PERSISTENCE_H = 5
+"""Hours that the first level holds before it alerts: the fewest with which four of five deaths are found at
+`SURVIVORS_ALERTED` (docs/backtest.md). The second level is there for those who cannot wait."""
+
 HIGH_PRECISION = 0.5
 """Share of deaths among the stays that the second level alerts on, out of fold."""
 
@@ -84,24 +88,25 @@ def operating(risks: F64, died: NDArray[np.floating], enter: float, hours: int) 
 
 
 def choose_policy(risks: F64, died: NDArray[np.floating]) -> tuple[Policy, tuple[Operating, Operating]]:
-    """The shipped policy, from risks out of fold at the end of each hour.
+    """A model's first policy, from risks out of fold at the end of each hour.
 
-    The first level enters at the lowest percent at which at most `SURVIVORS_ALERTED` of the survivors are
-    ever alerted on, the second at the lowest percent above it at which `HIGH_PRECISION` of those alerted
-    on die.
+    The first level enters at the lowest half percent at which at most `SURVIVORS_ALERTED` of the survivors
+    are ever alerted on, the second at the lowest one above it at which `HIGH_PRECISION` of those alerted on
+    die. Between the ends of hours risks may rise and fall unseen: `riskstream backtest --ship`, which follows
+    the same rule record by record, puts the policy in its place that is served.
     """
-    grid = [round(0.01 * percent, 2) for percent in range(5, 90)]
-    points = [operating(risks, died, enter, hours=2) for enter in grid]
+    grid = [round(0.005 * step, 3) for step in range(10, 180)]
+    points = [operating(risks, died, enter, hours=PERSISTENCE_H + 1) for enter in grid]
     elevated = next(p for p in points if p.survivors_alerted <= SURVIVORS_ALERTED)
     above = [operating(risks, died, enter, hours=1) for enter in grid if enter > elevated.enter]
     high = next((p for p in above if p.precision >= HIGH_PRECISION), above[-1])
     policy = Policy(
         version="1",
         levels=(
-            Level("elevated", elevated.enter, persistence_s=float(HOUR_S)),
+            Level("elevated", elevated.enter, persistence_s=float(PERSISTENCE_H * HOUR_S)),
             Level("high", high.enter, persistence_s=HOUR_S / 2),
         ),
-        exit=round(0.7 * elevated.enter, 3),
+        exit=round(0.7 * elevated.enter, 4),
         resolve_s=2.0 * HOUR_S,
         refractory_s=4.0 * HOUR_S,
         update_delta=0.15,
