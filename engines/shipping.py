@@ -20,7 +20,7 @@ from schemas.model_config import ModelConfig, Policy
 
 
 def ship(folder: Path, config: ModelConfig, policy: Policy, content: Mapping[str, Any]) -> ModelConfig:
-    """Put a backtest's chosen policy into a model's folder.
+    """Put a backtest's chosen policy into a model's folder; if it is there already, its figures alone.
 
     Args:
         folder: of the model. config: as it stands there. policy: the chosen one.
@@ -34,7 +34,7 @@ def ship(folder: Path, config: ModelConfig, policy: Policy, content: Mapping[str
         ExtraError: there is a page to draw and the extra `report` is missing.
     """
     evaluation = _evaluation(folder)
-    version = next_version(config.policy)
+    version = config.policy.version if policy == config.policy else next_version(config.policy)
     shipped = msgspec.structs.replace(config, policy=msgspec.structs.replace(policy, version=version))
     chosen = content["policies"][content["chosen"]]
     told = {

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +110,7 @@ async def make(
                 await maker.take(chunk)
                 done += len(chunk)
                 progress("making tracks", done, source.count)
-            for name, found in maker.rows.items():
+            for name, found in sorted(maker.rows.items()):
                 patients.append(name)
                 rows.append(_arrays(found))
     finally:
@@ -213,7 +213,7 @@ def write(tracks: Tracks, file: Path, identity: str) -> None:
         OSError: it cannot be written.
     """
     content = io.BytesIO()
-    columns = {
+    columns: dict[str, Any] = {
         field: np.concatenate([getattr(rows, field) for rows in tracks.rows]) for field in Rows._fields
     }
     np.savez_compressed(

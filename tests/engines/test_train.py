@@ -212,6 +212,21 @@ def test_platt_recovers_a_known_calibration() -> None:
     assert found.intercept == pytest.approx(-0.4, abs=0.05)
 
 
+def test_the_first_policy_keeps_to_its_rule() -> None:
+    rng = np.random.default_rng(2)
+    died = (rng.random(600) < 0.2).astype(float)
+    risks = np.clip(rng.beta(2, 8, (600, 1)) + rng.normal(0, 0.03, (600, 48)) + 0.2 * died[:, None], 0, 1)
+    policy, (elevated, high) = calibrate.choose_policy(risks, died)
+    first, second = policy.levels
+    assert (first.enter, second.enter) == (elevated.enter, high.enter)
+    assert (first.persistence_s, second.persistence_s) == (5 * 3600.0, 1800.0)
+    assert elevated == calibrate.operating(risks, died, first.enter, hours=6)
+    assert elevated.survivors_alerted <= calibrate.SURVIVORS_ALERTED
+    lower = calibrate.operating(risks, died, first.enter - 0.005, hours=6)
+    assert lower.survivors_alerted > calibrate.SURVIVORS_ALERTED
+    assert high.precision >= calibrate.HIGH_PRECISION
+
+
 def test_ever_alerted_needs_consecutive_hours() -> None:
     risks = np.array([[0.1, 0.6, 0.1, 0.6], [0.1, 0.6, 0.6, 0.1], [0.1, 0.1, 0.1, 0.1]])
     assert calibrate.ever_alerted(risks, 0.5, 1).tolist() == [True, True, False]

@@ -13,8 +13,9 @@ import pytest
 
 from engines.engine import Engine
 from schemas import news2_policy
+from schemas.latch import Which
 from schemas.messages import Alert, VitalsRecord
-from schemas.model_config import Level, Policy
+from schemas.model_config import AlertPolicy, Level, Policy
 from worker import (
     backtest,
     backtest_figures,
@@ -93,10 +94,11 @@ async def test_tracks_give_the_alerts_of_the_path(engine: Engine) -> None:
         await rerun.close()
     found = await made(source, engine)
     told: Counter[tuple[str, str, str, int, str]] = Counter()
-    for which, name, policy in (
+    voices: list[tuple[Which, str, AlertPolicy]] = [
         ("risk", "vitals", engine.config.policy),
         ("news2", "news2", news2_policy.load()),
-    ):
+    ]
+    for which, name, policy in voices:
         for patient, scores in zip(found.patients, backtest.scores(found, which), strict=True):
             for step, live in backtest.transitions(policy, scores):
                 assert live
