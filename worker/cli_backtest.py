@@ -216,11 +216,10 @@ COLUMNS = {
 }
 """Of the table, which must fit a terminal; the report has more."""
 
-SHOWN = 30
-"""Policies in the table, at most."""
+SHOWN = 12
+"""Policies of the front in the table, at most; the report has all."""
 
-
-NEWS2_ROWS = 3
+Rows = list[tuple[str, dict[str, Any]]]
 
 MEANING = (
     "survivors: share ever alerted; alerts/day: raised and escalated for each patient-day; in alert: share "
@@ -239,10 +238,9 @@ def _show(content: dict[str, Any], console: Console) -> None:
         told += f", {cohort['events']:,} with the outcome ({content['outcome'] or 'as given'})"
     title = f"{model['name']}/{model['version']} on {content['source']['name']}: {told}"
     table = Table("", "policy", *COLUMNS.values(), "lead", title=title, box=SIMPLE, padding=(0, 1, 0, 0))
-    rows = marked(content)
-    for what, policy in [*rows[:SHOWN], *rows[max(SHOWN, len(rows) - NEWS2_ROWS) :]]:
+    for what, policy in _thinned(marked(content)):
         cells = (_cell(policy[name]) for name in COLUMNS)
-        table.add_row(what, policy["name"], *cells, _lead(policy))
+        table.add_row(what, policy["name"].split(", exit")[0], *cells, _lead(policy))
     console.print(table)
     loud = "bold red" if content["risks"]["unseen"] is False else ""
     said = [Text(MEANING), Text(content["risks"]["words"], style=loud)]
@@ -262,6 +260,15 @@ def _show(content: dict[str, Any], console: Console) -> None:
         )
     for sentence in said:
         console.print(sentence, soft_wrap=True)
+
+
+def _thinned(rows: Rows) -> Rows:
+    """Every policy that stands out, and of the others some, evenly."""
+    others = [number for number, (what, _) in enumerate(rows) if what in ("front", "")]
+    if len(others) <= SHOWN:
+        return rows
+    kept = {others[round(at * (len(others) - 1) / (SHOWN - 1))] for at in range(SHOWN)}
+    return [row for number, row in enumerate(rows) if number in kept or number not in others]
 
 
 def _cell(value: float | None) -> str:
