@@ -132,7 +132,7 @@ def _points(content: Content, cost: str) -> tuple[list[Marked], list[list[float]
         Marked(
             "NEWS2",
             [[policy[cost], policy["recall"]] for policy in content["news2"]],
-            [policy["name"].removeprefix("NEWS2 ").removeprefix("NEWS2's ") for policy in content["news2"]],
+            ["at 5", "at 7", "its policy"],
         ),
     ]
     if content["chosen"] is not None:

@@ -290,12 +290,24 @@ def _trade_off(axes: Axes, tried: Sequence[Marked], front: Points, marked: Seque
     axes.plot(x, y, color=INK, linewidth=1, label="best of these", zorder=1)
     for kind, marker in zip(marked, "*XP", strict=False):
         x, y = np.array(kind.points, dtype=np.float64).T
-        axes.plot(x, y, marker, color=INK, markersize=9, markeredgecolor="white", label=kind.label, zorder=3)
-        for (at, height), words in zip(kind.points, kind.words, strict=False):
+        size = 14 if marker == "*" else 9
+        axes.plot(
+            x, y, marker, color=INK, markersize=size, markeredgecolor="white", label=kind.label, zorder=3
+        )
+        for number, (point, words) in enumerate(zip(kind.points, kind.words, strict=False)):
+            # The first one's words stand above it, so that neighbours do not write over each other.
+            up = number == 0
             axes.annotate(
-                words, (at, height), (0, -7), textcoords="offset points", fontsize=8, va="top", ha="center"
+                words,
+                (point[0], point[1]),
+                (0, 6 if up else -7),
+                textcoords="offset points",
+                fontsize=8,
+                va="bottom" if up else "top",
+                ha="center",
             )
-    axes.set(ylim=(None, 1.005))
+    axes.margins(x=0.1)
+    axes.set(ylim=(None, 1.02))
     axes.set_xlim(left=0)
 
 
