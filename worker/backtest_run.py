@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -43,7 +43,7 @@ from worker.tracks import Tracks
 
 
 class Order(NamedTuple):
-    """What is to be tested: the command's options of the same names."""
+    """What is to be tested: the command's options of the same names; `said` are the axes as typed."""
 
     source: str
     choice: Choice
@@ -54,6 +54,7 @@ class Order(NamedTuple):
     tracks: Path | None
     policies: Path | None
     axes: Axes
+    said: Sequence[str | None]
     rule: Rule | None
 
 
@@ -266,11 +267,11 @@ def _command(order: Order, outputs: Outputs) -> str:
             parts.append(f"--{name} {'DIR' if name == 'folds' else 'FILE'}")
     if order.policies is None:
         parts += [
-            f"--{name} {','.join(f'{value:g}' for value in values)}"
-            for name, values in zip(
-                ("enter", "persistence", "exit-ratio", "high", "high-persistence"), order.axes, strict=True
+            f"--{name} {text}"
+            for name, text in zip(
+                ("enter", "persistence", "exit-ratio", "high", "high-persistence"), order.said, strict=True
             )
-            if values
+            if text
         ]
     for name, value in (order.rule or Rule())._asdict().items():
         if value is not None:

@@ -163,6 +163,7 @@ def backtest(
             tracks=tracks,
             policies=policies,
             axes=axes,
+            said=(enter, persistence, exit_ratio, high, high_persistence),
             rule=None if bounds == Rule() else bounds,
         )
         outputs = backtest_run.Outputs(write, ship, alerts, report, html, plot)

@@ -4,9 +4,13 @@ import json
 import uuid
 from pathlib import Path
 
+import pytest
+
 from tests import foretelling, killing
 from tests.killing import Site
+from worker import backtest_topic
 from worker.embedded import redis, tansu
+from worker.recording import SourceError
 
 SEED = 20_261_122
 
@@ -32,6 +36,9 @@ async def test_a_worker_publishes_what_was_foretold(tmp_path: Path) -> None:
         more = {"RISKSTREAM_POLICIES": str(file)}
         live = await foretelling.published(site, ends, **more)
         told, report = await foretelling.foretold(site, tmp_path, **more)
+        # Whether the question makes the topic is the broker's affair.
+        with pytest.raises(SourceError, match=r"no topic nothing|nothing holds no record"):
+            await backtest_topic.read("nothing", site.settings(), None, None)
     assert foretelling.differences(told, live) == []
     assert {json.loads(line)["model"]["name"] for line in told} == {"vitals", "news2"}
     assert any(json.loads(line)["policy_version"].endswith("+everyone.3") for line in told)

@@ -16,8 +16,10 @@ from engines.evaluate import pretty
 from engines.folds import FOLDS, Folds
 from schemas import json_schema, policy_change
 from schemas.messages import Alert
+from schemas.model_config import Level
 from tests.engines.test_evaluate import stay_text
 from worker.cli import app
+from worker.embedded import free_port
 
 STAYS = 12
 GRID = ("--enter", "0.02,0.05,0.1,0.3", "--persistence", "0,7200")
@@ -41,9 +43,12 @@ def stays(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository of one's own."""
+    """A repository of one's own, with a policy that alerts on everybody."""
     folder = tmp_path_factory.mktemp("models")
     shutil.copytree(repository.SHIPPED / "vitals", folder / "vitals")
+    config = repository.read_config(folder, "vitals")
+    loud = msgspec.structs.replace(config.policy, version="7", levels=(Level("any", 0.0001),), exit=0.0)
+    (folder / "vitals" / "config.json").write_bytes(pretty(msgspec.structs.replace(config, policy=loud)))
     return folder
 
 
@@ -62,7 +67,7 @@ def folds(tmp_path_factory: pytest.TempPathFactory, stays: Path) -> Path:
     return folder
 
 
-def run(*arguments: str | Path) -> Result:
+def run(*arguments: str | Path | int) -> Result:
     return CliRunner().invoke(app, ["backtest", *map(str, arguments)])
 
 
@@ -86,6 +91,7 @@ def test_everything_that_can_be_asked_for_is_written(stays: Path, tmp_path: Path
     assert chosen["recall"] >= 0.7
     assert chosen["hours_to_outcome"]["median"] > chosen["hours_to_record_end"]["median"] > 0
     (written,) = policy_change.read(change.read_bytes(), "it")
+    assert isinstance(written.levels, tuple)
     assert [level.enter for level in written.levels] == [
         level["enter"] for level in chosen["policy"]["levels"]
     ]
@@ -122,16 +128,14 @@ def test_a_choice_is_judged_on_those_it_was_not_made_on(stays: Path, folds: Path
 def test_a_shipped_policy_is_told_of_wherever_the_model_tells_of_it(stays: Path, models: Path) -> None:
     folder = models / "vitals"
     before = repository.read_config(models, "vitals")
-    asked = (f"physionet2012:{stays}", "--policies", _policies(stays, 0.9), "--survivors", "0")
-    asked = (*asked, "--ship", "--model-repository", models)
-    result = run(*asked, "--json")
+    choosing = ("--policies", _policies(stays, 0.9), "--survivors", "0", "--ship")
+    result = run(f"physionet2012:{stays}", *choosing, "--model-repository", models, "--json")
     assert result.exit_code == 0, result.output
     content = json.loads(result.stdout)
     assert content["chosen"] == 1
     chosen = content["policies"][1]
     config = repository.read_config(models, "vitals")
-    version = str(int(before.policy.version) + 1)
-    assert config.policy.version == version
+    version = "8"
     assert json.loads(msgspec.json.encode(config.policy)) == chosen["policy"] | {"version": version}
     assert msgspec.structs.replace(config, policy=before.policy) == before
     kept = json.loads((folder / "backtest.json").read_bytes())
@@ -172,6 +176,23 @@ def test_outcomes_of_ones_own(tmp_path: Path) -> None:
     lines.write_text("".join(f'{{"patient": "sim-1-{n:04d}", "outcome": {n % 2}}}\n' for n in range(1, 7)))
     other = run(*asked, "--outcomes", lines)
     assert json.loads(other.stdout)["cohort"] == json.loads(result.stdout)["cohort"]
+
+
+def test_a_page_without_outcomes_leaves_out_what_needs_them(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    asked = ("simulate", "--patients", 2, "--hours", 6, "--enter", "0.2", "--persistence", "0")
+    assert run(*asked, "--html", page).exit_code == 0
+    assert "figures that need it are left out" in page.read_text()
+    refused = run(*asked, "--plot", tmp_path / "plot.svg")
+    assert refused.exit_code == 1
+    assert "the trade-off needs outcomes" in refused.output
+
+
+def test_a_broker_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RISKSTREAM_BROKER", f"127.0.0.1:{free_port()}")
+    result = run("kafka:vitals")
+    assert result.exit_code == 1
+    assert "cannot read vitals: Kafka: " in result.output
 
 
 def test_no_policy_that_keeps_to_the_rule_is_told_and_fails(stays: Path) -> None:
