@@ -8,8 +8,7 @@ import jsonschema
 import msgspec
 import numpy as np
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from engines import physionet2012, repository
 from engines.evaluate import pretty
