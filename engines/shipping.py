@@ -60,6 +60,19 @@ def ship(folder: Path, config: ModelConfig, policy: Policy, content: Mapping[str
     return shipped
 
 
+def check(folder: Path, config: ModelConfig) -> None:
+    """Find what would keep a policy from being shipped, before one is chosen.
+
+    Raises:
+        RepositoryError: the policy's version is no number, or the folder's evaluation cannot be read.
+        ExtraError: there is a page to draw and the extra `report` is missing.
+    """
+    next_version(config.policy)
+    _evaluation(folder)
+    if (folder / PAGE).is_file():
+        from engines import report as _  # noqa: F401  # says which extra is missing
+
+
 def next_version(policy: Policy) -> str:
     """The version after a policy's.
 

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import folds as fold_models
-from engines import repository
+from engines import repository, shipping
 from engines.engine import Engine
 from engines.errors import RepositoryError
 from engines.evaluate import pretty, reproduction
 from engines.folds import Folds
-from engines.repository import EVALUATION
+from engines.repository import BACKTEST, CARD, CONFIG, EVALUATION, PAGE
 from schemas import news2_policy
 from schemas.model_config import ModelConfig
 from schemas.news2_policy import News2Policy
@@ -106,6 +106,10 @@ def run(order: Order, outputs: Outputs, settings: Settings, progress: Progress) 
     config = repository.read_config(settings.model_repository, settings.model)
     news2 = news2_policy.load(settings.news2_policy)
     candidates = _candidates(order, config)
+    if outputs.ship:
+        folder = settings.model_repository / config.name
+        shipping.check(folder, config)
+        check_writable(*(folder / name for name in (CONFIG, BACKTEST, EVALUATION, CARD, PAGE)))
     progress("reading", 0, 0)
     source = _source(order, settings)
     outcomes = source.outcomes
@@ -301,6 +305,4 @@ def _write(
     if outputs.write is not None:
         backtest_change.add(outputs.write, config.name, policy, content["rule"])
     if outputs.ship:
-        from engines import shipping
-
         shipping.ship(settings.model_repository / config.name, config, policy, content)

@@ -17,6 +17,7 @@ from schemas.errors import SchemaError
 from worker.backtest_grid import ENTER, EXIT_RATIO, PERSISTENCE, Axes, GridError, Rule, numbers
 from worker.cli_files import complaint
 from worker.cli_told import bar, shown
+from worker.errors import WorkerError
 from worker.recording import Choice, SourceError
 from worker.tracks import TracksError
 
@@ -170,7 +171,7 @@ def backtest(
         backtest_run.check(order, outputs)
         with bar() as progress:
             content = backtest_run.run(order, outputs, settings, shown(progress))
-    except (ConfigError, EngineError, GridError, SchemaError, SourceError, TracksError) as error:
+    except (ConfigError, EngineError, GridError, SchemaError, SourceError, TracksError, WorkerError) as error:
         raise SystemExit(f"riskstream backtest: {error}") from None
     except OSError as error:
         raise SystemExit(f"riskstream backtest: {complaint(error)}") from None

@@ -83,7 +83,7 @@ async def make(
     settings: Settings,
     progress: Progress,
 ) -> Tracks:
-    """Run a source through the path.
+    """Run a source through the path; the tracks of every patient with a record that counts.
 
     Args:
         source: the records.
@@ -111,8 +111,10 @@ async def make(
                 done += len(chunk)
                 progress("making tracks", done, source.count)
             for name, found in sorted(maker.rows.items()):
-                patients.append(name)
-                rows.append(_arrays(found))
+                made = _arrays(found)
+                if made.live.any():
+                    patients.append(name)
+                    rows.append(made)
     finally:
         for rerun in reruns.values():
             await rerun.close()

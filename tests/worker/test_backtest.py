@@ -116,6 +116,8 @@ async def test_alerts_before_the_first_record_that_counts_are_not_counted(engine
         for found in (whole, late)
     ]
     assert 0 < counts[1] < counts[0]
+    (again,) = (await made(source_of(records, len(records) - 1), engine)).patients
+    assert again == records[-1].patient
     assert np.concatenate([rows.live for rows in late.rows]).sum() == len(records) - len(records) // 2
 
 
