@@ -21,7 +21,7 @@ from engines.errors import DatasetError
 from engines.folds import FOLDS, Folds, fold_name
 from engines.forecasts import Forecasts
 from engines.physionet2012 import Stay
-from engines.repository import CONFIG, EVALUATION, GOLDEN, GRAPH, PAGE
+from engines.repository import BACKTEST, CONFIG, EVALUATION, GOLDEN, GRAPH, PAGE
 from engines.robustness import Probe
 from engines.train import baselines, calibrate, export, facts
 from engines.train.data import Material, aligned_rows, chosen, training_rows
@@ -321,6 +321,7 @@ def _write(
         **_assessed(name, made, died, result, compared(stays, made, learned), plan, progress),
     }
     (folder / BASELINES).write_bytes(baselines.final(made, died, features))
+    (folder / BACKTEST).unlink(missing_ok=True)  # it was of another policy
     (folder / EVALUATION).write_bytes(evaluate.pretty(evaluation))
     hours, absent_h = drift.hours_of(made, platt(result.logits), config)
     reference = drift.make(config, hours, absent_h, evaluation["data"], "out of fold")

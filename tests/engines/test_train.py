@@ -241,6 +241,9 @@ def test_the_whole_procedure_on_made_up_stays(tmp_path: Path) -> None:
         lines.append(f"{record},{int(record % 3 == 0)}")
     (tmp_path / "Outcomes-z.txt").write_text("\n".join(lines) + "\n")
     told: list[tuple[str, int, int]] = []
+    stale = tmp_path / "models/vitals/backtest.json"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("{}")
     vitals.train(tmp_path, tmp_path / "models", lambda *step: told.append(step), vitals.QUICK)
     engine = repository.load(tmp_path / "models", "vitals")
     assert engine.config.state[0].dims == (5 * 37 + 16,)

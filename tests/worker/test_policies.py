@@ -53,11 +53,12 @@ def test_the_narrowest_scope_and_the_newest_time_stand(policies: Policies) -> No
         found = policies.risk(patient, unit, at_ms)
         return found.update_delta, found.version
 
-    assert delta("q", None, -1) == (policies.shipped["risk"].update_delta, "1")
-    assert delta("q", None, 999) == (0.2, "1+everyone.1")
-    assert delta("q", None, 1000) == (0.3, "1+everyone.2")
-    assert delta("q", "ICU", 1000) == (0.4, "1+everyone.2+unit.1")
-    assert delta("p", "ICU", 1000) == (0.5, "1+everyone.2+unit.1+patient.1")
+    v = policies.shipped["risk"].version
+    assert delta("q", None, -1) == (policies.shipped["risk"].update_delta, v)
+    assert delta("q", None, 999) == (0.2, f"{v}+everyone.1")
+    assert delta("q", None, 1000) == (0.3, f"{v}+everyone.2")
+    assert delta("q", "ICU", 1000) == (0.4, f"{v}+everyone.2+unit.1")
+    assert delta("p", "ICU", 1000) == (0.5, f"{v}+everyone.2+unit.1+patient.1")
     assert policies.news2("p", "ICU", 1000) is policies.shipped["news2"]
     assert policies.risk("p", "ICU", 1000) is policies.risk("p", "ICU", 2000)
 
@@ -115,9 +116,10 @@ async def test_a_unit_a_patient_and_a_time(engine: Engine) -> None:
     def who(path: LocalPath) -> set[tuple[str, str, str | None]]:
         return {(a.patient, a.policy_version, a.care_unit) for a in path.outbox.alerts}
 
-    assert who(usual) == {("in", "1", "ICU"), ("out", "1", None)}
-    assert who(by_unit) == {("out", "1", None)}
-    assert who(by_patient) == {("in", "1", "ICU")}
+    v = engine.config.policy.version
+    assert who(usual) == {("in", v, "ICU"), ("out", v, None)}
+    assert who(by_unit) == {("out", v, None)}
+    assert who(by_patient) == {("in", v, "ICU")}
     assert too_late.outbox.messages == usual.outbox.messages
     assert {a.level for a in usual.outbox.alerts} <= {0, 1}
 
@@ -131,7 +133,7 @@ async def test_chunks_change_nothing_where_policies_change_midway(engine: Engine
     ]
     whole = await alerted(engine, changes)
     versions = {a.policy_version for a in [*whole.outbox.alerts, *whole.outbox.warnings]}
-    assert {"1+everyone.2", "1+unit.1", "1+patient.1"} <= versions
+    assert {f"{engine.config.policy.version}+everyone.2", "1+unit.1", "1+patient.1"} <= versions
 
     for chunk in (1, 7):
         assert (await alerted(engine, changes, chunk)).outbox.by_voice() == whole.outbox.by_voice()
