@@ -27,9 +27,9 @@ from worker import (
     backtest_content,
     backtest_foretell,
     backtest_grid,
-    backtest_outcomes,
     backtest_source,
     backtest_topic,
+    outcome_file,
     recording,
     tracks,
 )
@@ -38,6 +38,7 @@ from worker.backtest_grid import Axes, Candidate, GridError, Rule
 from worker.backtest_source import Outcome, Source
 from worker.cli_files import check_writable
 from worker.config import Settings
+from worker.decode import milliseconds
 from worker.recording import Choice, SourceError
 from worker.tracks import Tracks
 
@@ -114,7 +115,7 @@ def run(order: Order, outputs: Outputs, settings: Settings, progress: Progress) 
     source = _source(order, settings)
     outcomes = source.outcomes
     if order.outcomes is not None:
-        outcomes = backtest_outcomes.read(order.outcomes)
+        outcomes = _outcomes(order.outcomes)
     with ExitStack() as stack:
         answering = _answering(order, config, settings, source, stack)
         made = _tracks(order, answering, source, news2, settings, progress)
@@ -138,6 +139,14 @@ def run(order: Order, outputs: Outputs, settings: Settings, progress: Progress) 
             content["foretold_alerts"] = asyncio.run(foretold)
         _write(content, candidates, config, settings, outputs)
     return content
+
+
+def _outcomes(file: Path) -> dict[str, Outcome]:
+    """Of a file; the times in it are taken to be exact."""
+    return {
+        patient: Outcome(bool(line.outcome), line.time and milliseconds(line.time), line.time is not None)
+        for patient, line in outcome_file.timed(file).items()
+    }
 
 
 def _candidates(order: Order, config: ModelConfig) -> list[Candidate]:

@@ -1,23 +1,31 @@
-"""Outcomes that were fed back: a CSV file or JSON lines with a patient and 0 or 1 each."""
+"""Outcomes of patients: a CSV file or JSON lines with a patient, 0 or 1, and the time where it is known."""
 
 import csv
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
 from engines.errors import DatasetError
+from schemas.messages import Time
 
 
 class Outcome(Struct, frozen=True):
-    """One line; what else it holds is passed over."""
+    """One line; what else it holds is passed over. `time` is when the outcome came, with a zone."""
 
     patient: str
     outcome: int
+    time: Time | None = None
 
 
 def read(path: Path) -> dict[str, int]:
+    """Outcomes by patient, as 0 or 1; the rest is as in `timed`."""
+    return {patient: outcome.outcome for patient, outcome in timed(path).items()}
+
+
+def timed(path: Path) -> dict[str, Outcome]:
     """Outcomes by patient.
 
     A file whose first character is `{` holds JSON objects, one a line; any other is CSV with a header.
@@ -31,12 +39,14 @@ def read(path: Path) -> dict[str, int]:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
         raise DatasetError(f"cannot read {path}: {why}") from None
-    found: dict[str, int] = {}
+    found: dict[str, Outcome] = {}
     for number, outcome in _json(path, text) if text.lstrip().startswith("{") else _csv(path, text):
         if outcome.outcome not in (0, 1):
             raise DatasetError(f"{path}, line {number}: outcome must be 0 or 1")
-        if found.setdefault(outcome.patient, outcome.outcome) != outcome.outcome:
-            raise DatasetError(f"{path}, line {number}: the patient has the other outcome in an earlier line")
+        if found.setdefault(outcome.patient, outcome) != outcome:
+            raise DatasetError(
+                f"{path}, line {number}: the patient has the other outcome in an earlier line, or another time"
+            )
     if not found:
         raise DatasetError(f"{path} holds no outcome; a line is patient,outcome")
     return found
@@ -63,6 +73,14 @@ def _csv(path: Path, text: str) -> Iterator[tuple[int, Outcome]]:
             patient, outcome = row["patient"], row["outcome"]
             if not patient or outcome not in ("0", "1"):
                 raise DatasetError(f"{path}, line {reader.line_num}: a line is a patient and 0 or 1")
-            yield reader.line_num, Outcome(patient, int(outcome))
+            yield reader.line_num, Outcome(patient, int(outcome), _time(path, reader.line_num, row))
     except csv.Error:
         raise DatasetError(f"{path}, line {reader.line_num}: not CSV") from None
+
+
+def _time(path: Path, number: int, row: dict[str, str]) -> datetime | None:
+    text = row.get("time")
+    try:
+        return msgspec.convert(text, Time) if text else None
+    except msgspec.ValidationError:
+        raise DatasetError(f"{path}, line {number}: a time is RFC 3339 with its zone") from None
