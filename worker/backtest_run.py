@@ -143,10 +143,11 @@ def run(order: Order, outputs: Outputs, settings: Settings, progress: Progress) 
 
 def _outcomes(file: Path) -> dict[str, Outcome]:
     """Of a file; the times in it are taken to be exact."""
-    return {
-        patient: Outcome(bool(line.outcome), line.time and milliseconds(line.time), line.time is not None)
-        for patient, line in outcome_file.timed(file).items()
-    }
+    found = {}
+    for patient, line in outcome_file.timed(file).items():
+        time_ms = None if line.time is None else milliseconds(line.time)
+        found[patient] = Outcome(bool(line.outcome), time_ms, time_ms is not None)
+    return found
 
 
 def _candidates(order: Order, config: ModelConfig) -> list[Candidate]:

@@ -45,7 +45,7 @@ def timed(path: Path) -> dict[str, Outcome]:
             raise DatasetError(f"{path}, line {number}: outcome must be 0 or 1")
         if found.setdefault(outcome.patient, outcome) != outcome:
             raise DatasetError(
-                f"{path}, line {number}: the patient has the other outcome in an earlier line, or another time"
+                f"{path}, line {number}: the patient has the other outcome in an earlier line, or its time"
             )
     if not found:
         raise DatasetError(f"{path} holds no outcome; a line is patient,outcome")
