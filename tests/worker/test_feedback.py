@@ -1,18 +1,16 @@
 """What people say of alerts: which records are feedback, what they do to the latches, and how they travel."""
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from engines import repository
 from engines.engine import Engine
 from schemas.latch import Quiet
 from schemas.messages import Alert, DeadLetter
-from schemas.model_config import Level, Policy
 from tests.worker.records import HOUR, T0, TOPICS, LocalPath, Outbox, Record, rfc3339, worsening
 from tests.worker.test_checkpoint import Life, ListLog, ids, remains
 from worker import config, embedded, metrics
@@ -45,25 +43,6 @@ def said(alert: Alert | Mapping[str, Any], action: str = "acknowledged", **field
 def record(offset: int, content: Mapping[str, Any], timestamp: int = 0) -> Record:
     patient = content["patient"].encode()
     return Record(offset, timestamp, patient, msgspec.json.encode(content), HEADERS)
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    """The shipped model under a policy that says much, whatever the shipped one says."""
-    config = repository.read_config(repository.SHIPPED, "vitals")
-    policy = Policy(
-        "1",
-        (Level("elevated", 0.23, 3600.0), Level("high", 0.51, 1800.0)),
-        exit=0.161,
-        resolve_s=7200.0,
-        refractory_s=14400.0,
-        update_delta=0.15,
-        expiry_s=43200.0,
-    )
-    chatty = msgspec.structs.replace(config, policy=policy)
-    engine = repository.open_engine(chatty, repository.read_graph(repository.SHIPPED, config))
-    yield engine
-    engine.close()
 
 
 @pytest.fixture
