@@ -53,15 +53,14 @@ async def read(topic: str, settings: Settings, since: datetime | None, until: da
     settings = settings.model_copy(update={"topic_vitals": topic})
     try:
         known = await cluster.describe(settings, create=False)
+        tps = [TopicPartition(topic, number) for number in range(known.partitions[topic])]
+        if not tps:
+            raise SourceError(f"the broker has no topic {topic}")
         async with _consumer(settings) as consumer:
-            count = known.partitions[topic]
-            tps = [TopicPartition(topic, number) for number in range(count)]
-            spans = await _spans(consumer, tps, settings, since, until) if tps else {}
+            spans = await _spans(consumer, tps, settings, since, until)
     except (WorkerError, KafkaError, OSError, TimeoutError) as error:
         told = str(error) if isinstance(error, WorkerError) else f"Kafka: {type(error).__name__}"
         raise SourceError(f"cannot read {topic}: {told}") from None
-    if not spans:
-        raise SourceError(f"the broker has no topic {topic}")
     records = sum(span.end - span.begin for span in spans.values())
     if not records:
         raise SourceError(f"topic {topic} holds no record in that time")
