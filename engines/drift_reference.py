@@ -1,39 +1,71 @@
 """The file reference.json: made of stays by a served model, written, read and checked."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from engines import drift, evaluate, evaluate_stays, physionet2012
+from engines import drift, evaluate, evaluate_stays, folds, physionet2012, repository
 from engines.drift import Distribution, Reference
 from engines.engine import Engine
 from engines.errors import RepositoryError
+from engines.physionet2012 import Stay
 from engines.repository import REFERENCE
 from engines.robustness import Progress
 from engines.steps import require_series
 from schemas.model_config import ModelConfig
-from schemas.window import NEVER
+from schemas.window import NEVER, Rows
 
 
-def of_stays(engine: Engine, source: Path, progress: Progress) -> Reference:
+def of_stays(engine: Engine, source: Path, progress: Progress, kept: Path | None = None) -> Reference:
     """The reference of a served series model on stays in the Challenge's format.
 
     Args:
         engine: of the model.
         source: folder or archive.
         progress: told (what, done, of).
+        kept: what `model train --folds` wrote: each stay's risk is then that of the model that has not seen
+            it. A model knows the stays that it was trained on too well.
 
     Raises:
         DatasetError: the data cannot be read, or hold nothing that the model reads.
         KindError: the model reads images.
+        RepositoryError: the kept models are another model's, or lack a stay.
     """
     progress("reading stays", 0, 0)
     stays = physionet2012.read(source)
     made = evaluate_stays.rows_of(stays, progress)
-    risks = evaluate_stays.served(engine, made, progress).risk
+    if kept is None:
+        risks = evaluate_stays.served(engine, made, progress).risk
+    else:
+        risks = _out_of_fold(engine.config.name, stays, made, kept, progress)
     found, absent_h = drift.hours_of(made, risks, engine.config)
-    return drift.make(engine.config, found, absent_h, physionet2012.described(stays), "served")
+    described = physionet2012.described(stays)
+    return drift.make(engine.config, found, absent_h, described, "served" if kept is None else "out of fold")
+
+
+def _out_of_fold(
+    name: str, stays: Sequence[Stay], made: Rows, kept: Path, progress: Progress
+) -> NDArray[np.float32]:
+    """Risks, float32[stays, steps], each stay's by the model that has not seen it."""
+    known = folds.read(kept)
+    missing = [stay.record for stay in stays if stay.record not in known.folds]
+    if known.model != name or missing:
+        raise RepositoryError(
+            f"{kept} holds folds of {known.model!r} over {len(known.folds):,} stays; {name!r} needs its own, "
+            f"and {len(missing):,} of the {len(stays):,} stays are not among them"
+        )
+    number = np.array([known.folds[stay.record] for stay in stays])
+    risks = np.empty(made.values.shape[:2], dtype=np.float32)
+    for fold, fold_name in enumerate(known.names()):
+        engine = repository.load(kept, fold_name)
+        held_out = np.flatnonzero(number == fold)
+        rows = Rows(*(array[held_out] for array in made))
+        risks[held_out] = evaluate_stays.served(engine, rows, progress).risk
+        engine.close()
+    return risks
 
 
 def write(reference: Reference, folder: Path) -> Path:
@@ -43,7 +75,7 @@ def write(reference: Reference, folder: Path) -> Path:
     return path
 
 
-def read(repository: Path, config: ModelConfig) -> Reference:
+def read(models: Path, config: ModelConfig) -> Reference:
     """The reference of a model.
 
     Raises:
@@ -51,7 +83,7 @@ def read(repository: Path, config: ModelConfig) -> Reference:
         KindError: the model reads images.
     """
     require_series(config)
-    path = repository / config.name / REFERENCE
+    path = models / config.name / REFERENCE
     remedy = f"`riskstream model reference {config.name} --data physionet2012:DIR` writes it"
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Reference)

@@ -25,6 +25,10 @@ def reference(
     model_repository: Annotated[
         Path, typer.Option("--repository", help="folder of model folders; the file is written there")
     ] = repository.SHIPPED,
+    folds: Annotated[
+        Path | None,
+        typer.Option(help="what `model train --folds` wrote: risks of models that have not seen the stay"),
+    ] = None,
 ) -> None:
     """Write reference.json into a model's folder: how its inputs and risks lie in these data.
 
@@ -34,7 +38,7 @@ def reference(
         source = physionet2012.parse_source(data)
         engine = repository.load(model_repository, name)
         check_writable(model_repository / name / repository.REFERENCE)
-        made = drift_reference.of_stays(engine, source, shown(progress))
+        made = drift_reference.of_stays(engine, source, shown(progress), folds)
         engine.close()
         file = drift_reference.write(made, model_repository / name)
     Console().print(

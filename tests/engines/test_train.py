@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 
-from engines import drift_reference, physionet2012, repository
+from engines import drift_reference, folds, physionet2012, repository
 from engines.errors import DatasetError
 from engines.steps import run_stays, run_steps
 from engines.train import calibrate, data, ensemble, export, fit, vitals
@@ -244,7 +244,9 @@ def test_the_whole_procedure_on_made_up_stays(tmp_path: Path) -> None:
     stale = tmp_path / "models/vitals/backtest.json"
     stale.parent.mkdir(parents=True)
     stale.write_text("{}")
-    vitals.train(tmp_path, tmp_path / "models", lambda *step: told.append(step), vitals.QUICK)
+    kept = tmp_path / "folds"
+    models = tmp_path / "models"
+    vitals.train(tmp_path, models, lambda *step: told.append(step), vitals.QUICK, folds=kept)
     engine = repository.load(tmp_path / "models", "vitals")
     assert engine.config.state[0].dims == (5 * 37 + 16,)
     assert engine.config.forecast is not None
@@ -261,6 +263,16 @@ def test_the_whole_procedure_on_made_up_stays(tmp_path: Path) -> None:
     reference = drift_reference.read(tmp_path / "models", engine.config)
     assert (reference.stays, reference.risks) == (len(lines) - 1, "out of fold")
     assert reference.data_digest == figures["data"]["digest"]
+    known = folds.read(kept)
+    assert (known.model, known.data) == ("vitals", figures["data"]["digest"])
+    assert known.names() == ["vitals-fold-0", "vitals-fold-1"]
+    assert [config.name for config in repository.list_models(kept)] == known.names()
+    again = drift_reference.of_stays(engine, tmp_path, lambda *_: None, kept)
+    assert again.risks == "out of fold"
+    assert again.features == reference.features
+    served = drift_reference.of_stays(engine, tmp_path, lambda *_: None)
+    assert served.risks == "served"
+    assert served.risk.edges != again.risk.edges
 
 
 @pytest.mark.parametrize(
