@@ -191,13 +191,10 @@ class Feed:
         for place, records in (await consumer.getmany(timeout_ms=200, max_records=RECORDS)).items():
             for record in records:
                 self.take(place.topic, record.value, record.timestamp)
-            self._passed(place, records[-1].offset + 1)
+            self._positions[place] = records[-1].offset + 1
+        if self._ends:
+            self._ends = await _unread(self._ends, consumer)
         await asyncio.sleep(0)
-
-    def _passed(self, place: TopicPartition, position: int) -> None:
-        self._positions[place] = position
-        if self._ends and self._ends.get(place, position + 1) <= position:
-            del self._ends[place]
 
     def _reachable(self, up: bool, why: str = "") -> None:
         if up != self._up:
@@ -206,6 +203,17 @@ class Feed:
 
     def _topic(self, name: str) -> Topic:
         return Topic(name, self._partitions.get(name, 0) > 0, self._taken[name])
+
+
+async def _unread(ends: dict[TopicPartition, int], consumer: AIOKafkaConsumer) -> dict[TopicPartition, int]:
+    """What is not read to its end yet of the partitions that are read.
+
+    The consumer's position counts, not the last record's: the mark that ends a transaction has an offset too.
+    """
+    read = consumer.assignment()
+    return {
+        place: end for place, end in ends.items() if place in read and await consumer.position(place) < end
+    }
 
 
 async def every(seconds: float, act: Callable[[], None]) -> None:
