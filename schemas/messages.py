@@ -93,7 +93,7 @@ class BasisInput(Struct, frozen=True):
     loinc: str
     value: float
     unit: str
-    time: datetime | None = None
+    time: Time | None = None
     age_s: float | None = None
     contribution: float | None = None
 
@@ -114,7 +114,7 @@ class ForecastPoint(Struct, frozen=True):
 class TrendPoint(Struct, frozen=True):
     """The last risk computed in one UTC hour; in an alert of NEWS2's own, the last points."""
 
-    hour: datetime
+    hour: Time
     risk: float
 
 
@@ -184,9 +184,9 @@ class Alert(Struct, frozen=True):
     transition: Transition
     patient: str
     severity: str
-    time: datetime
-    raised_at: datetime
-    expires_at: datetime
+    time: Time
+    raised_at: Time
+    expires_at: Time
     risk: float | None
     threshold: float
     outcome: str
@@ -273,7 +273,7 @@ class Score(Struct, frozen=True):
     """
 
     patient: str
-    time: datetime
+    time: Time
     risk: float
     model: str
     model_version: int

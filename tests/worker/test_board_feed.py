@@ -113,6 +113,8 @@ BROKEN = [
     msgspec.json.encode(score("p" * 129, 0.1)),
     msgspec.json.encode(score("p", 0.1)).replace(b"0.1", b"1e999"),
     b" " * (MAX_BYTES + 1),
+    msgspec.json.encode(score("p", 0.1)).replace(b'12:00:00Z"', b'12:00:00"'),
+    msgspec.json.encode(alert("p")).replace(b'12:00:00Z"', b'12:00:00"'),
 ]
 
 
@@ -122,6 +124,15 @@ def test_what_is_no_message_is_counted_and_left_out(topic: str, value: bytes | N
     ward, feed = made(config.load())
     feed.take(topic, value, now_ms())
     assert (len(ward), feed.state().unreadable) == (0, 1)
+
+
+@pytest.mark.parametrize("field", ["time", "raised_at", "expires_at"])
+def test_a_time_without_a_zone_among_others_is_left_out(field: str) -> None:
+    ward, feed = made(config.load())
+    zoned = msgspec.json.decode(msgspec.json.encode(alert("p")))
+    for told in ({}, {field: "2026-01-02T00:00:00", "episode": "c/vitals/0/8"}, {"sequence": 1}):
+        feed.take("risk-alerts", msgspec.json.encode(zoned | told), now_ms())
+    assert (len(ward), feed.state().unreadable) == (1, 1)
 
 
 def test_a_timestamp_ahead_of_the_clock_is_now() -> None:
