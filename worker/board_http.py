@@ -136,7 +136,7 @@ class Site:
             raise web.HTTPTooManyRequests(text="too many wrong tokens; wait\n", headers={"Retry-After": "10"})
 
     async def _sign_in(self, request: web.Request) -> web.StreamResponse:
-        token = (await request.post()).get("token", "")
+        token = await _token(request)
         if self._access.open:
             raise web.HTTPSeeOther("/")
         if not isinstance(token, str) or not self._access.is_token(token.strip()):
@@ -225,6 +225,18 @@ async def _send(response: web.StreamResponse, event: str, data: bytes) -> None:
         TimeoutError: it takes nothing.
     """
     await asyncio.wait_for(response.write(b"event: %b\ndata: %b\n\n" % (event.encode(), data)), DRAIN_S)
+
+
+async def _token(request: web.Request) -> object:
+    """What a form says of the token; empty where it says nothing.
+
+    Raises:
+        HTTPBadRequest: the body is no form.
+    """
+    try:
+        return (await request.post()).get("token", "")
+    except (ValueError, LookupError, web.RequestPayloadError):
+        raise web.HTTPBadRequest(text="this is no form with a token\n") from None
 
 
 async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:

@@ -208,6 +208,28 @@ async def test_a_wrong_token_is_said(
         assert COOKIE not in answer.cookies
 
 
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"Content-Type": "application/x-www-form-urlencoded; charset=none"}, b"token=a"),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, b"token=\xff"),
+        ({"Content-Type": "multipart/form-data"}, b"token=a"),
+        ({"Content-Type": "multipart/form-data; boundary=x"}, b"token=a"),
+    ],
+)
+async def test_what_is_no_form_is_refused_and_not_logged(
+    guarded: Board,
+    http: aiohttp.ClientSession,
+    caplog: pytest.LogCaptureFixture,
+    headers: dict[str, str],
+    body: bytes,
+) -> None:
+    async with http.post(f"{guarded.url}/sign-in", data=body, headers=headers) as answer:
+        assert answer.status == 400
+        assert {name: answer.headers.get(name) for name in board_http.HEADERS} == board_http.HEADERS
+    assert caplog.records == []
+
+
 async def test_guessing_is_slow_and_does_not_keep_the_right_token_waiting(
     guarded: Board, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
