@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from engines import repository
+from engines import drift_reference, repository
 from engines.engine import Engine
 from engines.errors import EngineError
 from engines.steps import require_series
 from schemas import news2_policy
 from schemas.errors import PolicyError
+from schemas.model_config import ModelConfig
 from schemas.window import WINDOW_BINS
 from worker.check_redis import check_redis
 from worker.check_settings import check_disk, check_settings
@@ -26,6 +27,8 @@ from worker.decide import TREND_MS
 from worker.errors import WorkerError
 from worker.finding import Finding, failed, ok, warning
 from worker.http import Occupant, occupant
+from worker.policies import shipped
+from worker.policy_source import PolicyFile
 from worker.topic_facts import gather_facts
 
 BUSY_SHARE = 0.5
@@ -86,11 +89,38 @@ async def _model(settings: Settings) -> list[Finding]:
     policies = (config.policy, news2)
     remembered_s = max(*(p.memory_s + p.expiry_s for p in policies), TREND_MS / 1000 + 3600)
     needed = 2 * WINDOW_BINS + remembered_s / 3600
-    speed = _speed(settings, took_s, config.dynamic_batching.max_batch_size)
+    others = [
+        _speed(settings, took_s, config.dynamic_batching.max_batch_size),
+        _reference(settings, config),
+        *_policies(settings, config),
+    ]
     if hours < needed:
-        return [failed("model", f"rebuild_horizon_h is {hours:g}; the policies need {needed:g}"), speed]
+        return [failed("model", f"rebuild_horizon_h is {hours:g}; the policies need {needed:g}"), *others]
     told = f"{config.name} version {config.version} on {engine.backend}, golden data agree"
-    return [ok("model", f"{told}; NEWS2 policy {news2.version}"), speed]
+    return [ok("model", f"{told}; NEWS2 policy {news2.version}"), *others]
+
+
+def _reference(settings: Settings, config: ModelConfig) -> Finding:
+    subject = "model: reference"
+    try:
+        made = drift_reference.read(settings.model_repository, config)
+    except EngineError as error:
+        return warning(
+            subject, str(error), f"`riskstream model reference {config.name}` makes one: drift is not watched"
+        )
+    return ok(subject, f"{made.hours:,} patient-hours of {made.stays:,} stays")
+
+
+def _policies(settings: Settings, config: ModelConfig) -> list[Finding]:
+    """The file of changes, where there is one: a worker does not start with one that cannot be used."""
+    if settings.policies is None:
+        return []
+    policies = shipped(settings, config)
+    try:
+        PolicyFile(settings.policies, policies).load()
+    except PolicyError as error:
+        return [failed("policies", str(error), "mend RISKSTREAM_POLICIES: a worker does not start with it")]
+    return [ok("policies", f"{len(policies.changes())} changes in {settings.policies}")]
 
 
 def _full_batch_s(engine: Engine) -> float:

@@ -2,9 +2,10 @@
 
 import tempfile
 from collections.abc import Iterator
-from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from worker import tracing
+from worker.board_access import is_loopback
 from worker.config import Settings
 from worker.deadlines import shutdown_s
 from worker.finding import Finding, failed, ok, warning
@@ -84,7 +85,9 @@ def _odd_transport(settings: Settings) -> Iterator[Finding]:
             f"kafka_username is set, and {s.kafka_security_protocol} sends none",
             "set RISKSTREAM_KAFKA_SECURITY_PROTOCOL to SASL_SSL, or drop the user",
         )
-    if not s.kafka_security_protocol.endswith("SSL") and not all(map(_is_loopback, s.bootstrap_servers)):
+    if not s.kafka_security_protocol.endswith("SSL") and not all(
+        is_loopback(server.rsplit(":", 1)[0].strip("[]")) for server in s.bootstrap_servers
+    ):
         yield warning(
             "settings: kafka",
             f"{s.kafka_security_protocol} to another machine: vitals travel unencrypted",
@@ -94,6 +97,32 @@ def _odd_transport(settings: Settings) -> Iterator[Finding]:
     if any(tls_files) and not s.redis.get_secret_value().startswith("rediss://"):
         yield warning(
             "settings: redis", "certificates for Redis are set, and redis:// uses none", "write rediss://"
+        )
+    redis = urlsplit(s.redis.get_secret_value())
+    if redis.scheme == "redis" and not is_loopback(redis.hostname or ""):
+        yield warning(
+            "settings: redis",
+            "redis:// to another machine: patients' state travels unencrypted",
+            "write rediss://, and give Redis a certificate",
+        )
+    yield from _odd_board(settings)
+
+
+def _odd_board(settings: Settings) -> Iterator[Finding]:
+    s, subject = settings, "settings: board"
+    if is_loopback(s.board_host):
+        return
+    if not s.board_token.get_secret_value():
+        yield warning(
+            subject,
+            f"board_host is {s.board_host}, which other machines can reach, and there is no board_token",
+            "set RISKSTREAM_BOARD_TOKEN: `riskstream board` refuses to start",
+        )
+    elif s.board_cert_file is None:
+        yield warning(
+            subject,
+            f"the ward page on {s.board_host} has no certificate: token and patients travel unencrypted",
+            "set RISKSTREAM_BOARD_CERT_FILE and _KEY_FILE, or put a proxy with TLS before it",
         )
 
 
@@ -108,11 +137,3 @@ def check_disk() -> Finding:
             f"no folder for temporary files can be written: {type(error).__name__}",
             "mount a tmpfs at /tmp, as docker-compose.yml does, or set TMPDIR",
         )
-
-
-def _is_loopback(server: str) -> bool:
-    host = server.rsplit(":", 1)[0].strip("[]")
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -56,6 +56,19 @@ async def test_what_is_away_is_named(tmp_path: Path) -> None:
     assert "hunter2" not in str(found)
 
 
+async def test_a_policies_file_and_the_reference_are_looked_at(tmp_path: Path) -> None:
+    nobody = f"127.0.0.1:{embedded.free_port()}"
+    file = tmp_path / "policies.json"
+    settings = config.load(broker=nobody, redis=f"redis://{nobody}", redis_timeout_s=0.5, policies=file)
+
+    found = await findings(settings)
+    assert not found["policies"][0]
+    assert "cannot read" in found["policies"][1]
+    assert "stays" in found["model: reference"][1]
+    file.write_text("[]")
+    assert (await findings(settings))["policies"] == (True, f"0 changes in {file}")
+
+
 async def test_redis_that_evicts_is_refused() -> None:
     with embedded.redis() as server:
         client = redis.Redis(port=server.port)
@@ -75,7 +88,7 @@ async def test_horizon_too_short_for_the_policy(redis_server: embedded.Server) -
     well, detail = (await findings(settings))["model"]
 
     assert not well
-    assert "rebuild_horizon_h is 100; the policies need 110" in detail
+    assert "rebuild_horizon_h is 100; the policies need 113" in detail
 
 
 async def test_a_news2_policy_that_contradicts_itself_is_named(

@@ -29,6 +29,9 @@ def test_the_defaults_fit_together() -> None:
         ({"kafka_username": "u"}, "PLAINTEXT sends none", "SASL_SSL"),
         ({"broker": "kafka.example:9092"}, "PLAINTEXT to another machine", "SASL_SSL"),
         ({"redis_ca_file": __file__}, "redis:// uses none", "rediss://"),
+        ({"redis": "redis://:secret@redis.example:6379/0"}, "redis:// to another machine", "rediss://"),
+        ({"board_host": "0.0.0.0"}, "there is no board_token", "refuses to start"),
+        ({"board_host": "ward.example", "board_token": "t" * 16}, "has no certificate", "proxy with TLS"),
     ],
 )
 def test_an_odd_combination_is_named(settings: dict[str, Any], named: str, advised: str) -> None:
