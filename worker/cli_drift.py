@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from engines import drift_reference, physionet2012, repository
 from worker.cli_files import check_writable
@@ -176,7 +176,9 @@ def _print(content: Content) -> None:
         soft_wrap=True,
         highlight=False,
     )
-    table = Table("feature", "PSI", "by chance", "", "median", "was", "absent", "was")
+    # Folded and never cut: two pressures differ in their last words alone.
+    name = Column("feature", overflow="fold", min_width=14)
+    table = Table(name, "PSI", "by chance", "", "median", "was", "absent", "was")
     for shift in sorted(content["shifts"], key=_worst):
         table.add_row(
             shift["feature"],

@@ -276,6 +276,23 @@ async def test_what_is_old_or_incomplete_never_looks_normal(running: Stage, visi
     assert "stale" in await cell.inner_text()
 
 
+async def test_the_basis_fits_its_frame_and_calls_an_incomplete_set_so(running: Stage, visit: Open) -> None:
+    inputs = (
+        BasisInput("systolic_pressure_invasive", "", 112.5, "mm[Hg]", None, 1500.0, 0.21),
+        BasisInput("lactate", "", 12.5, "mmol/L", None, 7300.0, -0.14),
+    )
+    await running.publish(running.settings.topic_alerts, "f", [alert("fits", inputs=inputs), warning("fits")])
+    page = await visit(running.url, viewport={"width": 1440, "height": 900})
+    await row(page, "fits").click()
+    await page.wait_for_selector(".details table.basis")
+    assert "5 to 6 points (incomplete), threshold 5" in await page.locator(".details").inner_text()
+    sticking_out = """[...document.querySelectorAll('.details table')].filter(table => {
+        const frame = table.closest('section').getBoundingClientRect();
+        return table.getBoundingClientRect().right > frame.right;
+    }).length"""
+    assert await page.evaluate(sticking_out) == 0
+
+
 async def test_silence_and_missing_scores_are_said(running: Stage, visit: Open) -> None:
     await running.publish(running.settings.topic_alerts, "s", [alert("alone")])
     env = running.env | {"RISKSTREAM_TOPIC_SCORES": "no-scores-here"}

@@ -228,6 +228,13 @@ def test_too_few_patients_to_tell(tmp_path: Path) -> None:
     assert content["patient_hours"] <= 3 * 50
 
 
+def test_a_narrow_terminal_cuts_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = run("--data", "simulate", "--patients", "1")
+    assert result.exit_code == 0, result.output
+    assert "…" not in result.stdout
+
+
 def test_what_drifted_is_named_and_fails(tmp_path: Path) -> None:
     shipped = json.loads((repository.SHIPPED / "vitals" / repository.REFERENCE).read_bytes())
     sure = shipped["features"]["respiratory_rate"] | {"noise": 0.0}

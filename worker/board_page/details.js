@@ -60,7 +60,7 @@ function episode(alert, row) {
   const own = alert.model.name === "news2";
   const open = row.episodes.find((one) => one.id === alert.episode && one.by === alert.model.name);
   const said = own
-    ? `${number(alert.points)} points, threshold ${number(alert.threshold)}`
+    ? `${pointsOf(alert)}, threshold ${number(alert.threshold)}`
     : `risk ${probability(alert.risk)}, threshold ${number(alert.threshold)}` +
       (alert.uncertainty === null ? "" : `, uncertainty ±${alert.uncertainty.toFixed(2)}`);
   return el("section", `episode rank-${open?.rank ?? 0}`, { "aria-label": `Alert ${visible(alert.severity)}` },
@@ -95,6 +95,12 @@ function contributions(alert) {
   return el("div", null, null, table(rows.slice(0, 8)),
     rest.length ? el("details", null, null,
       el("summary", null, null, `${rest.length} more inputs`), table(rest)) : null);
+}
+
+/** Points of an alert of NEWS2's own: of an incomplete set also the most, or the least would look like the score. */
+function pointsOf(alert) {
+  const most = alert.news2 && !alert.news2.complete ? alert.news2.high : null;
+  return most === null ? `${number(alert.points)} points` : `${number(alert.points)} to ${most} points (incomplete)`;
 }
 
 /** Parameters that gave an alert of NEWS2's own its points. */
