@@ -1,6 +1,6 @@
 // The panel of one patient: what every alert rests on.
 
-import { dateTime, el, featureName, number, probability, span, svg, unitName, visible } from "./dom.js";
+import { dateTime, el, featureName, given, number, probability, span, svg, unitName, visible } from "./dom.js";
 import { levelsOf, news2Badge, severity, trendLine } from "./marks.js";
 
 const LEAST = 0.0005; // a contribution below it is drawn as none
@@ -13,7 +13,7 @@ export function drawDetails(panel, detail, context, close) {
   const button = el("button", "close", { type: "button", "aria-label": "Close (Escape)" }, "×");
   button.addEventListener("click", close);
   const top = panel.scrollTop;
-  panel.replaceChildren(
+  panel.replaceChildren(...given([
     el("div", "details-head", null, el("h2", null, null, el("bdi", null, null, name)), button),
     headline(row),
     trend(row, context),
@@ -22,7 +22,7 @@ export function drawDetails(panel, detail, context, close) {
     bedside(row, context),
     news2(row, alerts),
     history(closed),
-  );
+  ]));
   panel.scrollTop = top;
 }
 

@@ -18,8 +18,13 @@ function filled(node, name, attributes, children) {
   for (const [key, value] of Object.entries(attributes ?? {})) {
     if (value !== null && value !== undefined) node.setAttribute(key, value);
   }
-  node.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  node.append(...given(children));
   return node;
+}
+
+/** Children without those that are null or false: the document would write these out as words. */
+export function given(children) {
+  return children.filter((child) => child !== null && child !== undefined && child !== false);
 }
 
 // Characters that show nothing or turn the text around: two identifiers that differ in one must not look alike.
