@@ -87,8 +87,13 @@ def partition_counts(topics: list[dict[str, Any]]) -> dict[str, int]:
 
 def complaints(settings: Settings, cluster: Cluster) -> list[str]:
     """What is wrong with the topics, and how to mend it."""
+    todo = (
+        "a worker creates it when it starts"
+        if settings.create_topics
+        else "create it, or set RISKSTREAM_CREATE_TOPICS=true"
+    )
     found = [
-        f"topic {name} does not exist; create it, or set RISKSTREAM_CREATE_TOPICS=true"
+        f"topic {name} does not exist; {todo}"
         for name, partitions in cluster.partitions.items()
         if not partitions and name not in optional_topics(settings)
     ]

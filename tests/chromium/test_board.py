@@ -291,7 +291,9 @@ async def test_the_basis_fits_its_frame_and_calls_an_incomplete_set_so(running: 
         return table.getBoundingClientRect().right > frame.right;
     }).length"""
     assert await page.evaluate(sticking_out) == 0
-    stray = "[...document.getElementById('details').childNodes].filter(n => n.nodeType === 3).map(n => n.data)"
+    stray = (
+        "[...document.getElementById('details').childNodes].filter(n => n.nodeType === 3).map(n => n.data)"
+    )
     assert await page.evaluate(stray) == []
 
 

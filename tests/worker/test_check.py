@@ -18,7 +18,7 @@ from tests.kinds import model_of
 from worker import config, embedded
 from worker.app import Worker
 from worker.check import check
-from worker.cluster import describe
+from worker.cluster import Cluster, complaints, describe
 from worker.config import Settings
 from worker.finding import Finding
 from worker.http import Health, serve
@@ -39,6 +39,21 @@ async def test_all_is_well(redis_server: embedded.Server) -> None:
     assert all(well for well, _ in found.values()), found
     assert "golden data agree" in found["model"][1]
     assert "partitions" in found["kafka"][1]
+
+
+@pytest.mark.parametrize(
+    ("create", "advice"),
+    [
+        (False, "topic vitals does not exist; create it, or set RISKSTREAM_CREATE_TOPICS=true"),
+        (True, "topic vitals does not exist; a worker creates it when it starts"),
+    ],
+)
+def test_topics_that_are_missing_are_named_with_what_makes_them(create: bool, advice: str) -> None:
+    settings = config.load(create_topics=create)
+
+    found = complaints(settings, Cluster("c", {"vitals": 0, "risk-alerts": 0, "dead-letters": 0}, ""))
+
+    assert found[0] == advice
 
 
 async def test_what_is_away_is_named(tmp_path: Path) -> None:
