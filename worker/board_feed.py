@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from schemas.messages import Alert, Score
+from schemas.messages import Alert, FeedbackRecord, Score
 from worker.board_rows import FeedState, Topic
 from worker.board_ward import Ward
 from worker.cluster import partition_counts
@@ -45,6 +45,7 @@ MAX_NAME = 128
 
 _score = msgspec.json.Decoder(Score).decode
 _alert = msgspec.json.Decoder(Alert).decode
+_feedback = msgspec.json.Decoder(FeedbackRecord).decode
 
 
 def now_ms() -> int:
@@ -60,7 +61,10 @@ class Feed:
         self._ward = ward
         self._up, self._since = False, now_ms()
         self._partitions: dict[str, int] = {}
-        self._taken = {settings.topic_scores: 0, settings.topic_alerts: 0}
+        self._topics = [settings.topic_scores, settings.topic_alerts]
+        if settings.topic_feedback:
+            self._topics.append(settings.topic_feedback)
+        self._taken = dict.fromkeys(self._topics, 0)
         self._unreadable = 0
         self._positions: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] | None = None  # of the log as first seen; empty once it is read
@@ -102,7 +106,7 @@ class Feed:
         try:
             if value is None or len(value) > MAX_BYTES:
                 raise ValueError
-            message: Score | Alert = (_score if topic == self._settings.topic_scores else _alert)(value)
+            message = self._decoder(topic)(value)
             if len(message.patient) > MAX_NAME:
                 raise ValueError
         except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
@@ -112,8 +116,15 @@ class Feed:
         at = min(timestamp, now_ms())
         if isinstance(message, Score):
             self._ward.score(message, at)
-        else:
+        elif isinstance(message, Alert):
             self._ward.alert(message, at)
+        else:
+            self._ward.feedback(message)
+
+    def _decoder(self, topic: str) -> Callable[[bytes], Score | Alert | FeedbackRecord]:
+        if topic == self._settings.topic_scores:
+            return _score
+        return _alert if topic == self._settings.topic_alerts else _feedback
 
     async def _session(self) -> None:
         """Read over one pair of clients until something fails that they do not mend themselves."""
@@ -145,7 +156,6 @@ class Feed:
 
     async def _watch(self, admin: AIOKafkaAdminClient, consumer: AIOKafkaConsumer) -> None:
         """Ask every few seconds whether the broker answers, and take topics and partitions that are new."""
-        names = [self._settings.topic_scores, self._settings.topic_alerts]
         while True:
             try:
                 async with asyncio.timeout(ANSWER_S):
@@ -155,7 +165,7 @@ class Feed:
                 self._reachable(False, type(error).__name__)
                 await asyncio.sleep(RETRY_S)
                 continue
-            counts = partition_counts([topic for topic in described if topic["topic"] in names])
+            counts = partition_counts([topic for topic in described if topic["topic"] in self._topics])
             self._reachable(True)
             if counts != self._partitions or not consumer.assignment():
                 self._partitions = counts
@@ -180,7 +190,7 @@ class Feed:
 
     def _begin(self, topic: str) -> int:
         hours = self._settings.board_history_h
-        if topic == self._settings.topic_alerts:
+        if topic != self._settings.topic_scores:
             hours = max(hours, self._settings.board_alerts_h)
         return now_ms() - round(hours * 3_600_000)
 

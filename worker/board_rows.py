@@ -6,7 +6,7 @@ identifier; it holds until the process ends.
 
 from msgspec import Struct
 
-from schemas.messages import Alert, EarlyWarning
+from schemas.messages import Alert, EarlyWarning, FeedbackAction
 
 
 class Vital(Struct, frozen=True):
@@ -36,6 +36,7 @@ class Open(Struct, frozen=True):
     id: of the episode. rank: the severity's place, 1 to 4. by: name of the model, or `news2`.
     level: the risk, or the points of an alert of NEWS2's own; threshold is in the same unit.
     why: the weightiest first.
+    said: what somebody said of its newest alert; None where nobody has.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Open(Struct, frozen=True):
     level: float
     threshold: float
     why: list[Reason]
+    said: FeedbackAction | None = None
 
 
 class Closed(Struct, frozen=True):

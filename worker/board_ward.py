@@ -10,12 +10,12 @@ Not thread-safe: one event loop owns a ward.
 
 import itertools
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
 
-from schemas.messages import Alert, BasisInput, EarlyWarning, Score
+from schemas.messages import Alert, BasisInput, EarlyWarning, FeedbackAction, FeedbackRecord, Score
 from worker.board_rows import Closed, Detail, Open, Reason, Row, Vital
 from worker.decode import milliseconds
 from worker.early_warning import INPUTS
@@ -31,6 +31,9 @@ KEPT_MODELS = 8
 
 KEPT_GONE = 4096
 """Departures that are remembered; a page that missed more is sent the whole ward."""
+
+KEPT_SAID = 10_000
+"""Alerts of which it is remembered what people said, the last ones."""
 
 KEPT_REASONS = 4
 """Inputs that a line names; the details name all."""
@@ -113,6 +116,7 @@ class Ward:
         self._by_key: dict[int, _Patient] = {}
         self._keys = itertools.count(1)
         self._gone: deque[tuple[int, int]] = deque(maxlen=KEPT_GONE)
+        self._said: OrderedDict[str, FeedbackAction] = OrderedDict()  # by alert id
         self._newest: list[tuple[int, int, int]] = []  # of two patients: event time, Kafka timestamp, key
         self.version = 0
         self.full = False
@@ -152,6 +156,16 @@ class Ward:
         # An expiry tells when a patient was not heard of.
         self._heard(patient, timestamp, None if alert.transition == "expired" else milliseconds(alert.time))
 
+    def feedback(self, record: FeedbackRecord) -> None:
+        """Take what somebody said of an alert, whether or not the alert has come yet."""
+        self._said[record.alert.id] = record.action
+        self._said.move_to_end(record.alert.id)
+        if len(self._said) > KEPT_SAID:
+            self._said.popitem(last=False)
+        patient = self._patients.get(record.patient)
+        if patient is not None:
+            self._change(patient)
+
     def sweep(self) -> None:
         """Let patients leave who were not heard of for long, and those above the greatest number."""
         if self.last_ms is None:
@@ -170,19 +184,29 @@ class Ward:
 
     def rows(self) -> list[bytes]:
         """Everybody's row as JSON."""
-        return [_encoded(patient) for patient in self._patients.values()]
+        return [self._encoded(patient) for patient in self._patients.values()]
 
     def since(self, version: int) -> Changes | None:
         """What changed after `version`; None where that is too long ago to tell."""
         if len(self._gone) == KEPT_GONE and version < self._gone[0][0]:
             return None
-        rows = [_encoded(patient) for patient in self._changed(version)]
+        rows = [self._encoded(patient) for patient in self._changed(version)]
         return Changes(self.version, rows, [key for at, key in self._gone if at > version])
 
     def detail(self, key: int) -> Detail | None:
         """All that is known of a patient; None where the key is nobody's."""
         patient = self._by_key.get(key)
-        return None if patient is None else Detail(_row(patient), patient.open(), list(patient.closed))
+        return (
+            None
+            if patient is None
+            else Detail(_row(patient, self._said), patient.open(), list(patient.closed))
+        )
+
+    def _encoded(self, patient: _Patient) -> bytes:
+        """A row as JSON, made once for all pages."""
+        if patient.encoded is None:
+            patient.encoded = msgspec.json.encode(_row(patient, self._said))
+        return patient.encoded
 
     def _changed(self, version: int) -> Iterator[_Patient]:
         """Patients that changed after `version`, the last one first."""
@@ -203,6 +227,10 @@ class Ward:
             patient.seen = at
             others = [entry for entry in self._newest if entry[2] != patient.key]
             self._newest = sorted([*others, (at, timestamp, patient.key)], reverse=True)[:2]
+        self._change(patient)
+
+    def _change(self, patient: _Patient) -> None:
+        """Number a change of a patient."""
         self.version += 1
         patient.version, patient.encoded = self.version, None
         self._patients.move_to_end(patient.name)
@@ -275,8 +303,8 @@ def _is_news(last: Alert | None, alert: Alert) -> bool:
     return (alert.raised_at, alert.time) > (last.raised_at, last.time)
 
 
-def _row(patient: _Patient) -> Row:
-    episodes = [_opened(alert) for alert in patient.open()]
+def _row(patient: _Patient, said: Mapping[str, FeedbackAction]) -> Row:
+    episodes = [_opened(alert, said.get(alert.id)) for alert in patient.open()]
     trend = list(patient.trend)
     if patient.risk is not None and patient.risk_at is not None:
         trend.append((patient.risk_at, patient.risk))
@@ -297,7 +325,7 @@ def _row(patient: _Patient) -> Row:
     )
 
 
-def _opened(alert: Alert) -> Open:
+def _opened(alert: Alert, said: FeedbackAction | None) -> Open:
     return Open(
         id=alert.episode,
         by=alert.model.name,
@@ -310,6 +338,7 @@ def _opened(alert: Alert) -> Open:
         level=(alert.risk if alert.points is None else alert.points) or 0.0,
         threshold=alert.threshold,
         why=_reasons(alert),
+        said=said,
     )
 
 
@@ -321,10 +350,3 @@ def _reasons(alert: Alert) -> list[Reason]:
     else:
         found = [Reason(i.feature, i.value, i.unit, i.contribution) for i in alert.inputs if i.contribution]
     return sorted(found, key=lambda reason: -abs(reason.adds))[:KEPT_REASONS]
-
-
-def _encoded(patient: _Patient) -> bytes:
-    """A row as JSON, made once for all pages."""
-    if patient.encoded is None:
-        patient.encoded = msgspec.json.encode(_row(patient))
-    return patient.encoded

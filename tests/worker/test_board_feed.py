@@ -119,7 +119,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("value", BROKEN)
-@pytest.mark.parametrize("topic", ["risk-scores", "risk-alerts"])
+@pytest.mark.parametrize("topic", ["risk-scores", "risk-alerts", "alert-feedback"])
 def test_what_is_no_message_is_counted_and_left_out(topic: str, value: bytes | None) -> None:
     ward, feed = made(config.load())
     feed.take(topic, value, now_ms())

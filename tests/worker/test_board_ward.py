@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.messages import Alert, Score, TrendPoint
+from schemas.messages import (
+    Alert,
+    AlertReference,
+    DismissalReason,
+    FeedbackAction,
+    FeedbackRecord,
+    ModelName,
+    Score,
+    TrendPoint,
+)
 from tests.worker.ward import HOUR_MS, NOON_MS, PARTIAL, alert, at, score, vital, warning
 from worker.board_rows import Detail, Row
 from worker.board_ward import KEPT_CLOSED, KEPT_GONE, TREND_STEPS, Bounds, Ward, rank
@@ -216,3 +225,39 @@ def test_event_time_is_the_second_newest_patients() -> None:
     assert ahead.event == (NOON_MS + HOUR_MS, NOON_MS + HOUR_MS)
     take(ahead, score("a", 0.1, 2))
     assert ahead.event == (NOON_MS + 2 * HOUR_MS, NOON_MS + 2 * HOUR_MS)
+
+
+def said(of: Alert, action: FeedbackAction) -> FeedbackRecord:
+    about = AlertReference(of.id, of.episode, of.sequence, of.transition, of.time, ModelName(of.model.name))
+    reason: DismissalReason | None = "other" if action == "dismissed" else None
+    return FeedbackRecord("f", of.patient, of.time, about, action, reason)
+
+
+@pytest.mark.parametrize("first", ["alert", "feedback"])
+def test_what_was_said_of_the_newest_alert_is_shown(first: str) -> None:
+    """In any order, because alerts and feedback are read from two topics."""
+    raised, updated = alert("p"), alert("p", "updated", 1, 1)
+    of = ward() if first == "feedback" else ward(raised)
+    of.feedback(said(raised, "acknowledged"))
+    if first == "feedback":
+        assert not of.rows()
+        take(of, raised)
+    version = of.version
+
+    assert [one.said for one in rows(of)["p"].episodes] == ["acknowledged"]
+    of.feedback(said(raised, "dismissed"))
+    changes = of.since(version)
+    assert changes is not None
+    assert len(changes.rows) == 1
+    assert detail(of, "p").row.episodes[0].said == "dismissed"
+    take(of, updated)
+    assert rows(of)["p"].episodes[0].said is None
+
+
+def test_what_was_said_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.board_ward.KEPT_SAID", 2)
+    of = ward(*(alert(f"p{n}") for n in range(3)))
+    for n in range(3):
+        of.feedback(said(alert(f"p{n}"), "confirmed"))
+
+    assert [rows(of)[f"p{n}"].episodes[0].said for n in range(3)] == [None, "confirmed", "confirmed"]

@@ -89,9 +89,10 @@ function alerts(row, fresh, ages) {
   if (!row.episodes.length) return [el("span", "none", null, "no alert")];
   const [first] = row.episodes;
   return [
-    el("div", "first", null, severity(first.rank, first.severity), fresh && el("span", "new", null, "new")),
+    el("div", "first", null, severity(first.rank, first.severity), fresh && el("span", "new", null, "new"),
+      first.said && el("span", "said", null, first.said)),
     el("div", "since", null, ...row.episodes.map((one) =>
-      el("span", null, { title: `raised ${dateTime(one.raised_at)}` }, `${author(one)} `, ages.add(null, one.raised_at)))),
+      el("span", null, { title: `raised ${dateTime(one.raised_at)}${one.said ? `, ${one.said}` : ""}` }, `${author(one)} `, ages.add(null, one.raised_at)))),
   ];
 }
 
