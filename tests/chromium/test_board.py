@@ -108,7 +108,7 @@ async def test_the_page_comes_back_by_itself_after_the_board_was_restarted(
     assert await page.locator(".details h2").inner_text() == "kept"
     complaints.forget("net::ERR_")
     complaints.forget("MIME type")
-    # It may ask the new process for the patient by the old one's key, before it has heard that this is another.
+    # It may ask the new process for the patient by the old one's key, before it has heard of the change.
     complaints.forget("404 (Not Found)")
 
 
