@@ -249,7 +249,7 @@ def _scope(key: bytes) -> bytes:
     """A key as `PolicyChange.key` writes it, where it is JSON at all."""
     try:
         return msgspec.json.encode(msgspec.json.decode(key))
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return key
 
 

@@ -204,6 +204,14 @@ def test_a_worker_does_not_start_on_a_file_that_cannot_be_used(policies: Policie
         PolicyFile(file, policies).load()
 
 
+@pytest.mark.parametrize("key", [b"\xff", b'"\xff"', b"[" * 5000, b"", b'["\\ud800"]'])
+def test_any_key_can_stand_on_the_topic(policies: Policies, key: bytes) -> None:
+    topic = PolicyTopic(config.load(), 1, policies)
+    for value in (b"{", msgspec.json.encode(change(update_delta=0.2)), None):
+        topic._enter(Record(7, 0, key, value))
+    assert topic.changes() == {}
+
+
 async def test_the_topic_is_read_followed_and_refused(policies: Policies) -> None:
     with embedded.tansu() as broker:
         settings = config.load(broker=broker.address, kafka_idempotence=False, partitions=1)
