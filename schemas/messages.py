@@ -227,7 +227,7 @@ class AlertReference(Struct, frozen=True):
 
     id: Annotated[str, Meta(max_length=64)]
     episode: Annotated[str, Meta(max_length=512)]
-    sequence: Annotated[int, Meta(ge=0)]
+    sequence: Annotated[int, Meta(ge=0, le=999_999_999)]
     transition: Transition
     time: Time
     model: ModelName

@@ -15,6 +15,10 @@ from worker.partition import Place
 from worker.patient import Patient
 
 
+FEEDBACK_IDS = b"feedback"
+"""Whose event ids feedback's are."""
+
+
 class Said(NamedTuple):
     """Feedback at position `at` of a chunk, for one of a patient's latches."""
 

@@ -39,7 +39,7 @@ from worker.drift import DriftWatch
 from worker.early_warning import Warned
 from worker.errors import EngineDownError
 from worker.explain import explain
-from worker.feedback import Hearing, Said, quiet_of
+from worker.feedback import FEEDBACK_IDS, Hearing, Said, quiet_of
 from worker.infer import Run, infer
 from worker.messages import Author, Basis, basis, finite, uncertainty
 from worker.normalise import normalise, plausible
@@ -227,7 +227,8 @@ class Pipeline:
         patient = partition.patients.get(event.patient) or Patient(event.patient)
         if record.offset < patient.applied:
             return "skipped"
-        digest = event_digest(event.event_id)
+        # Ids are its sender's own: one that a vitals record has too must not make that a duplicate.
+        digest = event_digest(event.event_id, FEEDBACK_IDS)
         if digest in patient.event_ids:
             return "duplicate"
         if patient.id in partition.patients:
