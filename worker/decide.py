@@ -33,7 +33,14 @@ class Step(NamedTuple):
 
 
 def decide(
-    policy: AlertPolicy, latch: Latch, time: int, risk: float, offset: int, held: float | None = None
+    policy: AlertPolicy,
+    latch: Latch,
+    time: int,
+    risk: float,
+    offset: int,
+    held: float | None = None,
+    *,
+    before: AlertPolicy | None = None,
 ) -> tuple[Latch, list[Step]]:
     """The latch after one more score, and the transitions that it causes, in order.
 
@@ -44,25 +51,28 @@ def decide(
         risk: calibrated probability, or points.
         offset: of the record that was scored.
         held: what must be below the exit for the episode to resolve, where that is not the risk itself.
+        before: the policy in force at the patient's record before, where it is another: whether the episode
+            has expired since is for that one to say, as it is for a timer, which knows no later record.
     """
     steps: list[Step] = []
-    latch, expired = expire(policy, fitted(policy, latch), time)
+    latch, expired = expire(before or policy, latch, time)
     if expired is not None:
         steps.append(expired)
+    latch = fitted(policy, latch)
     trace = _extend(policy, latch.trace, time, risk, offset, risk if held is None else held)
-    before = remembered(policy, latch.episode, time)
-    transition = _transition(policy, before, trace, latch.quiet)
+    known = remembered(policy, latch.episode, time)
+    transition = _transition(policy, known, trace, latch.quiet)
     if transition is None:
-        return Latch(trace, before, latch.quiet), steps
+        return Latch(trace, known, latch.quiet), steps
     level = max(_level(policy, trace), 0)
-    if transition == "raised" or before is None:
+    if transition == "raised" or known is None:
         after = Episode(offset, level, 0, time, time, risk, True)
     else:
         after = Episode(
-            before.opened,
-            max(level, before.level),
-            before.sequence + 1,
-            before.raised,
+            known.opened,
+            max(level, known.level),
+            known.sequence + 1,
+            known.raised,
             time,
             risk,
             transition != "resolved",

@@ -14,7 +14,6 @@ from schemas.messages import AlertReference, FeedbackRecord
 from worker.partition import Place
 from worker.patient import Patient
 
-
 FEEDBACK_IDS = b"feedback"
 """Whose event ids feedback's are."""
 

@@ -112,7 +112,7 @@ class Carrier:
         if partition >= self._cluster.partitions[settings.topic_vitals]:
             return Refusal("unknown-alert", "$.alert.episode")
         headers = (("content-type", FEEDBACK_TYPE),)
-        # Only the fields that count: a record that filled a message of this topic would not fit there, with its
-        # header, and a producer that is refused stops the worker.
+        # Only the fields that count: a record that filled a message of this topic would not fit there, with
+        # its header, and a producer that is refused stops the worker.
         value = msgspec.json.encode(event.said)
         return Outgoing(settings.topic_vitals, record.key, value, headers, partition)

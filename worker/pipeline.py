@@ -45,7 +45,7 @@ from worker.messages import Author, Basis, basis, finite, uncertainty
 from worker.normalise import normalise, plausible
 from worker.partition import Partition
 from worker.patient import FORGET_MS, Patient
-from worker.plan import Plan, Scored
+from worker.plan import Plan, Scored, Standing
 from worker.policies import Policies
 from worker.publish import Outgoing
 from worker.state import apply, event_digest, plan_score, remember_event
@@ -140,8 +140,10 @@ class Pipeline:
     async def _warn(self, partition: Partition, chunk: Sequence[Record], change: Change) -> None:
         """NEWS2's part of a chunk."""
         with _timed("news2"):
-            policy_of = partial(self._news2, chunk)
-            warned = early_warning.decide_all(policy_of, chunk, (change.plan, change.beside), change.said)
+            plans = change.plan, change.beside
+            warned = early_warning.decide_all(
+                partial(self._news2, chunk), self._news2_before, chunk, plans, change.said
+            )
         if partition.replaying:
             return
         # What was confirmed before the engine came back and records were read again is not said twice.
@@ -261,6 +263,7 @@ class Pipeline:
         rejections.extend(applied.rejections)
         if not applied.accepted:
             return "dead_lettered"
+        before = Standing(patient.care_unit, patient.touched_ms)
         self._enter(partition, patient, index, change)
         change.accepted[index] = applied.accepted
         remember_event(patient, digest)
@@ -272,9 +275,9 @@ class Pipeline:
         partition.came(patient.id)
         if not applied.scorable:
             if patient.open >= 0:
-                plan_score(patient, index, change.beside)
+                plan_score(patient, index, change.beside, before)
             return "stored"
-        plan_score(patient, index, change.plan)
+        plan_score(patient, index, change.plan, before)
         return "scored"
 
     def _enter(self, partition: Partition, patient: Patient, index: int, change: Change) -> None:
@@ -313,7 +316,10 @@ class Pipeline:
                 continue
             record, latch = chunk[scored.at], patient.latches["risk"]
             policy = self.policies.risk(patient.id, scored.care_unit, record.timestamp)
-            patient.latches["risk"], steps = decide(policy, latch, scored.time_ms, risk, record.offset)
+            before = self.policies.of("risk", patient.id, *scored.before)
+            patient.latches["risk"], steps = decide(
+                policy, latch, scored.time_ms, risk, record.offset, before=before
+            )
             if steps:
                 change.steps[i] = steps
         hearing.until(None)
@@ -321,6 +327,10 @@ class Pipeline:
     def _news2(self, chunk: Sequence[Record], scored: Scored) -> News2Policy:
         """NEWS2's policy for a row."""
         return self.policies.news2(scored.patient.id, scored.care_unit, chunk[scored.at].timestamp)
+
+    def _news2_before(self, scored: Scored) -> News2Policy:
+        """NEWS2's policy at the patient's record before."""
+        return self.policies.news2(scored.patient.id, *scored.before)
 
     def _assess(self, chunk: Sequence[Record], plan: Plan, i: int) -> early_warning.Assessment:
         return early_warning.assess(self._news2(chunk, plan.scored[i]), plan, i)

@@ -13,9 +13,10 @@ from schemas import policy_change
 from schemas.errors import PolicyError
 from schemas.policy_change import PolicyChange
 from tests.worker.records import HOUR, T0, LocalPath, Record, observation, record, rfc3339, worsening
-from worker import config, embedded, metrics
+from worker import config, early_warning, embedded, metrics
 from worker.cluster import describe
 from worker.errors import FatalError
+from worker.messages import moment
 from worker.policies import Policies, shipped
 from worker.policy_source import PolicyFile, PolicyTopic, published_changes
 from worker.publish import Outgoing, Publisher
@@ -163,6 +164,52 @@ async def test_scale_2_is_one_patients(engine: Engine) -> None:
     assert {a.patient for a in path.outbox.warnings} == {"other"}
     scales = {score.patient: score.news2.scale for score in path.outbox.scores if score.news2}
     assert scales == {"copd": 2, "other": 1}
+
+
+async def test_patients_own_policies_are_charted_together(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fifty patients of a chunk on scale 2, each by a change of its own, cost what one does."""
+    asked = []
+    points = early_warning.points
+    monkeypatch.setattr(early_warning, "points", lambda *args: asked.append(1) or points(*args))
+    path = LocalPath(engine)
+    path.pipeline.policies.replace("file", [change("news2", patient=f"p{n}", scale=2) for n in range(50)])
+
+    await path.process([record(n, f"p{n}", T0, observation("oxygen_saturation", 90)) for n in range(60)])
+
+    assert len(asked) <= 4
+
+
+@pytest.mark.parametrize("timer", [False, True])
+async def test_an_episode_expires_by_the_policy_of_its_last_record(engine: Engine, *, timer: bool) -> None:
+    """So that a timer and the patient's next record agree: what was told to have expired is raised anew."""
+    path = LocalPath(engine)
+    hours = [("news2", 4, 1, 0), ("news2", 12, 2, 10), ("vitals", 4, 1, 0), ("vitals", 12, 2, 10)]
+    path.pipeline.policies.replace(
+        "file",
+        [
+            change(model, T0 + at * HOUR, version=version, expiry_s=expiry_h * 3600, refractory_s=600)
+            for model, expiry_h, version, at in hours
+        ],
+    )
+    await path.process(worsening("p", 0, 8))
+    if timer:
+        path.partition.seen_s.clear()
+        path.partition.began_s = float("-inf")
+        await path.pipeline.expire_silent(path.partition, T0 + 13 * HOUR)
+    ill = {"respiratory_rate": 40, "heart_rate": 150, "gcs": 3, "systolic_pressure": 60, "lactate": 14}
+    values = [observation(name, value) for name, value in ill.items()]
+    await path.process([record(50 + n, "p", T0 + (14 + n) * HOUR, *values) for n in range(2)])
+
+    for alerts in (path.outbox.alerts, path.outbox.warnings):
+        ended = [alert for alert in alerts if alert.transition == "expired"]
+        assert {(alert.id, alert.time, alert.policy_version) for alert in ended} == {
+            (ended[0].id, moment(T0 + 11 * HOUR), "1+everyone.1")
+        }
+        assert len(ended) == (2 if timer else 1)
+        assert alerts[-1].transition == "raised"
+        assert alerts[-1].policy_version == "1+everyone.2"
 
 
 async def until(holds: Callable[[], bool]) -> None:
