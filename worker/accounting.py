@@ -71,6 +71,4 @@ def count_feedback(said: Iterable[Said]) -> None:
 
 def _count_alerts(model: str, steps: Iterable[Step]) -> None:
     for step in steps:
-        levels = step.policy.levels
-        severity = levels[min(step.episode.level, len(levels) - 1)].severity
-        metrics.alerts.labels(model, step.transition, severity).inc()
+        metrics.alerts.labels(model, step.transition, step.episode.severity).inc()

@@ -64,18 +64,21 @@ def decide(
     transition = _transition(policy, known, trace, latch.quiet)
     if transition is None:
         return Latch(trace, known, latch.quiet), steps
-    level = max(_level(policy, trace), 0)
+    level = _level(policy, trace)
     if transition == "raised" or known is None:
-        after = Episode(offset, level, 0, time, time, risk, True)
+        reached = policy.levels[level]
+        after = Episode(offset, level, 0, time, time, risk, True, reached.severity, float(reached.enter))
     else:
+        level = max(level, told_level(policy, known))
         after = Episode(
             known.opened,
-            max(level, known.level),
+            level,
             known.sequence + 1,
             known.raised,
             time,
             risk,
             transition != "resolved",
+            *_named(policy, level, known, transition),
         )
     steps.append(Step(transition, after, trace, time, policy))
     return Latch(trace, after, latch.quiet), steps
@@ -98,15 +101,33 @@ def expire(policy: AlertPolicy, latch: Latch, now: int) -> tuple[Latch, Step | N
 
 def fitted(policy: AlertPolicy, latch: Latch) -> Latch:
     """A latch under a policy that may have other levels than the last: its trace begins anew then."""
-    levels = len(policy.levels)
-    trace, episode, quiet = latch
-    if (trace is None or len(trace.above) == levels) and (episode is None or episode.level < levels):
+    levels, trace = len(policy.levels), latch.trace
+    if trace is None or len(trace.above) == levels:
         return latch
-    if trace is not None and len(trace.above) != levels:
-        trace = trace._replace(above=(None,) * levels, below=None)
-    if episode is not None and episode.level >= levels:
-        episode = episode._replace(level=levels - 1)
-    return Latch(trace, episode, quiet)
+    return latch._replace(trace=trace._replace(above=(None,) * levels, below=None))
+
+
+def told_level(policy: AlertPolicy, episode: Episode) -> int:
+    """The level that an episode has reached, under a policy that may not be the one that said so.
+
+    It is that of the same severity, else the highest whose entry is not above the threshold that was told; -1
+    for none. So whatever a changed policy newly calls for is told, however many levels the one before had.
+    """
+    under = -1
+    for i, level in enumerate(policy.levels):
+        if level.severity == episode.severity:
+            return i
+        if level.enter <= episode.threshold:
+            under = i
+    return under
+
+
+def _named(policy: AlertPolicy, level: int, known: Episode, transition: Transition) -> tuple[str, float]:
+    """Severity and threshold of a level reached, or those that were told where no other level was."""
+    there = policy.levels[level]
+    if transition == "escalated" or (level >= 0 and there.severity == known.severity):
+        return there.severity, float(there.enter)
+    return known.severity, known.threshold
 
 
 def remembered(policy: AlertPolicy, episode: Episode | None, time: int) -> Episode | None:
@@ -121,10 +142,10 @@ def _transition(
 ) -> Transition | None:
     level = _level(policy, trace)
     quiet = episode is not None and trace.time < episode.alerted + seconds_ms(policy.refractory_s)
+    told = -1 if episode is None else told_level(policy, episode)
     if episode is None or not episode.active:
-        breaks_through = episode is not None and level > episode.level
-        return "raised" if level >= 0 and (not quiet or breaks_through) else None
-    if level > episode.level:
+        return "raised" if level >= 0 and (not quiet or level > told) else None
+    if level > told:
         return "escalated"
     if quiet:
         return None
