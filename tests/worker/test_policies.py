@@ -12,7 +12,9 @@ from engines.engine import Engine
 from schemas import policy_change
 from schemas.errors import PolicyError
 from schemas.policy_change import PolicyChange
-from tests.worker.records import HOUR, T0, LocalPath, Record, observation, record, rfc3339, worsening
+from tests.worker.records import HOUR, T0, LocalPath, Outbox, Record, observation, record, rfc3339, worsening
+from tests.worker.test_checkpoint import Life, ListLog, ids, remains
+from tests.worker.test_feedback import course
 from worker import config, early_warning, embedded, metrics
 from worker.cluster import describe
 from worker.errors import FatalError
@@ -20,6 +22,7 @@ from worker.messages import moment
 from worker.policies import Policies, shipped
 from worker.policy_source import PolicyFile, PolicyTopic, published_changes
 from worker.publish import Outgoing, Publisher
+from worker.store import Store
 
 LATE = [{"severity": "elevated", "enter": 0.97}]
 
@@ -287,3 +290,40 @@ async def test_the_topic_is_read_followed_and_refused(policies: Policies) -> Non
         following.cancel()
         await topic.close()
         await publisher.stop()
+
+
+async def test_rebuilt_while_policies_change_it_is_the_same(engine: Engine, store: Store) -> None:
+    """Levels come and go, and expiries differ, while a patient declines and recovers by turns."""
+    one, three = (
+        [{"severity": "high", "enter": 0.6}],
+        [
+            {"severity": severity, "enter": enter}
+            for severity, enter in (("low", 0.05), ("mid", 0.3), ("high", 0.6))
+        ],
+    )
+    changes = [
+        change(levels=levels, exit=0.04, version=n + 1, at_ms=T0 + 5 * n * HOUR)
+        for n, levels in enumerate([three, one] * 6)
+    ]
+    log = ListLog([r._replace(offset=n) for n, r in enumerate(course("a", 60, T0))])
+    whole = LocalPath(engine)
+    whole.pipeline.policies.replace("file", changes)
+    await whole.process(log.records)
+    assert {a.severity for a in whole.outbox.alerts} == {"low", "mid", "high"}
+    for stop in range(20, 60, 4):
+        outbox = Outbox()
+        life = Life(engine, store, log, outbox)
+        life.path.pipeline.policies.replace("file", changes)
+        await life.begin()
+        await life.work(stop, 60)
+        assert await life.checkpointer.checkpoint(life.partition)
+        await store._redis.flushall()
+        rebuilt = Life(engine, store, log, outbox)
+        rebuilt.path.pipeline.policies.replace("file", changes)
+        await rebuilt.begin()
+        assert rebuilt.rebuilt
+        await rebuilt.work(60, 60)
+        assert ids(outbox) == ids(whole.outbox)
+        assert remains(rebuilt.partition) == remains(whole.partition)
+        log.committed = None
+        await store._redis.flushall()
