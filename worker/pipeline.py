@@ -154,7 +154,7 @@ class Pipeline:
         if change.warned or lapsed:
             with _timed("warn"):
                 await self._publish(self._write_warnings(partition, chunk, change.warned, lapsed))
-            count_warnings(chunk, change)
+            count_warnings(chunk, change, self._severities("news2"))
 
     async def _answer(self, partition: Partition, chunk: Sequence[Record], change: Change) -> None:
         """The model's part of a chunk."""
@@ -171,7 +171,7 @@ class Pipeline:
             messages = self._write(partition, chunk, change, prediction, contributions)
         with _timed("publish"):
             await self._publish(messages)
-        count(partition.place.topic, change, self.model.config)
+        count(partition.place.topic, change, self.model.config.name, self._severities("risk"))
         count_feedback(change.said)
         observe(chunk, change, prediction.risk, self.model)
         if self._watch is not None:
@@ -217,7 +217,7 @@ class Pipeline:
     ) -> Fate:
         """Note what was said, for the latches to hear in its turn; the patient is otherwise as before."""
         rejections = change.rejections[index] = []
-        quiet = quiet_of(event.said, partition.place)
+        quiet = quiet_of(event.said, partition.place, record.offset)
         which = self._which(event.said.alert.model.name)
         if quiet is None or which is None:
             rejections.append(Rejection("unknown-alert", "$.alert"))
@@ -238,6 +238,9 @@ class Pipeline:
             partition.dirty.add(patient.id)
         change.said.append(Said(index, patient, which, quiet, event.said))
         return "stored"
+
+    def _severities(self, which: Which) -> frozenset[str]:
+        return frozenset(level.severity for level in self.policies.shipped[which].levels)
 
     def _which(self, model: str) -> Which | None:
         names: dict[str, Which] = {self.model.config.name: "risk", NEWS2: "news2"}

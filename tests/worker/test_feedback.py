@@ -89,6 +89,17 @@ async def test_it_quietens_the_latch_of_its_alert(path: LocalPath) -> None:
     assert metrics.feedback.labels("vitals", "acknowledged", "")._value.get() == before + 1
 
 
+async def test_late_feedback_on_an_older_alert_takes_nothing_back(path: LocalPath) -> None:
+    first, last = path.outbox.alerts[0], path.outbox.alerts[-1]
+    assert (first.episode, first.sequence) < (last.episode, last.sequence)
+    for n, alert in enumerate((last, first)):
+        await path.process([record(20 + n, said(alert, time=rfc3339(at(path))), at(path))])
+
+    quiet = path.partition.patients["p"].latches["risk"].quiet
+    assert quiet is not None
+    assert quiet.sequence == last.sequence
+
+
 async def test_twice_is_once(path: LocalPath) -> None:
     content = said(path.outbox.alerts[0], time=rfc3339(at(path)))
 
@@ -133,6 +144,7 @@ async def test_of_a_patient_who_is_not_known_nothing_is_kept(path: LocalPath) ->
     ("change", "reason", "place"),
     [
         ({"alert": {"sequence": 9}}, "unknown-alert", "$.alert.id"),
+        ({"alert": {"episode": "cluster/vitals/3/20"}}, "unknown-alert", "$.alert"),
         ({"alert": {"episode": "nonsense"}}, "unknown-alert", "$.alert.id"),
         ({"reason": "artefact"}, "invalid-message", "$.reason"),
         ({"action": "dismissed"}, "invalid-message", "$.reason"),
@@ -148,6 +160,8 @@ async def test_what_is_none_is_dead_lettered(
 ) -> None:
     content = said(path.outbox.alerts[0], time=rfc3339(at(path)))
     content["alert"] |= change.get("alert", {})
+    if place == "$.alert":
+        content["alert"]["id"] = _id(content["alert"]["episode"], content["alert"])
     content |= {name: value for name, value in change.items() if name != "alert"}
 
     assert await path.process([record(20, content, at(path))]) == ["dead_lettered"]

@@ -169,6 +169,15 @@ async def test_scale_2_is_one_patients(engine: Engine) -> None:
     assert scales == {"copd": 2, "other": 1}
 
 
+async def test_severities_that_changes_name_are_no_labels(engine: Engine) -> None:
+    levels = [{"severity": "p-17 smith", "enter": 0.1}]
+    await alerted(engine, [change(levels=levels, exit=0.05)])
+
+    texts = [str(s.labels) for metric in metrics.alerts.collect() for s in metric.samples]
+    assert not [text for text in texts if "smith" in text]
+    assert metrics.alerts.labels("vitals", "raised", "other")._value.get() > 0
+
+
 async def test_patients_own_policies_are_charted_together(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +248,12 @@ async def test_a_file_is_followed(
     file.unlink()
     await asyncio.sleep(0.05)
     assert policies.risk("p", None, 0).update_delta == 0.3
+    file.write_bytes(msgspec.json.encode([change(update_delta=0.3, version=2)]))
+    await until(lambda: metrics.policy_refusals.labels("file")._value.get() == 0)
+    file.unlink()
+    await until(lambda: metrics.policy_refusals.labels("file")._value.get() == 1)
+    file.write_bytes(msgspec.json.encode([change(update_delta=0.3, version=2)]))
+    await until(lambda: metrics.policy_refusals.labels("file")._value.get() == 0)
     file.write_text("[]")
     await until(lambda: policies.risk("p", None, 0) is policies.shipped["risk"])
     assert metrics.policy_refusals.labels("file")._value.get() == 0
