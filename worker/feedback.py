@@ -40,7 +40,7 @@ def place_of(alert: AlertReference) -> tuple[Place, int] | None:
 
 
 def quiet_of(said: FeedbackRecord, place: Place, offset: int) -> Quiet | None:
-    """What feedback at an offset keeps quiet; None if its alert is of no record before it in its partition."""
+    """What feedback at an offset keeps quiet; None if its alert is of no earlier record of its partition."""
     found = place_of(said.alert)
     if found is None or found[0] != place or found[1] >= offset:
         return None

@@ -140,10 +140,9 @@ class Pipeline:
     async def _warn(self, partition: Partition, chunk: Sequence[Record], change: Change) -> None:
         """NEWS2's part of a chunk."""
         with _timed("news2"):
+            policy_of, before_of = partial(self._news2, chunk), self.policies.news2_before
             plans = change.plan, change.beside
-            warned = early_warning.decide_all(
-                partial(self._news2, chunk), self._news2_before, chunk, plans, change.said
-            )
+            warned = early_warning.decide_all(policy_of, before_of, chunk, plans, change.said)
         if partition.replaying:
             return
         # What was confirmed before the engine came back and records were read again is not said twice.
@@ -154,7 +153,7 @@ class Pipeline:
         if change.warned or lapsed:
             with _timed("warn"):
                 await self._publish(self._write_warnings(partition, chunk, change.warned, lapsed))
-            count_warnings(chunk, change, self._severities("news2"))
+            count_warnings(chunk, change, self.policies.severities("news2"))
 
     async def _answer(self, partition: Partition, chunk: Sequence[Record], change: Change) -> None:
         """The model's part of a chunk."""
@@ -171,7 +170,7 @@ class Pipeline:
             messages = self._write(partition, chunk, change, prediction, contributions)
         with _timed("publish"):
             await self._publish(messages)
-        count(partition.place.topic, change, self.model.config.name, self._severities("risk"))
+        count(partition.place.topic, change, self.model.config.name, self.policies.severities("risk"))
         count_feedback(change.said)
         observe(chunk, change, prediction.risk, self.model)
         if self._watch is not None:
@@ -238,9 +237,6 @@ class Pipeline:
             partition.dirty.add(patient.id)
         change.said.append(Said(index, patient, which, quiet, event.said))
         return "stored"
-
-    def _severities(self, which: Which) -> frozenset[str]:
-        return frozenset(level.severity for level in self.policies.shipped[which].levels)
 
     def _which(self, model: str) -> Which | None:
         names: dict[str, Which] = {self.model.config.name: "risk", NEWS2: "news2"}
@@ -330,10 +326,6 @@ class Pipeline:
     def _news2(self, chunk: Sequence[Record], scored: Scored) -> News2Policy:
         """NEWS2's policy for a row."""
         return self.policies.news2(scored.patient.id, scored.care_unit, chunk[scored.at].timestamp)
-
-    def _news2_before(self, scored: Scored) -> News2Policy:
-        """NEWS2's policy at the patient's record before."""
-        return self.policies.news2(scored.patient.id, *scored.before)
 
     def _assess(self, chunk: Sequence[Record], plan: Plan, i: int) -> early_warning.Assessment:
         return early_warning.assess(self._news2(chunk, plan.scored[i]), plan, i)

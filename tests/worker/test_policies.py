@@ -11,6 +11,7 @@ import pytest
 from engines.engine import Engine
 from schemas import policy_change
 from schemas.errors import PolicyError
+from schemas.news2_policy import News2Policy
 from schemas.policy_change import PolicyChange
 from tests.worker.records import HOUR, T0, LocalPath, Outbox, Record, observation, record, rfc3339, worsening
 from tests.worker.test_checkpoint import Life, ListLog, ids, remains
@@ -19,6 +20,7 @@ from worker import config, early_warning, embedded, metrics
 from worker.cluster import describe
 from worker.errors import FatalError
 from worker.messages import moment
+from worker.plan import Plan
 from worker.policies import Policies, shipped
 from worker.policy_source import PolicyFile, PolicyTopic, published_changes
 from worker.publish import Outgoing, Publisher
@@ -182,9 +184,14 @@ async def test_patients_own_policies_are_charted_together(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fifty patients of a chunk on scale 2, each by a change of its own, cost what one does."""
-    asked = []
+    asked: list[int] = []
     points = early_warning.points
-    monkeypatch.setattr(early_warning, "points", lambda *args: asked.append(1) or points(*args))
+
+    def counted(policy: News2Policy, plan: Plan) -> early_warning.Points:
+        asked.append(len(plan.scored))
+        return points(policy, plan)
+
+    monkeypatch.setattr(early_warning, "points", counted)
     path = LocalPath(engine)
     path.pipeline.policies.replace("file", [change("news2", patient=f"p{n}", scale=2) for n in range(50)])
 
