@@ -34,11 +34,14 @@ class Episode(NamedTuple):
     """The last episode of alerts, open or resolved.
 
     opened: offset of the record that opened it.
-    level: highest level so far, index into the policy's levels.
+    level: highest level so far, index into the levels of the policy that its last alert named; -1 for under
+        all of them.
     sequence: of its last alert.
     raised, alerted: times of its first and its last alert, ms since the epoch.
     alerted_risk: risk in its last alert.
     active: whether it is open.
+    severity, threshold: of the highest level so far, as its last alert told them: policies can change and
+        have other levels.
     """
 
     opened: int
@@ -48,6 +51,8 @@ class Episode(NamedTuple):
     alerted: int
     alerted_risk: float
     active: bool
+    severity: str
+    threshold: float
 
 
 class Quiet(NamedTuple):

@@ -160,11 +160,12 @@ class Alert(Struct, frozen=True):
     id: UUIDv5 of episode, model name and transition; a second alert with an id is the same alert.
     episode: cluster/topic/partition/offset of the record that opened the episode.
     sequence: 0 for the episode's first alert, then counting up; orders an episode's alerts.
-    severity: the episode's highest severity so far, a name from the policy.
+    severity: the episode's highest severity so far, a name from the policy that raised or escalated it.
     time: event time of the transition.
     risk: calibrated probability of the model's outcome; for `expired`, that of the last alert. Null in
         an alert of NEWS2's own, whose `model.name` is `news2`.
-    threshold: the policy's entry threshold of `severity`, in the unit of `risk` or `points`.
+    threshold: the entry threshold of `severity` in the policy in force, or in the last that had such a
+        severity, in the unit of `risk` or `points`.
     expires_at: when the episode expires unless the patient is scored again.
     missing: features the model reads that the window does not hold.
     uncertainty: standard deviation of the risks of the model's members; null where it has none.
@@ -174,7 +175,8 @@ class Alert(Struct, frozen=True):
     news2, qsofa, mews: of the window at the same record; null in `expired`, which rests on no record.
     source: the record that caused the transition; for `expired`, the last record scored before.
     policy_version: of the policy in force: the shipped one's, then each change's, as in `1+unit.3+patient.2`.
-    level: of `severity` in that policy, from 0.
+    level: of `severity` in that policy, from 0; where it has none of this name, the highest that `threshold`
+        reaches, or null.
     care_unit: where the patient lay, as far as records have said; null in `expired`.
     """
 
@@ -227,7 +229,7 @@ class AlertReference(Struct, frozen=True):
 
     id: Annotated[str, Meta(max_length=64)]
     episode: Annotated[str, Meta(max_length=512)]
-    sequence: Annotated[int, Meta(ge=0)]
+    sequence: Annotated[int, Meta(ge=0, le=999_999_999)]
     transition: Transition
     time: Time
     model: ModelName

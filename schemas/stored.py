@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from schemas.latch import Episode, Quiet, Trace
 
-LAYOUT = 3
+LAYOUT = 4
 """Raise it when a layout, the feature table's order or the meaning of a field changes."""
 
 

@@ -1,13 +1,13 @@
 """What a chunk adds to the metrics, once its messages are confirmed."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.steps import SeriesModel
-from schemas.model_config import NEWS2, ModelConfig
+from schemas.model_config import NEWS2
 from schemas.window import NEVER
 from worker import metrics
 from worker.change import Change
@@ -17,22 +17,25 @@ from worker.feedback import Said
 
 F32 = NDArray[np.float32]
 
+OTHER = "other"
+"""Label of severities that no shipped policy has."""
 
-def count_warnings(chunk: Sequence[Record], change: Change) -> None:
+
+def count_warnings(chunk: Sequence[Record], change: Change, severities: Container[str]) -> None:
     """Count NEWS2's alerts, and how long after their records they were confirmed."""
-    _count_alerts(NEWS2, [warned.step for warned in change.warned])
+    _count_alerts(NEWS2, [warned.step for warned in change.warned], severities)
     now_ms = time.time_ns() // 1_000_000
     for index in {warned.plan.scored[warned.i].at for warned in change.warned}:
         metrics.end_to_end.labels(NEWS2).observe(max(now_ms - chunk[index].timestamp, 0) / 1000)
 
 
-def count(topic: str, change: Change, model: ModelConfig) -> None:
+def count(topic: str, change: Change, model: str, severities: Container[str]) -> None:
     """Count fates, refusals and the model's alerts; the one place where records are accounted for."""
     for fate in ("scored", "stored", "duplicate", "dead_lettered"):
         number = change.fates.count(fate)
         if number:
             metrics.records.labels(topic, fate).inc(number)
-    _count_alerts(model.name, [step for steps in change.steps.values() for step in steps])
+    _count_alerts(model, [step for steps in change.steps.values() for step in steps], severities)
     accepted = sum(change.accepted)
     metrics.observations.labels("accepted").inc(accepted)
     for rejections in change.rejections.values():
@@ -69,8 +72,8 @@ def count_feedback(said: Iterable[Said]) -> None:
             metrics.time_to_acknowledgement.labels(record.alert.model.name).observe(max(delay, 0.0))
 
 
-def _count_alerts(model: str, steps: Iterable[Step]) -> None:
+def _count_alerts(model: str, steps: Iterable[Step], severities: Container[str]) -> None:
+    """By the shipped policy's severities: a change may name others, for each patient its own."""
     for step in steps:
-        levels = step.policy.levels
-        severity = levels[min(step.episode.level, len(levels) - 1)].severity
+        severity = step.episode.severity if step.episode.severity in severities else OTHER
         metrics.alerts.labels(model, step.transition, severity).inc()

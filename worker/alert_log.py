@@ -58,7 +58,7 @@ async def read_last(
         for record in records:
             try:
                 enter(found, decoder.decode(record.value or b""), place, voices, before)
-            except (msgspec.MsgspecError, ValueError, IndexError):
+            except (msgspec.MsgspecError, ValueError, IndexError, RecursionError):
                 metrics.rejections.labels("alert-log", "invalid-message").inc()
     return found
 
@@ -84,11 +84,13 @@ def enter(logged: LastAlerts, alert: Alert, place: Place, voices: Mapping[Which,
     expired = last.expired_ms if last is not None and again else None
     episode = Episode(
         opened,
-        alert.level or 0,
+        -1 if alert.level is None else alert.level,
         alert.sequence,
         milliseconds(alert.raised_at),
         milliseconds(alert.time),
         (alert.risk if alert.points is None else alert.points) or 0.0,
         alert.transition != "resolved",
+        alert.severity,
+        alert.threshold,
     )
     found[alert.patient] = LastAlert(episode, expired)

@@ -26,7 +26,7 @@ def feedback(
         DismissalReason | None,
         typer.Option(help="Why it is dismissed.", metavar="|".join(get_args(DismissalReason))),
     ] = None,
-    role: Annotated[str, typer.Option(help="Who says so: a role, never a name.")] = "",
+    role: Annotated[str, typer.Option(help="Who says so: a role, never a name; 64 characters at most.")] = "",
     settings_file: Annotated[
         Path | None,
         typer.Option("--settings", help="TOML file of settings; RISKSTREAM_* variables override it."),
@@ -41,6 +41,8 @@ def feedback(
 
     if (reason is not None) != (action == "dismissed"):
         raise typer.BadParameter("a dismissal has a --reason, and nothing else has one")
+    if len(role) > 64:
+        raise typer.BadParameter("a --role has 64 characters at most")
     with told("feedback"):
         settings = config.load(settings_file)
         topic = asyncio.run(_say(settings, alert_id, action, reason, role))

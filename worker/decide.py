@@ -33,7 +33,14 @@ class Step(NamedTuple):
 
 
 def decide(
-    policy: AlertPolicy, latch: Latch, time: int, risk: float, offset: int, held: float | None = None
+    policy: AlertPolicy,
+    latch: Latch,
+    time: int,
+    risk: float,
+    offset: int,
+    held: float | None = None,
+    *,
+    before: AlertPolicy | None = None,
 ) -> tuple[Latch, list[Step]]:
     """The latch after one more score, and the transitions that it causes, in order.
 
@@ -44,28 +51,34 @@ def decide(
         risk: calibrated probability, or points.
         offset: of the record that was scored.
         held: what must be below the exit for the episode to resolve, where that is not the risk itself.
+        before: the policy in force at the patient's record before, where it is another: whether the episode
+            has expired since is for that one to say, as it is for a timer, which knows no later record.
     """
     steps: list[Step] = []
-    latch, expired = expire(policy, fitted(policy, latch), time)
+    latch, expired = expire(before or policy, latch, time)
     if expired is not None:
         steps.append(expired)
+    latch = fitted(policy, latch)
     trace = _extend(policy, latch.trace, time, risk, offset, risk if held is None else held)
-    before = remembered(policy, latch.episode, time)
-    transition = _transition(policy, before, trace, latch.quiet)
+    known = remembered(policy, latch.episode, time)
+    transition = _transition(policy, known, trace, latch.quiet)
     if transition is None:
-        return Latch(trace, before, latch.quiet), steps
-    level = max(_level(policy, trace), 0)
-    if transition == "raised" or before is None:
-        after = Episode(offset, level, 0, time, time, risk, True)
+        return Latch(trace, known, latch.quiet), steps
+    level = _level(policy, trace)
+    if transition == "raised" or known is None:
+        reached = policy.levels[level]
+        after = Episode(offset, level, 0, time, time, risk, True, reached.severity, float(reached.enter))
     else:
+        level = max(level, told_level(policy, known))
         after = Episode(
-            before.opened,
-            max(level, before.level),
-            before.sequence + 1,
-            before.raised,
+            known.opened,
+            level,
+            known.sequence + 1,
+            known.raised,
             time,
             risk,
             transition != "resolved",
+            *_named(policy, level, known, transition),
         )
     steps.append(Step(transition, after, trace, time, policy))
     return Latch(trace, after, latch.quiet), steps
@@ -88,15 +101,33 @@ def expire(policy: AlertPolicy, latch: Latch, now: int) -> tuple[Latch, Step | N
 
 def fitted(policy: AlertPolicy, latch: Latch) -> Latch:
     """A latch under a policy that may have other levels than the last: its trace begins anew then."""
-    levels = len(policy.levels)
-    trace, episode, quiet = latch
-    if (trace is None or len(trace.above) == levels) and (episode is None or episode.level < levels):
+    levels, trace = len(policy.levels), latch.trace
+    if trace is None or len(trace.above) == levels:
         return latch
-    if trace is not None and len(trace.above) != levels:
-        trace = trace._replace(above=(None,) * levels, below=None)
-    if episode is not None and episode.level >= levels:
-        episode = episode._replace(level=levels - 1)
-    return Latch(trace, episode, quiet)
+    return latch._replace(trace=trace._replace(above=(None,) * levels, below=None))
+
+
+def told_level(policy: AlertPolicy, episode: Episode) -> int:
+    """The level that an episode has reached, under a policy that may not be the one that said so.
+
+    It is that of the same severity, else the highest whose entry is not above the threshold that was told; -1
+    for none. So whatever a changed policy newly calls for is told, however many levels the one before had.
+    """
+    under = -1
+    for i, level in enumerate(policy.levels):
+        if level.severity == episode.severity:
+            return i
+        if level.enter <= episode.threshold:
+            under = i
+    return under
+
+
+def _named(policy: AlertPolicy, level: int, known: Episode, transition: Transition) -> tuple[str, float]:
+    """Severity and threshold of a level reached, or those that were told where no other level was."""
+    there = policy.levels[level]
+    if transition == "escalated" or (level >= 0 and there.severity == known.severity):
+        return there.severity, float(there.enter)
+    return known.severity, known.threshold
 
 
 def remembered(policy: AlertPolicy, episode: Episode | None, time: int) -> Episode | None:
@@ -111,10 +142,10 @@ def _transition(
 ) -> Transition | None:
     level = _level(policy, trace)
     quiet = episode is not None and trace.time < episode.alerted + seconds_ms(policy.refractory_s)
+    told = -1 if episode is None else told_level(policy, episode)
     if episode is None or not episode.active:
-        breaks_through = episode is not None and level > episode.level
-        return "raised" if level >= 0 and (not quiet or breaks_through) else None
-    if level > episode.level:
+        return "raised" if level >= 0 and (not quiet or level > told) else None
+    if level > told:
         return "escalated"
     if quiet:
         return None

@@ -93,12 +93,16 @@ def voices(config: ModelConfig, backend: str) -> dict[Which, Voice]:
 
 
 def decide_all(
-    policy_of: PolicyOf, chunk: Sequence[Record], plans: Iterable[Plan], said: Iterable[Said]
+    policy_of: PolicyOf,
+    before_of: PolicyOf,
+    chunk: Sequence[Record],
+    plans: Iterable[Plan],
+    said: Iterable[Said],
 ) -> list[Warned]:
     """NEWS2's transitions of a chunk, in the order of its records; replaces the patients' NEWS2 latches.
 
     Args:
-        policy_of: gives NEWS2's policy for a row.
+        policy_of: gives NEWS2's policy for a row. before_of: the one at the patient's record before.
         chunk: the records.
         plans: each record that changed a patient has a row in one of them.
         said: the chunk's feedback.
@@ -117,7 +121,13 @@ def decide_all(
         scored = plan.scored[i]
         latches = scored.patient.latches
         latches["news2"], steps = decide(
-            policy, latches["news2"], scored.time_ms, alerting_points, chunk[at].offset, holding_points
+            policy,
+            latches["news2"],
+            scored.time_ms,
+            alerting_points,
+            chunk[at].offset,
+            holding_points,
+            before=before_of(scored),
         )
         found += [Warned(step, plan, i) for step in steps]
     hearing.until(None)
@@ -125,13 +135,18 @@ def decide_all(
 
 
 def points_under(policies: Sequence[News2Policy], plan: Plan) -> Points:
-    """The points of every row of a plan, each under its own policy; few of them differ."""
+    """The points of every row of a plan, each under its own policy.
+
+    Of a policy only some fields bear on points, so that hundreds of patients' own policies are few here.
+    """
     found = Points(np.zeros(len(policies)), np.zeros(len(policies)))
-    different = {id(policy): policy for policy in policies}.values()
-    if len(different) == 1:
+    rows_of: dict[tuple[int, float, int], list[int]] = {}
+    for i, policy in enumerate(policies):
+        rows_of.setdefault((policy.scale, policy.fresh_s, policy.single_enter), []).append(i)
+    if len(rows_of) == 1:
         return points(policies[0], plan)
-    for policy in different:
-        rows = [i for i, one in enumerate(policies) if one is policy]
+    for rows in rows_of.values():
+        policy = policies[rows[0]]
         for target, array in zip(found, points(policy, plan), strict=True):
             target[rows] = array[rows]
     return found

@@ -14,6 +14,9 @@ from schemas.messages import AlertReference, FeedbackRecord
 from worker.partition import Place
 from worker.patient import Patient
 
+FEEDBACK_IDS = b"feedback"
+"""Whose event ids feedback's are."""
+
 
 class Said(NamedTuple):
     """Feedback at position `at` of a chunk, for one of a patient's latches."""
@@ -36,10 +39,10 @@ def place_of(alert: AlertReference) -> tuple[Place, int] | None:
     return Place(name, topic, int(parts[1])), int(parts[2])
 
 
-def quiet_of(said: FeedbackRecord, place: Place) -> Quiet | None:
-    """What feedback keeps quiet; None if its alert is not of this partition."""
+def quiet_of(said: FeedbackRecord, place: Place, offset: int) -> Quiet | None:
+    """What feedback at an offset keeps quiet; None if its alert is of no earlier record of its partition."""
     found = place_of(said.alert)
-    if found is None or found[0] != place:
+    if found is None or found[0] != place or found[1] >= offset:
         return None
     return Quiet(found[1], said.alert.sequence, said.action == "dismissed")
 
@@ -54,4 +57,7 @@ class Hearing:
         """Hear what stands before position `at`, or all that is left."""
         while self._left and (at is None or self._left[0].at < at):
             _, patient, which, quiet, _ = self._left.popleft()
-            patient.latches[which] = patient.latches[which]._replace(quiet=quiet)
+            latch = patient.latches[which]
+            # Feedback on an older alert that comes late takes nothing back of what a newer one was given.
+            if latch.quiet is None or quiet[:2] >= latch.quiet[:2]:
+                patient.latches[which] = latch._replace(quiet=quiet)

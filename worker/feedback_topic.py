@@ -8,6 +8,7 @@ about no alert of this input, is dead-lettered. What is carried twice is recogni
 import asyncio
 from collections.abc import Callable
 
+import msgspec
 import structlog
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
@@ -111,4 +112,7 @@ class Carrier:
         if partition >= self._cluster.partitions[settings.topic_vitals]:
             return Refusal("unknown-alert", "$.alert.episode")
         headers = (("content-type", FEEDBACK_TYPE),)
-        return Outgoing(settings.topic_vitals, record.key, record.value or b"", headers, partition)
+        # Only the fields that count: a record that filled a message of this topic would not fit there, with
+        # its header, and a producer that is refused stops the worker.
+        value = msgspec.json.encode(event.said)
+        return Outgoing(settings.topic_vitals, record.key, value, headers, partition)

@@ -29,7 +29,7 @@ from schemas.messages import (
 )
 from schemas.model_config import ModelConfig
 from schemas.window import HOUR_MS, NEVER
-from worker.decide import Step
+from worker.decide import Step, told_level
 from worker.decode import Record
 from worker.partition import Place
 from worker.plan import Plan
@@ -105,20 +105,19 @@ class Author:
         trend = tuple(TrendPoint(moment(hour * HOUR_MS), risk) for hour, risk in trace.trend)
         if step.transition == "expired":
             trend = ()
-        number = min(episode.level, len(policy.levels) - 1)
-        level = policy.levels[number]
+        number = told_level(policy, episode)
         alert = Alert(
             id=identifier,
             episode=name,
             sequence=episode.sequence,
             transition=step.transition,
             patient=patient_id,
-            severity=level.severity,
+            severity=episode.severity,
             time=moment(step.time),
             raised_at=moment(episode.raised),
             expires_at=moment(trace.time + round(policy.expiry_s * 1000)),
             risk=episode.alerted_risk if which == "risk" else None,
-            threshold=level.enter,
+            threshold=episode.threshold if which == "risk" else round(episode.threshold),
             outcome=outcome,
             policy_version=policy.version,
             model=model,
@@ -133,7 +132,7 @@ class Author:
             news2=basis.news2,
             qsofa=basis.qsofa,
             mews=basis.mews,
-            level=number,
+            level=number if number >= 0 else None,
             care_unit=basis.care_unit,
         )
         headers = cloud_event(f"alert.{step.transition}", identifier, self._uri)

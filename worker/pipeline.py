@@ -39,13 +39,13 @@ from worker.drift import DriftWatch
 from worker.early_warning import Warned
 from worker.errors import EngineDownError
 from worker.explain import explain
-from worker.feedback import Hearing, Said, quiet_of
+from worker.feedback import FEEDBACK_IDS, Hearing, Said, quiet_of
 from worker.infer import Run, infer
 from worker.messages import Author, Basis, basis, finite, uncertainty
 from worker.normalise import normalise, plausible
 from worker.partition import Partition
 from worker.patient import FORGET_MS, Patient
-from worker.plan import Plan, Scored
+from worker.plan import Plan, Scored, Standing
 from worker.policies import Policies
 from worker.publish import Outgoing
 from worker.state import apply, event_digest, plan_score, remember_event
@@ -140,8 +140,9 @@ class Pipeline:
     async def _warn(self, partition: Partition, chunk: Sequence[Record], change: Change) -> None:
         """NEWS2's part of a chunk."""
         with _timed("news2"):
-            policy_of = partial(self._news2, chunk)
-            warned = early_warning.decide_all(policy_of, chunk, (change.plan, change.beside), change.said)
+            policy_of, before_of = partial(self._news2, chunk), self.policies.news2_before
+            plans = change.plan, change.beside
+            warned = early_warning.decide_all(policy_of, before_of, chunk, plans, change.said)
         if partition.replaying:
             return
         # What was confirmed before the engine came back and records were read again is not said twice.
@@ -152,7 +153,7 @@ class Pipeline:
         if change.warned or lapsed:
             with _timed("warn"):
                 await self._publish(self._write_warnings(partition, chunk, change.warned, lapsed))
-            count_warnings(chunk, change)
+            count_warnings(chunk, change, self.policies.severities("news2"))
 
     async def _answer(self, partition: Partition, chunk: Sequence[Record], change: Change) -> None:
         """The model's part of a chunk."""
@@ -169,7 +170,7 @@ class Pipeline:
             messages = self._write(partition, chunk, change, prediction, contributions)
         with _timed("publish"):
             await self._publish(messages)
-        count(partition.place.topic, change, self.model.config)
+        count(partition.place.topic, change, self.model.config.name, self.policies.severities("risk"))
         count_feedback(change.said)
         observe(chunk, change, prediction.risk, self.model)
         if self._watch is not None:
@@ -215,7 +216,7 @@ class Pipeline:
     ) -> Fate:
         """Note what was said, for the latches to hear in its turn; the patient is otherwise as before."""
         rejections = change.rejections[index] = []
-        quiet = quiet_of(event.said, partition.place)
+        quiet = quiet_of(event.said, partition.place, record.offset)
         which = self._which(event.said.alert.model.name)
         if quiet is None or which is None:
             rejections.append(Rejection("unknown-alert", "$.alert"))
@@ -227,7 +228,8 @@ class Pipeline:
         patient = partition.patients.get(event.patient) or Patient(event.patient)
         if record.offset < patient.applied:
             return "skipped"
-        digest = event_digest(event.event_id)
+        # Ids are its sender's own: one that a vitals record has too must not make that a duplicate.
+        digest = event_digest(event.event_id, FEEDBACK_IDS)
         if digest in patient.event_ids:
             return "duplicate"
         if patient.id in partition.patients:
@@ -260,6 +262,7 @@ class Pipeline:
         rejections.extend(applied.rejections)
         if not applied.accepted:
             return "dead_lettered"
+        before = Standing(patient.care_unit, patient.touched_ms)
         self._enter(partition, patient, index, change)
         change.accepted[index] = applied.accepted
         remember_event(patient, digest)
@@ -271,9 +274,9 @@ class Pipeline:
         partition.came(patient.id)
         if not applied.scorable:
             if patient.open >= 0:
-                plan_score(patient, index, change.beside)
+                plan_score(patient, index, change.beside, before)
             return "stored"
-        plan_score(patient, index, change.plan)
+        plan_score(patient, index, change.plan, before)
         return "scored"
 
     def _enter(self, partition: Partition, patient: Patient, index: int, change: Change) -> None:
@@ -312,7 +315,10 @@ class Pipeline:
                 continue
             record, latch = chunk[scored.at], patient.latches["risk"]
             policy = self.policies.risk(patient.id, scored.care_unit, record.timestamp)
-            patient.latches["risk"], steps = decide(policy, latch, scored.time_ms, risk, record.offset)
+            before = self.policies.of("risk", patient.id, *scored.before)
+            patient.latches["risk"], steps = decide(
+                policy, latch, scored.time_ms, risk, record.offset, before=before
+            )
             if steps:
                 change.steps[i] = steps
         hearing.until(None)

@@ -79,6 +79,13 @@ class Chain:
             self.length += len(steps.values)
 
 
+class Standing(NamedTuple):
+    """What a patient's policies go by: where it lay at a record, and that one's timestamp, ms."""
+
+    care_unit: str | None
+    timestamp_ms: int
+
+
 class Scored(NamedTuple):
     """A record to score, by the plan's row of the same position and state number `state` of its chain.
 
@@ -87,6 +94,7 @@ class Scored(NamedTuple):
     open, carried_times: the patient's at this record; with the plan's times they date every input.
     window: the patient's at this record, where the plan keeps windows.
     care_unit: where the patient lay at this record.
+    before: the patient's, at its record before: by it an episode has expired meanwhile, or not.
     """
 
     patient: Patient
@@ -97,6 +105,7 @@ class Scored(NamedTuple):
     carried_times: NDArray[np.int64]
     window: Window | None
     care_unit: str | None
+    before: Standing
 
 
 def input_times(plan: Plan, columns: NDArray[np.intp], i: int | None = None) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ from schemas.policy_change import PolicyChange, changed
 from worker.config import Settings
 from worker.decode import milliseconds
 from worker.patient import FORGET_MS
+from worker.plan import Scored
 
 Scope = tuple[str, str | None, str | None]
 AnyPolicy = Policy | News2Policy
@@ -60,6 +61,14 @@ class Policies:
         found = self.of("news2", patient_id, care_unit, timestamp_ms)
         assert isinstance(found, News2Policy)
         return found
+
+    def news2_before(self, scored: Scored) -> News2Policy:
+        """NEWS2's policy at a patient's record before one that is judged."""
+        return self.news2(scored.patient.id, *scored.before)
+
+    def severities(self, which: Which) -> frozenset[str]:
+        """Names of the shipped policy's severities, whatever changes name."""
+        return frozenset(level.severity for level in self.shipped[which].levels)
 
     def of(self, which: Which, patient_id: str, care_unit: str | None, timestamp_ms: int) -> AnyPolicy:
         """The policy of one of a patient's latches, at a record's timestamp.

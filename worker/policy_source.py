@@ -42,6 +42,7 @@ class PolicyFile:
         self._path = path
         self._policies = policies
         self._content: bytes | None = None
+        self._complaint = ""
 
     def load(self) -> None:
         """Read it.
@@ -60,14 +61,18 @@ class PolicyFile:
         """Read it again whenever it changes, for ever; what cannot be used changes nothing."""
         while True:
             await asyncio.sleep(POLL_S)
+            content = None
             try:
                 content = self._read()
                 if content == self._content:
                     continue
-                self._content = content
+                self._content, self._complaint = content, ""
                 changes = policy_change.read(content, str(self._path))
             except PolicyError as error:
-                log.error("the file of policies cannot be used; what was in force stays", why=str(error))
+                self._content = content  # None: a file that is back is read, whatever it held before
+                if str(error) != self._complaint:
+                    self._complaint = str(error)
+                    log.error("the file of policies cannot be used; what was in force stays", why=str(error))
                 metrics.policy_refusals.labels("file").set(1)
                 continue
             refused = self._policies.replace("file", changes)
@@ -249,7 +254,7 @@ def _scope(key: bytes) -> bytes:
     """A key as `PolicyChange.key` writes it, where it is JSON at all."""
     try:
         return msgspec.json.encode(msgspec.json.decode(key))
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return key
 
 

@@ -93,7 +93,7 @@ def _enter(found: Found, partition: int, record: Any) -> None:
     value = record.value or b""
     try:
         alert = _decoder.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         found.unreadable.append((partition, record.offset))
         return
     place = (partition, int(record.offset), int(record.timestamp))

@@ -15,7 +15,7 @@ from schemas.messages import Rejection
 from schemas.window import CHANNELS, HOUR_MS, WINDOW_BINS, Rows, bin_of, open_row
 from worker.normalise import CORRECTED, WITHDRAWN, Measurement
 from worker.patient import RECENT_EVENTS, RECENT_VALUES, Patient, Recent
-from worker.plan import Plan, Scored, Window
+from worker.plan import Plan, Scored, Standing, Window
 
 _STATIC_INDEX = {channel: i for i, channel in enumerate(STATIC)}
 
@@ -28,9 +28,9 @@ class Applied(NamedTuple):
     scorable: bool
 
 
-def event_digest(event_id: str) -> int:
-    """64 bits of an event id, by which duplicates are recognised."""
-    return int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest(), "big")
+def event_digest(event_id: str, whose: bytes = b"") -> int:
+    """64 bits of an event id, by which duplicates are recognised; of vitals unless `whose` says else."""
+    return int.from_bytes(blake2b(event_id.encode(), digest_size=8, person=whose).digest(), "big")
 
 
 def remember_event(patient: Patient, digest: int) -> None:
@@ -88,7 +88,7 @@ def apply(
     return Applied(accepted, rejections, scorable and patient.open >= 0)
 
 
-def plan_score(patient: Patient, at: int, plan: Plan) -> None:
+def plan_score(patient: Patient, at: int, plan: Plan, before: Standing) -> None:
     """Plan to score the patient as it is now, for the record at position `at` of the chunk."""
     slot = patient.open % WINDOW_BINS
     counts = patient.cells.counts[slot].astype(np.float32)
@@ -108,6 +108,7 @@ def plan_score(patient: Patient, at: int, plan: Plan) -> None:
             patient.carried_times,
             window,
             patient.care_unit,
+            before,
         )
     )
 

@@ -215,8 +215,8 @@ async def test_expired_alerts_verify(engine: Engine, silent_h: int | None) -> No
     assert verdicts(await verify(engine, shelf, forged)) == ["differs"] * len(forged)
 
 
-async def test_an_expiry_under_the_policy_of_the_next_record_verifies(engine: Engine) -> None:
-    """A policy changes while a patient is silent: the record that ends the silence decides by the new one."""
+async def test_an_expiry_under_the_policy_of_the_last_record_verifies(engine: Engine) -> None:
+    """A policy changes while a patient is silent: the old one ends the episode, in a timer's words too."""
     ill, back = course("p-1", 0, T0, UP_AND_DOWN[:12]), course("p-1", 500, T0 + 40 * HOUR, [0.0])
     vitals = mixed(ill, back)
     change = PolicyChange("vitals", 2, moment(T0 + 30 * HOUR), update_delta=0.5, reason="test")
@@ -229,13 +229,14 @@ async def test_an_expiry_under_the_policy_of_the_next_record_verifies(engine: En
     (ended,) = [
         a for a in await alerts_of(shelf) if a.alert.transition == "expired" and a.alert.points is None
     ]
-    assert ended.alert.policy_version != "1"
+    assert ended.alert.policy_version == "1"
+    early = policies_of(engine, PolicyChange("vitals", 2, moment(T0), update_delta=0.5, reason="test"))
 
     (finding,) = await verify(engine, shelf, [ended], policies=policies)
-    (without,) = await verify(engine, shelf, [ended])
+    (other,) = await verify(engine, shelf, [ended], policies=early)
 
     assert finding.verified
-    assert "policy_version" in {difference.field for difference in without.differences}
+    assert "policy_version" in {difference.field for difference in other.differences}
 
 
 async def test_a_policy_that_is_not_in_force_is_named(engine: Engine) -> None:

@@ -187,6 +187,38 @@ def test_latch_of_a_policy_with_more_levels_still_decides() -> None:
     assert fitted(POLICY, run([(0, 0.4)]).latch) == run([(0, 0.4)]).latch
 
 
+@pytest.mark.parametrize("dismissed", [None, False, True])
+def test_a_changed_policy_hides_no_escalation(*, dismissed: bool | None) -> None:
+    """Told is `low` of three levels; of the two that are left, each is worse, and each is told."""
+    three = (Level("low", 0.05), Level("mid", 0.3), Level("high", 0.6))
+    before = Policy("t", three, 0.01, 0.0, 0.0, 1.0, 72_000.0)
+    after = Policy("u", three[1:], 0.01, 0.0, 0.0, 1.0, 72_000.0)
+    latch, steps = decide(before, Latch(), 0, 0.1, 0)
+    assert [step.episode.severity for step in steps] == ["low"]
+    if dismissed is not None:
+        latch = latch._replace(quiet=Quiet(0, 0, dismissed))
+
+    told = []
+    for offset, risk in enumerate((0.1, 0.4, 0.4, 0.7, 0.7), 1):
+        latch, steps = decide(after, latch, offset * MINUTE, risk, offset)
+        told += [(offset, s.transition, s.episode.severity, s.episode.threshold) for s in steps]
+
+    assert told == [(2, "escalated", "mid", 0.3), (4, "escalated", "high", 0.6)]
+
+
+def test_what_was_told_of_a_worse_severity_is_not_told_again_as_a_milder_one() -> None:
+    latch = run([(0, 0.95)]).latch
+    fewer = Policy("u", POLICY.levels[:1], 0.2, 1200.0, 1800.0, 0.15, 7200.0)
+    steps: list[Step] = []
+    for minute in range(1, 60):
+        latch, more = decide(fewer, latch, minute * MINUTE, 0.95, minute)
+        steps += more
+
+    assert steps == []
+    assert latch.episode is not None
+    assert latch.episode.severity == "extreme"
+
+
 SEEN = [(0, 0.95)]
 """An episode of the highest level, alerted at risk 0.95; its refractory time ends at minute 30."""
 

@@ -1,6 +1,7 @@
 """What people say of alerts: which records are feedback, what they do to the latches, and how they travel."""
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,10 +12,22 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from engines.engine import Engine
 from schemas.latch import Quiet
 from schemas.messages import Alert, DeadLetter
-from tests.worker.records import HOUR, T0, TOPICS, LocalPath, Outbox, Record, rfc3339, worsening
+from tests.worker.records import (
+    HOUR,
+    T0,
+    TOPICS,
+    LocalPath,
+    Outbox,
+    Record,
+    observation,
+    rfc3339,
+    worsening,
+)
+from tests.worker.records import record as vitals_record
 from tests.worker.test_checkpoint import Life, ListLog, ids, remains
 from worker import config, embedded, metrics
 from worker.cluster import Cluster, describe
+from worker.codec import encode_hot
 from worker.decode import FEEDBACK_TYPE
 from worker.feedback_topic import Carrier
 from worker.messages import Author
@@ -76,6 +89,17 @@ async def test_it_quietens_the_latch_of_its_alert(path: LocalPath) -> None:
     assert metrics.feedback.labels("vitals", "acknowledged", "")._value.get() == before + 1
 
 
+async def test_late_feedback_on_an_older_alert_takes_nothing_back(path: LocalPath) -> None:
+    first, last = path.outbox.alerts[0], path.outbox.alerts[-1]
+    assert (first.episode, first.sequence) < (last.episode, last.sequence)
+    for n, alert in enumerate((last, first)):
+        await path.process([record(20 + n, said(alert, time=rfc3339(at(path))), at(path))])
+
+    quiet = path.partition.patients["p"].latches["risk"].quiet
+    assert quiet is not None
+    assert quiet.sequence == last.sequence
+
+
 async def test_twice_is_once(path: LocalPath) -> None:
     content = said(path.outbox.alerts[0], time=rfc3339(at(path)))
 
@@ -83,6 +107,30 @@ async def test_twice_is_once(path: LocalPath) -> None:
         "stored",
         "duplicate",
     ]
+
+
+async def test_an_event_id_that_a_vitals_record_has_too_makes_that_no_duplicate(path: LocalPath) -> None:
+    content = said(path.outbox.alerts[0], time=rfc3339(at(path)), event_id="1042")
+    vitals = vitals_record(21, "p", at(path) + 1, observation("heart_rate", 190), event_id="1042")
+
+    assert await path.process([record(20, content, at(path)), vitals]) == ["stored", "scored"]
+
+
+async def test_a_sequence_that_no_alert_can_have_is_refused(path: LocalPath) -> None:
+    """One that is kept must fit what is stored, or no checkpoint of the partition succeeds again."""
+    content = said(path.outbox.alerts[0], time=rfc3339(at(path)))
+    content["alert"] |= {"sequence": 999_999_999}
+    content["alert"]["id"] = _id(content["alert"]["episode"], content["alert"])
+    assert await path.process([record(20, content, at(path))]) == ["stored"]
+    assert encode_hot(path.partition.patients["p"], "")
+
+    content["event_id"] = "beyond"
+    content["alert"] |= {"sequence": 1 << 64}
+    content["alert"]["id"] = _id(content["alert"]["episode"], content["alert"])
+    value = json.dumps(content).encode()
+    assert await path.process([Record(21, at(path), b"p", value, HEADERS)]) == ["dead_lettered"]
+    (letter,) = path.outbox.dead_letters
+    assert letter.rejections[0].path == "$.alert.sequence"
 
 
 async def test_of_a_patient_who_is_not_known_nothing_is_kept(path: LocalPath) -> None:
@@ -96,6 +144,7 @@ async def test_of_a_patient_who_is_not_known_nothing_is_kept(path: LocalPath) ->
     ("change", "reason", "place"),
     [
         ({"alert": {"sequence": 9}}, "unknown-alert", "$.alert.id"),
+        ({"alert": {"episode": "cluster/vitals/3/20"}}, "unknown-alert", "$.alert"),
         ({"alert": {"episode": "nonsense"}}, "unknown-alert", "$.alert.id"),
         ({"reason": "artefact"}, "invalid-message", "$.reason"),
         ({"action": "dismissed"}, "invalid-message", "$.reason"),
@@ -111,6 +160,8 @@ async def test_what_is_none_is_dead_lettered(
 ) -> None:
     content = said(path.outbox.alerts[0], time=rfc3339(at(path)))
     content["alert"] |= change.get("alert", {})
+    if place == "$.alert":
+        content["alert"]["id"] = _id(content["alert"]["episode"], content["alert"])
     content |= {name: value for name, value in change.items() if name != "alert"}
 
     assert await path.process([record(20, content, at(path))]) == ["dead_lettered"]
@@ -242,7 +293,19 @@ async def test_it_is_carried_to_its_patients_partition(engine: Engine) -> None:
         carrying.cancel()
         await publisher.stop()
 
-    assert (found["vitals"].key, found["vitals"].value) == (b"p", values[0])
+    assert found["vitals"].key == b"p"
+    assert msgspec.json.decode(found["vitals"].value) == {
+        "event_id": good["event_id"],
+        "patient": "p",
+        "time": good["time"],
+        "alert": {
+            **{name: good["alert"][name] for name in ("id", "episode", "sequence", "transition", "time")},
+            "model": {"name": "vitals"},
+        },
+        "action": "acknowledged",
+        "reason": None,
+        "role": "",
+    }
     assert dict(found["vitals"].headers)["content-type"] == FEEDBACK_TYPE
     letter = msgspec.json.decode(found["dead-letters"].value, type=DeadLetter)
     assert (letter.reason, letter.source.topic) == ("unknown-alert", "alert-feedback")
@@ -262,6 +325,22 @@ def test_no_feedback_goes_where_no_alert_came_from(path: LocalPath, episode: str
 
     assert carried.topic == "dead-letters"
     assert msgspec.json.decode(carried.value, type=DeadLetter).reason == "unknown-alert"
+
+
+def test_what_a_paging_system_adds_stays_behind(path: LocalPath) -> None:
+    """With the header that it is carried with, a record of the greatest size would fit no more."""
+    carrier = Carrier(
+        config.load(),
+        Cluster("cluster", {"vitals": 4}, "id"),
+        path.outbox,
+        lambda place: Author(place, path.voices, TOPICS),
+    )
+    content = said(path.outbox.alerts[0], note="x" * 900_000)
+
+    carried = carrier.carried(record(0, content), 2)
+
+    assert carried.topic == "vitals"
+    assert len(carried.value) < 2000
 
 
 def _id(episode: str, alert: Mapping[str, Any]) -> str:

@@ -11,14 +11,20 @@ import pytest
 from engines.engine import Engine
 from schemas import policy_change
 from schemas.errors import PolicyError
+from schemas.news2_policy import News2Policy
 from schemas.policy_change import PolicyChange
-from tests.worker.records import HOUR, T0, LocalPath, Record, observation, record, rfc3339, worsening
-from worker import config, embedded, metrics
+from tests.worker.records import HOUR, T0, LocalPath, Outbox, Record, observation, record, rfc3339, worsening
+from tests.worker.test_checkpoint import Life, ListLog, ids, remains
+from tests.worker.test_feedback import course
+from worker import config, early_warning, embedded, metrics
 from worker.cluster import describe
 from worker.errors import FatalError
+from worker.messages import moment
+from worker.plan import Plan
 from worker.policies import Policies, shipped
 from worker.policy_source import PolicyFile, PolicyTopic, published_changes
 from worker.publish import Outgoing, Publisher
+from worker.store import Store
 
 LATE = [{"severity": "elevated", "enter": 0.97}]
 
@@ -165,6 +171,66 @@ async def test_scale_2_is_one_patients(engine: Engine) -> None:
     assert scales == {"copd": 2, "other": 1}
 
 
+async def test_severities_that_changes_name_are_no_labels(engine: Engine) -> None:
+    levels = [{"severity": "p-17 smith", "enter": 0.1}]
+    await alerted(engine, [change(levels=levels, exit=0.05)])
+
+    texts = [str(s.labels) for metric in metrics.alerts.collect() for s in metric.samples]
+    assert not [text for text in texts if "smith" in text]
+    assert metrics.alerts.labels("vitals", "raised", "other")._value.get() > 0
+
+
+async def test_patients_own_policies_are_charted_together(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fifty patients of a chunk on scale 2, each by a change of its own, cost what one does."""
+    asked: list[int] = []
+    points = early_warning.points
+
+    def counted(policy: News2Policy, plan: Plan) -> early_warning.Points:
+        asked.append(len(plan.scored))
+        return points(policy, plan)
+
+    monkeypatch.setattr(early_warning, "points", counted)
+    path = LocalPath(engine)
+    path.pipeline.policies.replace("file", [change("news2", patient=f"p{n}", scale=2) for n in range(50)])
+
+    await path.process([record(n, f"p{n}", T0, observation("oxygen_saturation", 90)) for n in range(60)])
+
+    assert len(asked) <= 4
+
+
+@pytest.mark.parametrize("timer", [False, True])
+async def test_an_episode_expires_by_the_policy_of_its_last_record(engine: Engine, *, timer: bool) -> None:
+    """So that a timer and the patient's next record agree: what was told to have expired is raised anew."""
+    path = LocalPath(engine)
+    hours = [("news2", 4, 1, 0), ("news2", 12, 2, 10), ("vitals", 4, 1, 0), ("vitals", 12, 2, 10)]
+    path.pipeline.policies.replace(
+        "file",
+        [
+            change(model, T0 + at * HOUR, version=version, expiry_s=expiry_h * 3600, refractory_s=600)
+            for model, expiry_h, version, at in hours
+        ],
+    )
+    await path.process(worsening("p", 0, 8))
+    if timer:
+        path.partition.seen_s.clear()
+        path.partition.began_s = float("-inf")
+        await path.pipeline.expire_silent(path.partition, T0 + 13 * HOUR)
+    ill = {"respiratory_rate": 40, "heart_rate": 150, "gcs": 3, "systolic_pressure": 60, "lactate": 14}
+    values = [observation(name, value) for name, value in ill.items()]
+    await path.process([record(50 + n, "p", T0 + (14 + n) * HOUR, *values) for n in range(2)])
+
+    for alerts in (path.outbox.alerts, path.outbox.warnings):
+        ended = [alert for alert in alerts if alert.transition == "expired"]
+        assert {(alert.id, alert.time, alert.policy_version) for alert in ended} == {
+            (ended[0].id, moment(T0 + 11 * HOUR), "1+everyone.1")
+        }
+        assert len(ended) == (2 if timer else 1)
+        assert alerts[-1].transition == "raised"
+        assert alerts[-1].policy_version == "1+everyone.2"
+
+
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(15):
         while not holds():  # noqa: ASYNC110 - what is awaited sets no event
@@ -189,6 +255,12 @@ async def test_a_file_is_followed(
     file.unlink()
     await asyncio.sleep(0.05)
     assert policies.risk("p", None, 0).update_delta == 0.3
+    file.write_bytes(msgspec.json.encode([change(update_delta=0.3, version=2)]))
+    await until(lambda: metrics.policy_refusals.labels("file")._value.get() == 0)
+    file.unlink()
+    await until(lambda: metrics.policy_refusals.labels("file")._value.get() == 1)
+    file.write_bytes(msgspec.json.encode([change(update_delta=0.3, version=2)]))
+    await until(lambda: metrics.policy_refusals.labels("file")._value.get() == 0)
     file.write_text("[]")
     await until(lambda: policies.risk("p", None, 0) is policies.shipped["risk"])
     assert metrics.policy_refusals.labels("file")._value.get() == 0
@@ -202,6 +274,14 @@ def test_a_worker_does_not_start_on_a_file_that_cannot_be_used(policies: Policie
     file.write_bytes(msgspec.json.encode([change(expiry_s=46 * 3600, refractory_s=0)]))
     with pytest.raises(PolicyError, match="a rebuild reads no more again"):
         PolicyFile(file, policies).load()
+
+
+@pytest.mark.parametrize("key", [b"\xff", b'"\xff"', b"[" * 5000, b"", b'["\\ud800"]'])
+def test_any_key_can_stand_on_the_topic(policies: Policies, key: bytes) -> None:
+    topic = PolicyTopic(config.load(), 1, policies)
+    for value in (b"{", msgspec.json.encode(change(update_delta=0.2)), None):
+        topic._enter(Record(7, 0, key, value))
+    assert topic.changes() == {}
 
 
 async def test_the_topic_is_read_followed_and_refused(policies: Policies) -> None:
@@ -232,3 +312,40 @@ async def test_the_topic_is_read_followed_and_refused(policies: Policies) -> Non
         following.cancel()
         await topic.close()
         await publisher.stop()
+
+
+async def test_rebuilt_while_policies_change_it_is_the_same(engine: Engine, store: Store) -> None:
+    """Levels come and go, and expiries differ, while a patient declines and recovers by turns."""
+    one, three = (
+        [{"severity": "high", "enter": 0.6}],
+        [
+            {"severity": severity, "enter": enter}
+            for severity, enter in (("low", 0.05), ("mid", 0.3), ("high", 0.6))
+        ],
+    )
+    changes = [
+        change(levels=levels, exit=0.04, version=n + 1, at_ms=T0 + 5 * n * HOUR)
+        for n, levels in enumerate([three, one] * 6)
+    ]
+    log = ListLog([r._replace(offset=n) for n, r in enumerate(course("a", 60, T0))])
+    whole = LocalPath(engine)
+    whole.pipeline.policies.replace("file", changes)
+    await whole.process(log.records)
+    assert {a.severity for a in whole.outbox.alerts} == {"low", "mid", "high"}
+    for stop in range(20, 60, 4):
+        outbox = Outbox()
+        life = Life(engine, store, log, outbox)
+        life.path.pipeline.policies.replace("file", changes)
+        await life.begin()
+        await life.work(stop, 60)
+        assert await life.checkpointer.checkpoint(life.partition)
+        await store._redis.flushall()
+        rebuilt = Life(engine, store, log, outbox)
+        rebuilt.path.pipeline.policies.replace("file", changes)
+        await rebuilt.begin()
+        assert rebuilt.rebuilt
+        await rebuilt.work(60, 60)
+        assert ids(outbox) == ids(whole.outbox)
+        assert remains(rebuilt.partition) == remains(whole.partition)
+        log.committed = None
+        await store._redis.flushall()

@@ -14,7 +14,7 @@ from schemas.window import CHANNELS, WINDOW_BINS, Rows, bin_of, rows
 from tests.worker.records import HOUR, MINUTE, T0, LocalPath, observation, record
 from worker.normalise import Measurement
 from worker.patient import RECENT_EVENTS, RECENT_VALUES, Patient
-from worker.plan import Plan
+from worker.plan import Plan, Standing
 from worker.state import Applied, apply, plan_score
 
 HR, AGE, LACTATE = CHANNEL["heart_rate"], CHANNEL["age"], CHANNEL["lactate"]
@@ -84,7 +84,7 @@ def test_planned_rows_are_those_of_a_dictionary(events: list[list[Measurement]])
         reference.put(event_id, measurements)
         if not applied.scorable:
             continue
-        plan_score(patient, 0, plan)
+        plan_score(patient, 0, plan, Standing(None, 0))
         expected = reference.rows()
         for got, want in zip(plan.rows, expected, strict=True):
             np.testing.assert_array_equal(got[0], want[-1])
