@@ -184,6 +184,25 @@ def complaints(change: PolicyChange) -> list[str]:
     return found or _policy_complaints(change)
 
 
+CHART_HIGH, CHART_WITHIN_S = 7, 3600.0
+"""Points for which NEWS2's chart calls for an emergency response; how soon an alert of them should come."""
+
+
+def cautions(change: PolicyChange) -> list[str]:
+    """What may be meant, but deserves a second look; empty when nothing does."""
+    found = []
+    if change.model == NEWS2 and change.levels is not UNSET:
+        timely = [level for level in change.levels if level.persistence_s <= CHART_WITHIN_S]
+        if not any(level.enter <= CHART_HIGH for level in timely):
+            found.append(
+                f"no severity alerts at {CHART_HIGH} points within an hour, as NEWS2's chart calls for; "
+                "NEWS2 is the floor when no model answers"
+            )
+    if change.scale == 2 and change.patient is None:
+        found.append("SpO2 scale 2 for more than one patient: it is for a prescribed target of 88 to 92%")
+    return found
+
+
 def _policy_complaints(change: PolicyChange) -> list[str]:
     base: AlertPolicy
     try:

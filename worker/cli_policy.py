@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from schemas.policy_change import CHANGED, PolicyChange
+from schemas.policy_change import CHANGED, PolicyChange, cautions
 from worker import config
 
 app = typer.Typer(
@@ -33,7 +33,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 def check(file: File, settings_file: SettingsFile = None, as_json: AsJson = False) -> None:
     """Say whether a worker with these settings could use the changes of a file; exit 0 or 1."""
     with _told():
-        _show(_read(file, config.load(settings_file)), as_json)
+        changes = _read(file, config.load(settings_file))
+        _caution(changes)
+        _show(changes, as_json)
 
 
 @app.command()
@@ -47,6 +49,7 @@ def publish(file: File, settings_file: SettingsFile = None) -> None:
     with _told():
         settings = config.load(settings_file)
         changes = _read(file, settings)
+        _caution(changes)
         number = asyncio.run(_publish(settings, changes))
         Console().print(f"published {number} of {len(changes)} changes to {settings.topic_policies}")
 
@@ -118,8 +121,14 @@ async def _publish(settings: config.Settings, changes: Sequence[PolicyChange]) -
     from worker.policy_source import published_changes
     from worker.publish import Outgoing, Publisher
 
-    held = await published_changes(settings)
+    held = (await published_changes(settings)).changes
     for change in changes:
+        earlier = [c for c in held.values() if c.scope == change.scope and c.version < change.version]
+        if any(c.effective_from >= change.effective_from for c in earlier):
+            raise PolicyError(
+                f"version {change.version} for {change.model}, {change.layer} would take effect before "
+                "an earlier version of its scope; give a later effective_from"
+            )
         before = held.get(change.key)
         if before is not None and before != change:
             raise PolicyError(
@@ -146,8 +155,22 @@ async def _found(settings: config.Settings) -> Any:
     policies = _policies(settings)
     if settings.policies is not None:
         PolicyFile(settings.policies, policies).load()
-    policies.replace("topic", (await published_changes(settings)).values())
+    published = await published_changes(settings)
+    for complaint in [*published.refused, *policies.replace("topic", published.changes.values())]:
+        Console(stderr=True).print(
+            f"cannot be used: {complaint}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
     return policies
+
+
+def _caution(changes: Sequence[PolicyChange]) -> None:
+    """Say what deserves a second look."""
+    for change in changes:
+        for caution in cautions(change):
+            Console(stderr=True).print(
+                f"look again: {change.model}, {change.layer}, version {change.version}: {caution}",
+                style="yellow", markup=False, highlight=False, soft_wrap=True,
+            )  # fmt: skip
 
 
 def _show(changes: Sequence[PolicyChange], as_json: bool) -> None:

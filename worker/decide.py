@@ -7,7 +7,8 @@ each level and below the exit, clamped to the times the policy asks for, so that
 bounded stretch of the log. The *episode* changes only with an alert, so it can be rebuilt from the alerts.
 
 What a person says of an alert keeps its episode *quiet*: no update until the risk is worse by as much as
-updates ask for, or, if the alert was dismissed, until the severity rises. That it ends is always told.
+updates ask for, or, if the alert was dismissed and there is a higher severity, until the severity rises. That
+it ends is always told.
 
 Time is the patient's newest event time, so it never runs backwards.
 """
@@ -153,8 +154,10 @@ def _transition(
         return "resolved"
     change = trace.risk - episode.alerted_risk
     if quiet_for is not None and (quiet_for.opened, quiet_for.sequence) == (episode.opened, episode.sequence):
-        # Whoever has seen it hears of it again when it is worse; a dismissed one only in a higher severity.
-        change = 0.0 if quiet_for.dismissed else max(change, 0.0)
+        # Whoever has seen it hears of it again when it is worse; a dismissed one in a higher severity, where
+        # there is one.
+        can_rise = told < len(policy.levels) - 1
+        change = 0.0 if quiet_for.dismissed and can_rise else max(change, 0.0)
     return "updated" if abs(change) >= policy.update_delta else None
 
 

@@ -6,7 +6,7 @@ without a group, by every worker, from its first record.
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -194,10 +194,14 @@ class PolicyTopic:
         """What was read and can be used, by key."""
         return {key: change for key, change in self._held.items() if isinstance(change, PolicyChange)}
 
+    def refused(self) -> list[str]:
+        """Why what was read and cannot be used is left out."""
+        return [why for why in self._held.values() if isinstance(why, str)]
+
     def _tell(self) -> None:
         if self._policies is None:
             return
-        refused = [why for why in self._held.values() if isinstance(why, str)]
+        refused = self.refused()
         refused += self._policies.replace("topic", self.changes().values())
         for complaint in refused:
             log.error("a change of policy cannot be used", source="topic", why=complaint)
@@ -228,8 +232,15 @@ async def in_force(settings: Settings, cluster: Cluster, model: ModelConfig) -> 
     return policies
 
 
-async def published_changes(settings: Settings) -> dict[bytes, PolicyChange]:
-    """What the policies topic holds that can be used, by key.
+class PublishedChanges(NamedTuple):
+    """What the policies topic holds: changes by key, and why others are left out."""
+
+    changes: dict[bytes, PolicyChange]
+    refused: list[str]
+
+
+async def published_changes(settings: Settings) -> PublishedChanges:
+    """What the policies topic holds.
 
     Raises:
         RetryError: Kafka did not answer.
@@ -247,7 +258,7 @@ async def published_changes(settings: Settings) -> dict[bytes, PolicyChange]:
         await topic.load()
     finally:
         await topic.close()
-    return topic.changes()
+    return PublishedChanges(topic.changes(), topic.refused())
 
 
 def _scope(key: bytes) -> bytes:

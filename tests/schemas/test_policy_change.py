@@ -9,7 +9,7 @@ import pytest
 from schemas import news2_policy, policy_change
 from schemas.errors import PolicyError
 from schemas.model_config import Level, Policy
-from schemas.policy_change import PolicyChange, changed
+from schemas.policy_change import PolicyChange, cautions, changed
 
 BASE = Policy(
     version="7",
@@ -127,3 +127,30 @@ def test_a_file_is_a_list_of_them() -> None:
         policy_change.read(msgspec.json.encode([first, stated(version=3, scale=2)]), "f.json")
     with pytest.raises(PolicyError, match=r"f\.json: Expected `array`, got `object`"):
         policy_change.read(msgspec.json.encode(first), "f.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            change(
+                "news2", levels=[{"severity": "h", "enter": 7, "persistence_s": 3600}], exit=5, single=None
+            ),
+            0,
+        ),
+        (
+            change(
+                "news2", levels=[{"severity": "h", "enter": 7, "persistence_s": 3601}], exit=5, single=None
+            ),
+            1,
+        ),
+        (change("news2", levels=[{"severity": "h", "enter": 8}], exit=5, single="h"), 1),
+        (change("news2", patient="p", scale=2), 0),
+        (change("news2", care_unit="respiratory", scale=2), 1),
+        (change("news2", scale=2), 1),
+        (change("news2", fresh_s=60), 0),
+        (change(levels=LEVELS, exit=0.4), 0),
+    ],
+)
+def test_what_weakens_the_floor_deserves_a_second_look(content: PolicyChange, expected: int) -> None:
+    assert len(cautions(content)) == expected

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -258,6 +259,17 @@ def test_a_quiet_episode_speaks_again_when_it_is_worse(dismissed: bool, expected
 
     assert [step.transition for step in raised.steps] == ["raised"]
     assert [step.transition for step in worse.steps] == expected
+
+
+def test_a_dismissal_at_the_highest_severity_does_not_silence_what_gets_worse() -> None:
+    only = msgspec.structs.replace(POLICY, levels=(Level("high", 0.3),))
+    latch, _ = decide(only, Latch(), 0, 0.4, 0)
+    latch = latch._replace(quiet=Quiet(0, 0, True))
+
+    latch, better = decide(only, latch, 31 * MINUTE, 0.25, 1)
+    _, worse = decide(only, latch, 32 * MINUTE, 0.56, 2)
+
+    assert [step.transition for step in (*better, *worse)] == ["updated"]
 
 
 def test_after_a_worsening_an_alert_needs_its_own_acknowledgement() -> None:

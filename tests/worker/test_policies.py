@@ -308,7 +308,9 @@ async def test_the_topic_is_read_followed_and_refused(policies: Policies) -> Non
 
         await send(second.key.replace(b",", b", "), msgspec.json.encode(second))
         await until(lambda: policies.risk("p", None, 0).update_delta == 0.3)
-        assert (await published_changes(settings)).keys() == {first.key, second.key}
+        published = await published_changes(settings)
+        assert published.changes.keys() == {first.key, second.key}
+        assert len(published.refused) == 2
         following.cancel()
         await topic.close()
         await publisher.stop()
