@@ -188,7 +188,7 @@ def alert_line(alert: Alert) -> str:
     if alert.risk is None:
         return f"{line}{warning.strip() or 'NEWS2'} ({_called_for(alert)})  {_scoring(alert)}"
     inputs = ", ".join(_input(i) for i in weightiest(alert.inputs))
-    return f"{line}risk {alert.risk:.2f} (threshold {alert.threshold:.2f})  {warning}{inputs}"
+    return f"{line}risk {alert.risk:.2f} (threshold {alert.threshold:g})  {warning}{inputs}"
 
 
 def _called_for(alert: Alert) -> str:

@@ -296,14 +296,14 @@ def test_plain_lines_are_thinned_out() -> None:
         view.alert(alert(number))
     lines = file.getvalue().splitlines()
     assert len(lines) == demo_view.PLAIN_ALERTS + 1 + 3
-    assert lines[0] == ("2026-01-01 12:00  raised     sim-1-0001    high      risk 0.61 (threshold 0.50)  ")
+    assert lines[0] == ("2026-01-01 12:00  raised     sim-1-0001    high      risk 0.61 (threshold 0.5)  ")
 
 
 def test_an_alert_line_shows_news2() -> None:
     parts = (Part("heart_rate", 3, 3), Part("temperature", 0, 3, missing=True), Part("consciousness", 0, 0))
     warning = EarlyWarning(low=3, high=6, complete=False, response="low-medium", scale=1, parts=parts)
     beside = msgspec.structs.replace(alert(1), news2=warning)
-    assert alert_line(beside).endswith("risk 0.61 (threshold 0.50)  NEWS2 3-6    ")
+    assert alert_line(beside).endswith("risk 0.61 (threshold 0.5)  NEWS2 3-6    ")
     own = msgspec.structs.replace(beside, risk=None, points=5.0, threshold=5)
     assert alert_line(own).endswith("high      NEWS2 3-6 (3 in one parameter)  heart_rate 3")
     whole = msgspec.structs.replace(warning, low=5, high=5, complete=True)
@@ -323,7 +323,7 @@ def test_an_alert_line_shows_the_inputs_that_change_the_risk_most() -> None:
         explained("age", 70, "a", 0.0),
     )
     assert alert_line(alert(1, "raised", *inputs)).endswith(
-        "risk 0.61 (threshold 0.50)  lactate 9.04 mmol/L (+0.12), gcs 15 (-0.05), urine_output 0 mL (+0.02)"
+        "risk 0.61 (threshold 0.5)  lactate 9.04 mmol/L (+0.12), gcs 15 (-0.05), urine_output 0 mL (+0.02)"
     )
 
 
