@@ -77,7 +77,10 @@ def drift_(
     ] = 24.0,
     fail_above: Annotated[
         float | None,
-        typer.Option(help="exit 1 where an index, less what chance gives, is above this", min=0),
+        typer.Option(
+            help="exit 1 where an index, less what chance gives, is above this, 2 where none can be judged",
+            min=0,
+        ),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="write what was found as JSON")] = None,
     html: Annotated[Path | None, typer.Option(help="write a page to read; needs the extra `report`")] = None,
@@ -162,10 +165,16 @@ def _end(content: Content, fail_above: float | None) -> None:
     from worker.drift_report import exceeded
 
     found = exceeded(content, fail_above)
+    unjudged = sum(shift["psi"] is None for shift in content["shifts"])
+    if unjudged:
+        words = f"{unjudged} of {len(content['shifts'])} cannot be judged: too few patients"
+        Console(stderr=True).print(words, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if found:
         words = f"drifted by more than {fail_above:g}: {', '.join(found)}"
         Console(stderr=True).print(words, style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1)
+    if unjudged == len(content["shifts"]):
+        raise typer.Exit(2)
 
 
 def _print(content: Content) -> None:

@@ -218,7 +218,8 @@ def test_too_few_patients_to_tell(tmp_path: Path) -> None:
     result = run(
         "--data", "simulate", "--patients", "3", "--report", str(report), "--fail-above", "0.25", "--json"
     )
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 2, result.output
+    assert "42 of 42 cannot be judged: too few patients" in result.stderr
     content = json.loads(report.read_bytes())
     assert content == json.loads(result.stdout)
     assert (content["patients"], content["reference"]["stays"]) == (3, 3997)

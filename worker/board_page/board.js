@@ -113,12 +113,18 @@ function newAlerts(row) {
   return found;
 }
 
+/** Of an incomplete NEWS2 also what it may have at most, or the least would sound like the score. */
+function most(row, one) {
+  const score = row.news2;
+  return score && !score.complete && score.high > one.level ? ` to ${score.high}` : "";
+}
+
 function announce(news) {
   for (const { row } of news) freshUntil.set(row.patient, now() + FRESH_MS);
   const gravest = [...news].sort((a, b) => b.one.rank - a.one.rank);
   const lines = gravest.slice(0, TOLD).map(({ row, one }) =>
     `${visible(one.severity)} alert, patient ${visible(row.patient)}, ` +
-    (one.by === "news2" ? `NEWS2 ${one.level} points` : `risk ${probability(one.level)}`));
+    (one.by === "news2" ? `NEWS2 ${one.level}${most(row, one)} points` : `risk ${probability(one.level)}`));
   if (news.length > TOLD) lines.push(`and ${news.length - TOLD} more`);
   by("announce").replaceChildren(...lines.map((line) => el("p", null, null, line)));
   orderedAt = 0; // a new alert does not wait for its place
