@@ -79,6 +79,8 @@ class Checkpointer:
             if partition.lease is None:
                 await self._take_over(partition)
             async with partition.lock:
+                if partition.unanswered is not None:
+                    return False  # the engine fell silent while this waited for the chunk
                 if not partition.whole:
                     raise OwnershipError("a chunk was given up halfway; the partition is thrown away")
                 partition.forget_silent()

@@ -1,5 +1,7 @@
 """Crashes between any two steps, on a real redis-server: afterwards all is as if nothing had happened."""
 
+import asyncio
+
 import msgspec
 import pytest
 
@@ -195,6 +197,23 @@ async def test_lost_marker_is_written_again_from_memory(engine: Engine, store: S
     await after.begin()
     assert (after.partition.position, after.rebuilt) == (50, False)
     assert remains(after.partition) == remains(life.partition)
+
+
+async def test_an_engine_that_falls_silent_meanwhile_is_no_loss_of_the_partition(
+    engine: Engine, store: Store
+) -> None:
+    log, outbox = log_of(), Outbox()
+    life = Life(engine, store, log, outbox)
+    await life.begin()
+    await life.work(10)
+    async with life.partition.lock:  # a chunk is under way
+        checkpoint = asyncio.create_task(life.checkpointer.checkpoint(life.partition))
+        while not life.partition.lock._waiters:  # noqa: ASYNC110 - the lock tells nobody who waits
+            await asyncio.sleep(0)
+        life.partition.unanswered, life.partition.whole = 10, False
+
+    assert not await checkpoint
+    assert log.committed is None
 
 
 async def test_zombie_is_fenced(engine: Engine, store: Store) -> None:

@@ -54,9 +54,9 @@ def test_both_are_fit_to_be_served(models: Path, name: str) -> None:
     content = json.loads(shown)
     assert (status, content["well"]) == (0, True), content
     subjects = [finding["subject"] for finding in content["findings"]]
-    assert subjects == ["config", "files", "outputs", "hostile", "batches", "speed"]
+    assert subjects == ["config", "files", "outputs", "hostile", "batches", "speed", "reference"]
     status, shown = riskstream("check", name, models=models)
-    assert (status, shown.count("ok")) == (0, 6)
+    assert (status, shown.count("ok")) == (0, 7)
 
 
 def test_the_kidney_model_alerts_on_laboratory_values(models: Path) -> None:
