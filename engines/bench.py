@@ -104,7 +104,7 @@ def opened(models: Path, name: str, backends: Sequence[str] | None = None) -> It
             try:
                 engines[backend] = _load(models, name, backend)
             except EngineError as error:
-                if backends is not None or backend == REFERENCE:
+                if backends or backend == REFERENCE:
                     raise
                 refused[backend] = error
         yield Opened(engines, refused)
