@@ -17,7 +17,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 WIDTH, HEIGHT = 4.4, 3.5
 """Inches, of which the browser makes what room there is."""
@@ -275,6 +275,29 @@ def trade_offs(
             _trade_off(axes, tried, front, marked)
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        figure.suptitle(title, fontsize=10)
+        figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+
+
+def over_batches(file: Path, panels: Sequence[tuple[str, Mapping[str, Points]]], title: str) -> None:
+    """Figures over the batch size as a picture of its own: panels of (label of y, {label: [batch, y]}).
+
+    Args:
+        file: .svg or .png.
+    """
+    with rc_context({**_STYLE, "svg.fonttype": "path", "grid.color": "#d5d9de"}):
+        figure = Figure(figsize=(WIDTH * len(panels), HEIGHT + 0.4), layout="constrained", dpi=150)
+        for number, (label, curves) in enumerate(panels):
+            axes = figure.add_subplot(1, len(panels), number + 1)
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+            axes.set(xlabel="rows in a batch", ylabel=label)
+            _lines(axes, curves)
+            axes.xaxis.set_major_formatter("{x:.0f}")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 1 else f"{y:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.legend(loc="upper left")
         figure.suptitle(title, fontsize=10)
         figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
 

@@ -26,11 +26,21 @@ def told() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def bar() -> Progress:
-    """A progress bar on standard error; nothing where that is not a terminal."""
+def bar(*, still: bool = False) -> Progress:
+    """A progress bar on standard error; nothing where that is not a terminal.
+
+    Args:
+        still: draw only when told of progress, so that no drawing disturbs what is timed in between.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    return Progress(
+        *columns,
+        console=console,
+        transient=True,
+        auto_refresh=not still,
+        disable=not console.is_terminal,
+    )
 
 
 def shown(progress: Progress) -> Callable[[str, int, int], None]:
@@ -40,6 +50,7 @@ def shown(progress: Progress) -> Callable[[str, int, int], None]:
     def show(what: str, done: int, of: int) -> None:
         if what not in tasks:
             tasks[what] = progress.add_task(what)
-        progress.update(tasks[what], completed=done, total=of or None)
+        still = not progress.live.auto_refresh
+        progress.update(tasks[what], completed=done, total=of or None, refresh=still)
 
     return show

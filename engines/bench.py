@@ -1,0 +1,263 @@
+"""What an engine takes for a batch, by batch size: latency, rows per second, CPU time, and its parts.
+
+Every point is one backend at one batch size. A round visits all points, and the next one in the opposite
+order, so that a busy minute of the machine falls on all of them; a figure is the median of what the rounds
+found, and a ratio the median of the rounds' ratios.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines import repository, tensorrt_module
+from engines.engine import F32, Engine, Parts
+from engines.errors import BackendError, EngineError, InputError
+from engines.plans import NEVER_RUN
+from schemas.model_config import ModelConfig
+
+REFERENCE = "onnxruntime"
+
+ALL = (REFERENCE, *(backend for backend in tensorrt_module.BACKENDS if backend != REFERENCE))
+"""Every backend there is, whether it can run here or not."""
+
+PERCENTILES = (50, 90, 99)
+
+WARM_UP_S = 0.1
+"""Seconds for which each point runs before anything is timed: kernels, caches and clocks settle within it."""
+
+FEWEST = 3
+"""Timed batches of a point in a round, however long one takes."""
+
+Progress = Callable[[str, int, int], None]
+"""Told (what, done, of)."""
+
+Content = dict[str, Any]
+
+
+class Order(NamedTuple):
+    """What to measure: batch sizes, seconds for each point over all rounds, rounds."""
+
+    sizes: Sequence[int]
+    seconds: float
+    rounds: int
+
+
+class Round(NamedTuple):
+    """What one round found at one point.
+
+    took: float64[batches], seconds of each batch.
+    cpu: seconds of CPU for a batch, of all threads of the process, on average.
+    parts: float64[batches, 3], seconds of `Parts`; None where the backend does not tell them apart.
+    """
+
+    took: NDArray[np.float64]
+    cpu: float
+    parts: NDArray[np.float64] | None
+
+
+class Opened(NamedTuple):
+    """Engines by backend, the reference first, and why the other backends cannot run here."""
+
+    engines: dict[str, Engine]
+    refused: dict[str, EngineError]
+
+
+def sizes_of(config: ModelConfig, asked: str | None = None) -> tuple[int, ...]:
+    """Batch sizes to measure: those asked for, such as `1,8,128`, or powers of two up to the model's largest.
+
+    Raises:
+        InputError: not such a list, or a size that the model does not take.
+    """
+    most = config.dynamic_batching.max_batch_size
+    if asked is None:
+        return tuple(sorted({*(2**n for n in range(most.bit_length())), most}))
+    words = [word.strip() for word in asked.split(",")]
+    if not all(re.fullmatch("[0-9]{1,6}", word) and 1 <= int(word) <= most for word in words):
+        raise InputError(
+            f"{config.name} takes batch sizes from 1 to {most}, such as 1,8,{most}; came {asked!r}"
+        )
+    return tuple(sorted({int(word) for word in words}))
+
+
+@contextmanager
+def opened(models: Path, name: str, backends: Sequence[str] | None = None) -> Iterator[Opened]:
+    """The reference and other backends of a model, each proved on its golden data; closed at the end.
+
+    Args:
+        models: the repository.
+        name: of the model.
+        backends: which must run; every one that can, unless given.
+
+    Raises:
+        EngineError: the reference, or a backend that is asked for by name, cannot be loaded.
+    """
+    engines: dict[str, Engine] = {}
+    refused = {}
+    try:
+        for backend in (REFERENCE, *(other for other in backends or ALL if other != REFERENCE)):
+            try:
+                engines[backend] = _load(models, name, backend)
+            except EngineError as error:
+                if backends or backend == REFERENCE:
+                    raise
+                refused[backend] = error
+        yield Opened(engines, refused)
+    finally:
+        for engine in engines.values():
+            engine.close()
+
+
+def _load(models: Path, name: str, backend: str) -> Engine:
+    if backend not in ALL:
+        raise BackendError(f"no backend {backend!r} to measure; there is {', '.join(ALL)}")
+    if backend not in repository.BACKENDS:
+        raise BackendError(f"no engine runs plans of {backend} yet: {NEVER_RUN}")
+    return repository.load(models, name, backend)
+
+
+def golden_inputs(models: Path, config: ModelConfig) -> dict[str, F32]:
+    """The inputs of a model's golden data, float32[rows, *dims].
+
+    Raises:
+        RepositoryError: they cannot be read.
+    """
+    golden = repository.read_golden(models / config.name / str(config.version) / repository.GOLDEN)
+    return {key.removeprefix("in/"): array for key, array in golden.items() if key.startswith("in/")}
+
+
+def repeated(inputs: Mapping[str, F32], rows: int) -> dict[str, F32]:
+    """So many rows: those at hand, over and over."""
+    return {name: np.ascontiguousarray(array[np.arange(rows) % len(array)]) for name, array in inputs.items()}
+
+
+def measure(
+    engines: Mapping[str, Engine], inputs: Mapping[str, F32], order: Order, progress: Progress
+) -> Content:
+    """Time engines of one model side by side.
+
+    Args:
+        engines: by backend; the first is the reference. Nothing else may use them meanwhile.
+        inputs: rows that are repeated to each batch size, float32[rows, *dims].
+        order: what to measure.
+        progress: told after every point; nothing is timed meanwhile.
+
+    Returns:
+        By backend "engine", the runtime and device, and "points", one `point` for each batch size.
+    """
+    batches = {size: repeated(inputs, size) for size in order.sizes}
+    points = [(backend, size) for size in order.sizes for backend in engines]
+    apart = set()
+    for number, (backend, size) in enumerate(points, start=1):
+        if _warm(engines[backend], batches[size]):
+            apart.add(backend)
+        progress("warming up", number, len(points))
+    found: dict[tuple[str, int], list[Round]] = {point: [] for point in points}
+    for number in range(order.rounds):
+        for done, (backend, size) in enumerate(points if number % 2 == 0 else reversed(points), start=1):
+            seconds = order.seconds / order.rounds
+            found[backend, size].append(
+                timed(engines[backend], batches[size], seconds, apart=backend in apart)
+            )
+            progress("measuring", number * len(points) + done, order.rounds * len(points))
+    reference = next(iter(engines))
+    return {
+        backend: {
+            "engine": engine.backend,
+            "points": [
+                point(size, found[backend, size], found.get((backend, 1)), found[reference, size])
+                for size in order.sizes
+            ],
+        }
+        for backend, engine in engines.items()
+    }
+
+
+def timed(engine: Engine, inputs: Mapping[str, F32], seconds: float, *, apart: bool) -> Round:
+    """Run batches for so many seconds; where parts can be told apart, every other batch tells them.
+
+    So the latency is that of `run`, as it serves, and its parts are those of batches that ran in between.
+    """
+    engine.run(inputs)  # what the point before left in the caches is not this point's
+    took: list[float] = []
+    parts: list[Parts] = []
+    cpu, until = process_time(), perf_counter() + seconds
+    while len(took) < FEWEST or perf_counter() < until:
+        began = perf_counter()
+        engine.run(inputs)
+        took.append(perf_counter() - began)
+        if apart and (told := engine.run_in_parts(inputs)[1]) is not None:
+            parts.append(told)
+    spent = (process_time() - cpu) / (len(took) + len(parts))
+    return Round(np.array(took), spent, np.array(parts) if parts else None)
+
+
+def point(
+    size: int, rounds: Sequence[Round], alone: Sequence[Round] | None, reference: Sequence[Round]
+) -> Content:
+    """Figures of one backend at one batch size: medians over the rounds.
+
+    Args:
+        size: rows of a batch.
+        rounds: at this point.
+        alone: of this backend at batch size 1, round by round; None where that was not measured.
+        reference: of the reference at this size, round by round.
+
+    Returns:
+        "batch", "batches" timed in all rounds, "latency_ms" by percentile, "rows_per_second" with the least
+        and the greatest of the rounds, "cpu_ms" of a batch, "parts_ms" or None, and the rows per second as
+        multiples "to_batch_1" (None where that was not measured) and "to_reference".
+    """
+    speeds = [_speed(size, each) for each in rounds]
+    percentiles = np.array([np.percentile(each.took, PERCENTILES) for each in rounds])
+    return {
+        "batch": size,
+        "batches": sum(len(each.took) for each in rounds),
+        "latency_ms": {
+            f"p{which}": _ms(found)
+            for which, found in zip(PERCENTILES, np.median(percentiles, axis=0), strict=True)
+        },
+        "rows_per_second": {
+            "median": round(float(np.median(speeds)), 1),
+            "least": round(min(speeds), 1),
+            "greatest": round(max(speeds), 1),
+        },
+        "cpu_ms": _ms(np.median([each.cpu for each in rounds])),
+        "parts_ms": _parts(rounds),
+        "to_batch_1": None if alone is None else _ratio(speeds, [_speed(1, each) for each in alone]),
+        "to_reference": _ratio(speeds, [_speed(size, each) for each in reference]),
+    }
+
+
+def _warm(engine: Engine, inputs: Mapping[str, F32]) -> bool:
+    """Run for a while; whether the engine tells its parts apart."""
+    told = engine.run_in_parts(inputs)[1]
+    until = perf_counter() + WARM_UP_S
+    while perf_counter() < until:
+        engine.run(inputs)
+    return told is not None
+
+
+def _speed(size: int, found: Round) -> float:
+    """Rows per second."""
+    return float(size * len(found.took) / found.took.sum())
+
+
+def _ratio(speeds: Sequence[float], others: Sequence[float]) -> float:
+    return round(float(np.median(np.array(speeds) / np.array(others))), 2)
+
+
+def _parts(rounds: Sequence[Round]) -> dict[str, float] | None:
+    told = [np.median(each.parts, axis=0) for each in rounds if each.parts is not None]
+    if not told:
+        return None
+    return dict(zip(Parts._fields, map(_ms, np.median(told, axis=0)), strict=True))
+
+
+def _ms(seconds: Any) -> float:
+    return round(1000 * float(seconds), 4)
