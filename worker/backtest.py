@@ -18,6 +18,7 @@ from schemas.latch import Latch, Which
 from schemas.messages import Transition
 from schemas.model_config import AlertPolicy
 from worker.decide import Step, decide, expire
+from worker.early_warning import raised
 from worker.patient import FORGET_MS
 from worker.tracks import Rows, Tracks
 
@@ -69,13 +70,21 @@ class Scores:
     until: int
 
 
-def scores(tracks: Tracks, which: Which) -> list[Scores]:
-    """The scores of every patient that one latch sees."""
-    return [_scores(rows, which) for rows in tracks.rows]
+def scores(tracks: Tracks, which: Which, single_enter: int = 0) -> list[Scores]:
+    """The scores of every patient that one latch sees.
+
+    Args:
+        tracks: of the patients. which: the latch.
+        single_enter: of NEWS2's, what its policy says that 3 points in one parameter count as at least.
+    """
+    return [_scores(rows, which, single_enter) for rows in tracks.rows]
 
 
-def _scores(rows: Rows, which: Which) -> Scores:
-    score, held = (rows.risk, rows.risk) if which == "risk" else (rows.alerting, rows.holding)
+def _scores(rows: Rows, which: Which, single_enter: int) -> Scores:
+    score, held = rows.risk, rows.risk
+    if which == "news2":
+        score = raised(rows.low, rows.single, single_enter)
+        held = raised(rows.held, rows.held_single, single_enter)
     seen = np.flatnonzero(~np.isnan(score))
     columns = (rows.offset, rows.time, score, held, rows.anew, rows.live)
     made = list(zip(*(column[seen].tolist() for column in columns), strict=True))

@@ -63,9 +63,9 @@ def made(
         policy = msgspec.to_builtins(candidate.policy)
         found.append({"name": candidate.name, "role": candidate.role, "policy": policy} | figures)
         progress("trying policies", number + 1, of)
-    points = backtest.scores(tracks, "news2")
     early = []
     for number, (name, policy) in enumerate(beside):
+        points = backtest.scores(tracks, "news2", policy.single_enter)
         figures = backtest_figures.figures(policy, backtest.tally(policy, points), cohort)
         early.append({"name": name, "role": "news2", "policy": msgspec.to_builtins(policy)} | figures)
         progress("trying policies", len(candidates) + number + 1, of)

@@ -73,6 +73,19 @@ class Points(NamedTuple):
     holding: F64
 
 
+class Charted(NamedTuple):
+    """What the charts give for n records, whatever calls for an alert: arrays of n.
+
+    low, held: float64, points of the low end, of fresh values and of values of any age.
+    single, held_single: bool, whether one parameter scores 3 in them.
+    """
+
+    low: F64
+    held: F64
+    single: NDArray[np.bool_]
+    held_single: NDArray[np.bool_]
+
+
 class Warned(NamedTuple):
     """A transition of NEWS2's own: the step, and the row that it rests on, number `i` of a plan's."""
 
@@ -154,6 +167,17 @@ def points_under(policies: Sequence[News2Policy], plan: Plan) -> Points:
 
 def points(policy: News2Policy, plan: Plan) -> Points:
     """The points of every row of a plan; what `schemas.news2` gives for its low end, over arrays."""
+    low, held, single, held_single = charted(policy, plan)
+    return Points(raised(low, single, policy.single_enter), raised(held, held_single, policy.single_enter))
+
+
+def raised(low: F64, single: NDArray[np.bool_], single_enter: int) -> F64:
+    """Points that alerts are decided on: 3 points in one parameter count as `single_enter` at least."""
+    return np.where(single, np.maximum(low, single_enter), low)
+
+
+def charted(policy: News2Policy, plan: Plan) -> Charted:
+    """What the charts give for every row of a plan, by the policy's scale and freshness alone."""
     rows, n = plan.rows, len(plan.scored)
     values = rows.values[:n, COLUMNS].astype(np.float64)
     known = rows.elapsed[:n, COLUMNS] < NEVER
@@ -165,8 +189,7 @@ def points(policy: News2Policy, plan: Plan) -> Points:
         np.concatenate([ages, ages]),
         policy.scale,
     )
-    raised = np.where(single, np.maximum(low, policy.single_enter), low)
-    return Points(raised[:n], raised[n:])
+    return Charted(low[:n], low[n:], single[:n], single[n:])
 
 
 def _charted(values: F64, ages: NDArray[np.int64], scale: news2.Scale) -> tuple[F64, NDArray[np.bool_]]:

@@ -30,7 +30,7 @@ from worker.rerun import Rerun
 NEVER_LIVE = 1 << 62
 """A partition that is live from here only builds up state: nothing is explained, written or published."""
 
-FORMAT = 1
+FORMAT = 2
 """Of a tracks file; rises when its arrays or their meaning change."""
 
 Progress = Callable[[str, int, int], None]
@@ -45,16 +45,18 @@ class Rows(NamedTuple):
     """Records that changed a patient, in the order of the log; arrays of one length.
 
     offset: int64. time: int64, the patient's clock, ms since the epoch. risk: float64, NaN where the model
-    read nothing new, or failed. alerting, holding: float64, NEWS2's points (`early_warning.Points`).
-    anew: bool, the patient had been silent for so long that it starts anew here. live: bool, an alert would
-    be published; before that only state is built up.
+    read nothing new, or failed. low, held: float64, single, held_single: bool, what NEWS2's charts give
+    (`early_warning.Charted`). anew: bool, the patient had been silent for so long that it starts anew here.
+    live: bool, an alert would be published; before that only state is built up.
     """
 
     offset: NDArray[np.int64]
     time: NDArray[np.int64]
     risk: NDArray[np.float64]
-    alerting: NDArray[np.float64]
-    holding: NDArray[np.float64]
+    low: NDArray[np.float64]
+    held: NDArray[np.float64]
+    single: NDArray[np.bool_]
+    held_single: NDArray[np.bool_]
     anew: NDArray[np.bool_]
     live: NDArray[np.bool_]
 
@@ -121,7 +123,7 @@ async def make(
     return Tracks(patients, rows)
 
 
-Row = tuple[int, int, float, float, float, bool, bool]
+Row = tuple[int, int, float, float, float, bool, bool, bool, bool]
 
 
 class _Maker:
@@ -160,23 +162,24 @@ class _Maker:
         return divided
 
     def _add(self, records: Sequence[Record], change: Change) -> None:
-        found: list[tuple[int, Patient, int, float, float, float]] = []
+        found: list[tuple[int, Patient, int, float, tuple[float, float, bool, bool]]] = []
         for plan, risks in ((change.plan, change.risks.tolist()), (change.beside, [])):
             if plan.scored:
-                alerting, holding = (array.tolist() for array in early_warning.points(self._news2, plan))
+                charted = zip(
+                    *(array.tolist() for array in early_warning.charted(self._news2, plan)), strict=True
+                )
                 found += [
-                    (scored.at, scored.patient, scored.time_ms, risk, alerting[i], holding[i])
-                    for i, scored in enumerate(plan.scored)
-                    for risk in (_risk(risks[i]) if risks else np.nan,)
+                    (scored.at, scored.patient, scored.time_ms, _risk(risks[i]) if risks else np.nan, points)
+                    for i, (scored, points) in enumerate(zip(plan.scored, charted, strict=True))
                 ]
         found.sort(key=lambda row: row[0])
-        for at, patient, time_ms, risk, alerting_points, holding_points in found:
+        for at, patient, time_ms, risk, points in found:
             before = self._known.get(patient.id)
             self._known[patient.id] = patient
             anew = before is not None and before is not patient
             offset = records[at].offset
             self.rows.setdefault(patient.id, []).append(
-                (offset, time_ms, risk, alerting_points, holding_points, anew, offset >= self._log.live_from)
+                (offset, time_ms, risk, *points, anew, offset >= self._log.live_from)
             )
 
 
@@ -187,7 +190,7 @@ def _risk(risk: float) -> float:
 
 
 def _arrays(rows: Sequence[Row]) -> Rows:
-    kinds = (np.int64, np.int64, np.float64, np.float64, np.float64, np.bool_, np.bool_)
+    kinds = (np.int64, np.int64, *3 * (np.float64,), *4 * (np.bool_,))
     columns = zip(*rows, strict=True)
     return Rows(*(np.array(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)))
 
@@ -202,7 +205,7 @@ def identity(source: Source, models: Mapping[str, str], news2: News2Policy, sett
         "format": FORMAT,
         "source": source.identity,
         "models": dict(models),
-        "news2": [news2.scale, news2.fresh_s, news2.single_enter],
+        "news2": [news2.scale, news2.fresh_s],
         "limits": [settings.max_record_bytes, settings.past_tolerance_h, settings.future_tolerance_s],
     }
     return sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()

@@ -98,8 +98,9 @@ async def test_tracks_give_the_alerts_of_the_path(engine: Engine) -> None:
         ("risk", "vitals", engine.config.policy),
         ("news2", "news2", news2_policy.load()),
     ]
+    single_enter = news2_policy.load().single_enter
     for which, name, policy in voices:
-        for patient, scores in zip(found.patients, backtest.scores(found, which), strict=True):
+        for patient, scores in zip(found.patients, backtest.scores(found, which, single_enter), strict=True):
             for step, live in backtest.transitions(policy, scores):
                 assert live
                 told[patient, name, str(step.opened), step.sequence, step.transition] += 1
@@ -155,9 +156,9 @@ def test_what_tracks_depend_on_changes_their_identity() -> None:
 def track(*risks: float) -> Rows:
     """Hourly risks of one patient, from 1970 on."""
     n = len(risks)
-    zeros = np.zeros(n)
+    zeros, no = np.zeros(n), np.zeros(n, bool)
     return Rows(
-        np.arange(n), HOUR * np.arange(n), np.array(risks), zeros, zeros, np.zeros(n, bool), np.ones(n, bool)
+        np.arange(n), HOUR * np.arange(n), np.array(risks), zeros, zeros, no, no, no, np.ones(n, bool)
     )  # fmt: skip
 
 
@@ -179,6 +180,16 @@ def test_a_tally_counts_what_a_policy_does() -> None:
     never = backtest.NOT_YET
     assert found.first.tolist() == [[HOUR, never], [0, 0], [never, never], [3 * HOUR, 3 * HOUR]]
     assert (found.open_ms / HOUR).tolist() == [3, 3, 0, 1]
+
+
+def test_news2_at_its_thresholds_is_without_the_rule_of_three_points_in_one_parameter() -> None:
+    rows = track(0.0, 0.0, 0.0)._replace(low=np.array([3.0, 3.0, 7.0]), single=np.ones(3, dtype=bool))
+    three = Tracks(["a"], [rows])
+    firsts = [
+        int(backtest.tally(policy, backtest.scores(three, "news2", policy.single_enter)).first[0, 0])
+        for _, policy in backtest_grid.beside(news2_policy.load())
+    ]
+    assert firsts == [2 * HOUR, 2 * HOUR, HOUR]  # at 5, at 7, the policy, which has the rule and 30 minutes
 
 
 def cohort_of(**outcomes: Outcome) -> Cohort:
