@@ -47,7 +47,7 @@ class Tally:
 
     transitions: int64[patients, 5], in the order of `TRANSITIONS`.
     first: int64[patients, levels], time of the first alert at each level or above, ms; `NOT_YET` if none.
-    open_ms: int64[patients], time with an open episode, up to the patient's last record.
+    open_ms: int64[patients], time with an open episode, within the patient's stretches.
     """
 
     transitions: I64
@@ -60,14 +60,24 @@ class Scores:
     """One patient's scores as Python numbers, for one latch: (offset, time, score, held, anew, live).
 
     highest: greatest score. ends_anew: the patient starts anew after the last of them, with a record of which
-    this latch sees nothing. since, until: first and last live record's time, ms; equal where there is none.
+    this latch sees nothing. stretches: first and last live record's time, ms, one pair each time that the
+    patient starts anew: nobody watches over whom nothing is recorded.
     """
 
     rows: Sequence[tuple[int, int, float, float, bool, bool]]
     highest: float
     ends_anew: bool
-    since: int
-    until: int
+    stretches: Sequence[tuple[int, int]]
+
+    @property
+    def until(self) -> int:
+        """Time of the last live record, ms; 0 where there is none."""
+        return self.stretches[-1][1] if self.stretches else 0
+
+    @property
+    def watched_ms(self) -> int:
+        """Length of the stretches together."""
+        return sum(until - since for since, until in self.stretches)
 
 
 def scores(tracks: Tracks, which: Which, single_enter: int = 0) -> list[Scores]:
@@ -92,10 +102,15 @@ def _scores(rows: Rows, which: Which, single_enter: int) -> Scores:
     places = np.searchsorted(seen, np.flatnonzero(rows.anew))
     for place in places[places < len(seen)].tolist():
         made[place] = (*made[place][:4], True, made[place][5])
-    live = rows.time[rows.live]
-    since, until = (int(live[0]), int(live[-1])) if len(live) else (0, 0)
     ends_anew = bool((places == len(seen)).any())
-    return Scores(made, float(np.max(score[seen], initial=-np.inf)), ends_anew, since, until)
+    return Scores(made, float(np.max(score[seen], initial=-np.inf)), ends_anew, _stretches(rows))
+
+
+def _stretches(rows: Rows) -> list[tuple[int, int]]:
+    """First and last live time of each stretch between the records with which the patient starts anew."""
+    parts = np.cumsum(rows.anew)[rows.live]
+    times = rows.time[rows.live]
+    return [(int(part[0]), int(part[-1])) for part in (times[parts == n] for n in np.unique(parts))]
 
 
 def transitions(policy: AlertPolicy, patient: Scores) -> list[tuple[Alert, bool]]:
@@ -154,4 +169,6 @@ def tally(policy: AlertPolicy, patients: Sequence[Scores]) -> Tally:
 
 
 def _within(patient: Scores, opened: int, closed: int) -> int:
-    return max(min(closed, patient.until) - max(opened, patient.since), 0)
+    """Time of an episode within the patient's stretches, ms."""
+    overlaps = (min(closed, until) - max(opened, since) for since, until in patient.stretches)
+    return sum(max(overlap, 0) for overlap in overlaps)

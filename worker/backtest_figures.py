@@ -21,7 +21,7 @@ HOUR_MS = 3_600_000
 
 FIGURES = {
     "alerts_per_patient_day": "raised and escalated, what would page, for each day between a patient's first "
-    "and last record",
+    "and last record, without the silences after which the patient started anew",
     "raised_per_patient_day": "episodes opened for each such day",
     "updates_per_patient_day": "updated, of an open episode, for each such day",
     "patients_alerted": "share of the patients who have one alert or more",
@@ -29,7 +29,7 @@ FIGURES = {
     "survivors_alerted": "share of the patients without the event who ever have an alert",
     "ppv_patients": "share of patients with the event among those with an alert",
     "ppv_episodes": "share of episodes whose patient has the event",
-    "time_in_alert": "share of the time between first and last records with an open episode",
+    "time_in_alert": "share of that time with an open episode",
     "hours_in_alert": "hours with an open episode for each patient",
     "hours_to_record_end": "of patients with the event who have an alert, from the first one to their last "
     "record: median and quartiles",
@@ -47,7 +47,8 @@ F64 = NDArray[np.float64]
 class Cohort:
     """Who was there and what became of them; arrays of one row a patient.
 
-    days: float64, from the first record to the last. until: int64, ms, time of the last.
+    days: float64, from the first record to the last, without silences after which the patient starts anew.
+    until: int64, ms, time of the last.
     event: float64, 1 or 0, NaN where nobody knows. event_ms: float64, NaN where unknown.
     exact: bool, the event's time is exact.
     """
@@ -80,7 +81,7 @@ def cohort(
     """The patients of some tracks, with their outcomes where they are known."""
     found = [(outcomes or {}).get(name) for name in names]
     return Cohort(
-        np.array([(patient.until - patient.since) / DAY_MS for patient in patients]),
+        np.array([patient.watched_ms / DAY_MS for patient in patients]),
         np.array([patient.until for patient in patients], dtype=np.int64),
         np.array([np.nan if each is None else float(each.event) for each in found]),
         np.array([np.nan if each is None or each.time_ms is None else float(each.time_ms) for each in found]),

@@ -192,6 +192,18 @@ def test_news2_at_its_thresholds_is_without_the_rule_of_three_points_in_one_para
     assert firsts == [2 * HOUR, 2 * HOUR, HOUR]  # at 5, at 7, the policy, which has the rule and 30 minutes
 
 
+def test_days_and_time_in_alert_are_without_the_silence_before_a_return() -> None:
+    rows = track(0.3, 0.3, 0.3, 0.3, 0.05)
+    far = rows.time + np.array([0, 0, 0, 1, 1]) * 30 * 24 * HOUR
+    (patient,) = seen = backtest.scores(
+        Tracks(["a"], [rows._replace(time=far, anew=np.arange(5) == 3)]), "risk"
+    )
+    assert patient.watched_ms == 3 * HOUR
+    found = backtest.tally(POLICY, seen)
+    assert found.transitions.tolist() == [[1, 0, 0, 0, 1]]
+    assert found.open_ms.tolist() == [HOUR]  # raised at hour 1, the last record before the silence at hour 2
+
+
 def cohort_of(**outcomes: Outcome) -> Cohort:
     return backtest_figures.cohort(FOUR.patients, SEEN, outcomes)
 
