@@ -48,11 +48,13 @@ class Tally:
     transitions: int64[patients, 5], in the order of `TRANSITIONS`.
     first: int64[patients, levels], time of the first alert at each level or above, ms; `NOT_YET` if none.
     open_ms: int64[patients], time with an open episode, within the patient's stretches.
+    raised: times, ms, of what was raised, those of each patient.
     """
 
     transitions: I64
     first: I64
     open_ms: I64
+    raised: Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +152,13 @@ def tally(policy: AlertPolicy, patients: Sequence[Scores]) -> Tally:
     counts = np.zeros((len(patients), len(TRANSITIONS)), dtype=np.int64)
     first = np.full((len(patients), len(policy.levels)), NOT_YET, dtype=np.int64)
     open_ms = np.zeros(len(patients), dtype=np.int64)
+    raised_at: list[list[int]] = [[] for _ in patients]
     for number, patient in enumerate(patients):
         opened: int | None = None
         for alert, live in transitions(policy, patient):
             if alert.transition == "raised":
                 opened = alert.time
+                raised_at[number] += [opened] if live else []
             elif alert.transition in ("resolved", "expired") and opened is not None:
                 open_ms[number] += _within(patient, opened, alert.time)
                 opened = None
@@ -165,7 +169,7 @@ def tally(policy: AlertPolicy, patients: Sequence[Scores]) -> Tally:
                     np.minimum(reached, alert.time, out=reached)
         if opened is not None:
             open_ms[number] += _within(patient, opened, patient.until)
-    return Tally(counts, first, open_ms)
+    return Tally(counts, first, open_ms, raised_at)
 
 
 def _within(patient: Scores, opened: int, closed: int) -> int:

@@ -28,7 +28,8 @@ FIGURES = {
     "recall": "share of the patients with the event who have an alert, before it where its time is exact",
     "survivors_alerted": "share of the patients without the event who ever have an alert",
     "ppv_patients": "share of patients with the event among those with an alert",
-    "ppv_episodes": "share of episodes whose patient has the event",
+    "ppv_episodes": "share of episodes whose patient has the event; those opened after it are left out where "
+    "its time is exact",
     "time_in_alert": "share of that time with an open episode",
     "hours_in_alert": "hours with an open episode for each patient",
     "hours_to_record_end": "of patients with the event who have an alert, from the first one to their last "
@@ -121,8 +122,8 @@ def figures(policy: AlertPolicy, tally: Tally, cohort: Cohort) -> dict[str, Any]
     _ratio(found, "time_in_alert", time_days, days, cohort)
     _ratio(found, "hours_in_alert", 24 * time_days, np.ones_like(days), cohort)
     _shares(found, alerted, cohort)
-    event = np.where(known, cohort.event, 0.0)
-    _ratio(found, "ppv_episodes", raised * event, np.where(known, raised, 0.0), cohort)
+    event, early = np.where(known, cohort.event, 0.0), _raised_in_time(tally, cohort)
+    _ratio(found, "ppv_episodes", early * event, np.where(known, early, 0.0), cohort)
     warned = np.flatnonzero((cohort.event == 1) & alerted)
     first = tally.first[warned, 0]
     found["hours_to_record_end"] = _quartiles((cohort.until[warned] - first) / HOUR_MS)
@@ -139,6 +140,14 @@ def in_time(first: NDArray[np.int64], cohort: Cohort) -> NDArray[np.bool_]:
     """Who has an alert; where the event's time is exact, one that came before it."""
     late = cohort.exact & (first > np.nan_to_num(cohort.event_ms, nan=np.inf))
     return np.asarray((first != NOT_YET) & ~late)
+
+
+def _raised_in_time(tally: Tally, cohort: Cohort) -> F64:
+    """Episodes of each patient; where the event's time is exact, those that were opened before it."""
+    last = np.where(cohort.exact, np.nan_to_num(cohort.event_ms, nan=np.inf), np.inf)
+    return np.array(
+        [sum(at <= end for at in times) for times, end in zip(tally.raised, last, strict=True)], float
+    )
 
 
 def _shares(found: dict[str, Any], alerted: NDArray[np.bool_], cohort: Cohort) -> None:

@@ -210,9 +210,21 @@ def _tracks(
         if found is not None:
             return found
     made = asyncio.run(tracks.make(source, answering.engines, answering.choose, news2, settings, progress))
+    _check_time(made, source)
     if order.tracks is not None:
         tracks.write(made, order.tracks, identity)
     return made
+
+
+def _check_time(made: Tracks, source: Source) -> None:
+    """Figures are for each patient-day: there must be some time between records."""
+    if not made.patients:
+        raise SourceError(
+            f"none of the {source.count:,} records counts: each is refused, or says nothing that the model "
+            "or NEWS2 reads, or lies before --from; `riskstream run` says why in its dead letters"
+        )
+    if not any(np.ptp(rows.time[rows.live]) for rows in made.rows):
+        raise SourceError("no patient has records at two times, so there is no time to count alerts in")
 
 
 def _check_outcomes(order: Order, made: Tracks, outcomes: Mapping[str, Outcome] | None) -> None:

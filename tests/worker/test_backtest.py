@@ -233,6 +233,18 @@ def test_an_alert_after_an_event_of_known_time_is_no_warning() -> None:
         assert found["recall"] == recall
 
 
+def test_an_episode_after_an_event_of_known_time_is_no_hit() -> None:
+    brief = msgspec.structs.replace(POLICY, levels=(Level("elevated", 0.2),), resolve_s=0.0, refractory_s=0.0)
+    seen = backtest.scores(
+        Tracks(["a", "b"], [track(0.3, 0.05, 0.3, 0.05, 0.3), track(0.3, 0.05, 0.05, 0.05, 0.05)]), "risk"
+    )
+    outcomes = {"a": Outcome(True, HOUR, exact=True), "b": Outcome(False)}
+    cohort = backtest_figures.cohort(["a", "b"], seen, outcomes)
+    found = backtest_figures.figures(brief, backtest.tally(brief, seen), cohort)
+    assert found["alerts"]["raised"] == 4
+    assert found["ppv_patients"] == found["ppv_episodes"] == 0.5
+
+
 def test_without_outcomes_what_needs_them_is_none() -> None:
     cohort = cohort_of()
     found = backtest_figures.figures(POLICY, backtest.tally(POLICY, SEEN), cohort)

@@ -177,6 +177,20 @@ def test_outcomes_of_ones_own(tmp_path: Path) -> None:
     assert json.loads(other.stdout)["cohort"] == json.loads(result.stdout)["cohort"]
 
 
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [("00000-0", "none of the 2 records counts"), ("8867-4", "no patient has records at two times")],
+)
+def test_records_of_which_nothing_can_be_said_are_refused(code: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "recorded.jsonl"
+    record = '{"event_id":"%s","patient":"%s","time":"2026-01-01T00:00:00Z","observations":[%s]}\n'
+    observation = f'{{"code":"{code}","value":80,"unit":"/min"}}'
+    file.write_text(record % ("a", "p", observation) + record % ("b", "q", observation))
+    result = run(file, "--tracks", tmp_path / "tracks.npz")
+    assert result.exit_code == 1
+    assert words in result.output
+
+
 def test_a_page_without_outcomes_leaves_out_what_needs_them(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     asked = ("simulate", "--patients", 2, "--hours", 6, "--enter", "0.2", "--persistence", "0")
