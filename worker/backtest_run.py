@@ -204,7 +204,8 @@ def _tracks(
     models = {name: engine.config.digest for name, engine in answering.engines.items()}
     if answering.folds is not None:
         models["folds"] = answering.folds.data
-    identity = tracks.identity(source, models, news2, settings)
+    backends = sorted({engine.backend for engine in answering.engines.values()})
+    identity = tracks.identity(source, models, news2, settings, backends)
     if order.tracks is not None and order.tracks.exists() and order.tracks.stat().st_size:
         found = tracks.load(order.tracks, identity)
         if found is not None:

@@ -30,8 +30,8 @@ from worker.rerun import Rerun
 NEVER_LIVE = 1 << 62
 """A partition that is live from here only builds up state: nothing is explained, written or published."""
 
-FORMAT = 2
-"""Of a tracks file; rises when its arrays or their meaning change."""
+ROOT = Path(__file__).parent.parent
+"""Where the program's packages lie."""
 
 Progress = Callable[[str, int, int], None]
 """Told (what, done, of)."""
@@ -195,14 +195,27 @@ def _arrays(rows: Sequence[Row]) -> Rows:
     return Rows(*(np.array(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)))
 
 
-def identity(source: Source, models: Mapping[str, str], news2: News2Policy, settings: Settings) -> str:
+def program(root: Path = ROOT) -> str:
+    """Digest of the program's code: what another path makes of the same records are other tracks."""
+    found = sha256()
+    for package in ("engines", "schemas", "worker"):
+        for file in sorted((root / package).rglob("*.py")):
+            found.update(file.read_bytes())
+    return found.hexdigest()
+
+
+def identity(
+    source: Source, models: Mapping[str, str], news2: News2Policy, settings: Settings, backends: Sequence[str]
+) -> str:
     """Digest of all that tracks depend on.
 
     Args:
         models: digest by name, with who answers for whom where there are several.
+        backends: that compute them.
     """
     depends = {
-        "format": FORMAT,
+        "program": program(),
+        "backends": list(backends),
         "source": source.identity,
         "models": dict(models),
         "news2": [news2.scale, news2.fresh_s],

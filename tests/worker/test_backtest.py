@@ -16,6 +16,7 @@ from schemas import news2_policy
 from schemas.latch import Which
 from schemas.messages import Alert, VitalsRecord
 from schemas.model_config import AlertPolicy, Level, Policy
+from schemas.news2_policy import News2Policy
 from worker import (
     backtest,
     backtest_figures,
@@ -141,16 +142,36 @@ async def test_kept_tracks_come_back_only_for_the_same_records(engine: Engine, t
 
 def test_what_tracks_depend_on_changes_their_identity() -> None:
     source, news2 = source_of(again_later()[:2]), news2_policy.load()
+
+    def named(
+        source: Source = source,
+        digest: str = "a",
+        backend: str = "x",
+        news2: News2Policy = news2,
+        settings: config.Settings = SETTINGS,
+    ) -> str:
+        return tracks.identity(source, {"vitals": digest}, news2, settings, [backend])
+
     names = {
-        tracks.identity(source, {"vitals": "a"}, news2, SETTINGS),
-        tracks.identity(source, {"vitals": "b"}, news2, SETTINGS),
-        tracks.identity(replace(source, identity="1"), {"vitals": "a"}, news2, SETTINGS),
-        tracks.identity(source, {"vitals": "a"}, msgspec.structs.replace(news2, scale=2), SETTINGS),
-        tracks.identity(source, {"vitals": "a"}, news2, config.load(future_tolerance_s=1)),
+        named(),
+        named(digest="b"),
+        named(replace(source, identity="1")),
+        named(news2=msgspec.structs.replace(news2, scale=2)),
+        named(settings=config.load(future_tolerance_s=1)),
+        named(backend="y"),
     }
-    assert len(names) == 5
-    louder = msgspec.structs.replace(news2, resolve_s=1.0)
-    assert tracks.identity(source, {"vitals": "a"}, louder, SETTINGS) in names
+    assert len(names) == 6
+    assert named(news2=msgspec.structs.replace(news2, resolve_s=1.0, single=None)) in names
+
+
+def test_another_path_makes_other_tracks(tmp_path: Path) -> None:
+    (tmp_path / "worker").mkdir()
+    code = tmp_path / "worker" / "decode.py"
+    code.write_text("one")
+    before = tracks.program(tmp_path)
+    assert tracks.program(tmp_path) == before
+    code.write_text("another")
+    assert tracks.program(tmp_path) != before
 
 
 def track(*risks: float) -> Rows:
