@@ -48,9 +48,7 @@ def ship(folder: Path, config: ModelConfig, policy: Policy, content: Mapping[str
     }
     kept = {key: value for key, value in content.items() if key not in ("policies", "front", "chosen")}
     named = {"role": "shipped", "policy": msgspec.to_builtins(shipped.policy)}
-    before = [
-        policy | {"name": "the one before"} for policy in content["policies"] if policy["role"] == "shipped"
-    ]
+    before = _kept_before(folder, content) if policy == config.policy else _before(content)
     kept |= {"policy": chosen | named, "before": before, "tried": len(content["policies"])}
     if evaluation is not None:
         evaluation |= {"policy": told, "policy_basis": _basis(content)}
@@ -58,6 +56,23 @@ def ship(folder: Path, config: ModelConfig, policy: Policy, content: Mapping[str
     (folder / BACKTEST).write_bytes(pretty(kept))
     (folder / CONFIG).write_bytes(pretty(shipped))
     return shipped
+
+
+def _before(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Figures of the policy that is replaced."""
+    return [
+        policy | {"name": "the one before"} for policy in content["policies"] if policy["role"] == "shipped"
+    ]
+
+
+def _kept_before(folder: Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the folder says of the policy before this one, if it was found on the same records."""
+    try:
+        held = msgspec.json.decode((folder / BACKTEST).read_bytes(), type=dict[str, Any])
+        same = all(held[part] == content[part] for part in ("source", "model", "risks"))
+        return list(held["before"]) if same else []
+    except (OSError, msgspec.MsgspecError, KeyError, TypeError):
+        return []
 
 
 def check(folder: Path, config: ModelConfig) -> None:

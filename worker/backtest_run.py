@@ -133,7 +133,9 @@ def run(order: Order, outputs: Outputs, settings: Settings, progress: Progress) 
             _folds(answering, made),
             progress,
         )
-        content["reproduce"] = reproduction(_command(order, outputs))
+        if order.outcomes is not None and outcomes is not None:
+            content["without_records"] = _without_records(made, outcomes)
+        content["reproduce"] = reproduction(_command(order, outputs, config.name))
         if outputs.alerts is not None:
             foretold = _foretell(source, answering.engines[config.name], settings, outputs.alerts, progress)
             content["foretold_alerts"] = asyncio.run(foretold)
@@ -236,6 +238,12 @@ def _check_outcomes(order: Order, made: Tracks, outcomes: Mapping[str, Outcome] 
         raise GridError("choosing needs patients with the outcome and patients without; give --outcomes")
 
 
+def _without_records(made: Tracks, outcomes: Mapping[str, Outcome]) -> dict[str, int]:
+    """Patients who are in no figure, although an outcome is known."""
+    absent = [outcomes[name].event for name in outcomes.keys() - set(made.patients)]
+    return {"patients": len(absent), "events": sum(absent)}
+
+
 def _folds(answering: Answering, made: Tracks) -> NDArray[np.int64] | None:
     """The fold of each patient."""
     if answering.folds is None:
@@ -281,11 +289,15 @@ async def _foretell(
     return count
 
 
-def _command(order: Order, outputs: Outputs) -> str:
+def _command(order: Order, outputs: Outputs, model: str) -> str:
     """The command without folders and files."""
     parts = [f"riskstream backtest {re.sub(r':.*', ':DIR', order.source)}"]
     if order.source.startswith(backtest_topic.PREFIX):
         parts = ["riskstream backtest kafka:TOPIC"]
+        ends = (("from", order.since), ("to", order.until))
+        parts += [f"--{name} {time.isoformat()}" for name, time in ends if time is not None]
+    if model != Settings.model_fields["model"].default:
+        parts.append(f"--model {model}")
     for name, value in order.choice._asdict().items():
         if name in ("patients", "seed", "hours") and value != Choice._field_defaults[name]:
             parts.append(f"--{name} {value:g}")

@@ -246,6 +246,12 @@ def _show(content: dict[str, Any], console: Console) -> None:
     console.print(table)
     loud = "bold red" if content["risks"]["unseen"] is False else ""
     said = [Text(MEANING), Text(content["risks"]["words"], style=loud)]
+    absent = content.get("without_records", {"patients": 0})
+    if absent["patients"]:
+        names = (
+            f"{absent['patients']:,} patients of the outcomes, {absent['events']:,} of them with the event"
+        )
+        said.append(Text(f"{names}, have no record that counts: are they named as in the records?"))
     if content["outcome"] is None:
         said.append(Text("recall, survivors, PPV and lead time need outcomes of both kinds: --outcomes FILE"))
     if content["rule"] is not None:

@@ -149,6 +149,10 @@ def test_a_shipped_policy_is_told_of_wherever_the_model_tells_of_it(stays: Path,
     assert card.count("\n## ") == (repository.SHIPPED / "vitals/MODEL_CARD.md").read_text().count("\n## ")
     assert f"{first.enter:.3f}" in (folder / "evaluation.html").read_text()
     repository.load(models, "vitals").close()
+    assert run(f"physionet2012:{stays}", *choosing, "--model-repository", models).exit_code == 0
+    again = json.loads((folder / "backtest.json").read_bytes())
+    assert repository.read_config(models, "vitals") == config
+    assert again["before"] == kept["before"]
 
 
 def test_data_that_the_model_was_trained_on_is_said_loudly(stays: Path, models: Path) -> None:
@@ -175,6 +179,18 @@ def test_outcomes_of_ones_own(tmp_path: Path) -> None:
     lines.write_text("".join(f'{{"patient": "sim-1-{n:04d}", "outcome": {n % 2}}}\n' for n in range(1, 7)))
     other = run(*asked, "--outcomes", lines)
     assert json.loads(other.stdout)["cohort"] == json.loads(result.stdout)["cohort"]
+
+
+def test_outcomes_of_patients_without_records_are_told_of(tmp_path: Path) -> None:
+    file = tmp_path / "outcomes.csv"
+    file.write_text("patient,outcome\nsim-1-0000,1\nsim-1-0001,0\nsim-one-3,1\nsim-one-4,0\n")
+    asked = ("simulate", "--patients", 2, "--hours", 6, "--enter", "0.2", "--persistence", "0")
+    result = run(*asked, "--outcomes", file)
+    assert result.exit_code == 0, result.output
+    assert "2 patients of the outcomes, 1 of them with the event, have no record that counts" in result.output
+    content = json.loads(run(*asked, "--outcomes", file, "--model", "bedside", "--json").stdout)
+    assert content["without_records"] == {"patients": 2, "events": 1}
+    assert "--model bedside" in content["reproduce"]["command"]
 
 
 @pytest.mark.parametrize(
