@@ -72,8 +72,10 @@ def made(
     chosen = backtest_grid.choose(rule, found) if rule is not None else None
     held_out = None
     if rule is not None and fold is not None:
-        names = [candidate.name for candidate in candidates]
-        held_out = backtest_held_out.judged(rule, names, did, cohort, fold)
+        # What ships may have been chosen on these patients: nobody chooses it anew without some of them.
+        anew = [number for number, candidate in enumerate(candidates) if candidate.role != "shipped"]
+        names = [candidates[number].name for number in anew]
+        held_out = backtest_held_out.judged(rule, names, [did[number] for number in anew], cohort, fold)
     return {
         "source": {"name": source.name, "records": source.count, "data": source.data},
         "model": {"name": config.name, "version": config.version, "digest": config.digest},

@@ -67,7 +67,10 @@ def numbers(text: str, what: str, low: float, high: float) -> list[float]:
         else:
             found = [float(part) for part in text.split(",")]
     except ValueError:
-        raise GridError(f"{what} is written FROM:TO:STEP or N,N,..., not {text!r}") from None
+        raise GridError(
+            f"{what} is written FROM:TO:STEP, with FROM not above TO and a STEP above 0, or N,N,..., "
+            f"not {text!r}"
+        ) from None
     if not all(low <= value <= high for value in found):
         raise GridError(f"{what} must lie between {low:g} and {high:g}, came {text!r}")
     return sorted(set(found))

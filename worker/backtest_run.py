@@ -94,6 +94,8 @@ def check(order: Order, outputs: Outputs) -> None:
     topic = order.source.startswith(backtest_topic.PREFIX)
     if not topic and (order.since or order.until):
         raise SourceError("--from and --to are for kafka:TOPIC; --hours bounds simulated patients")
+    if order.since is not None and order.until is not None and order.since >= order.until:
+        raise SourceError("--from must be before --to")
     if outputs.alerts is not None and order.folds is not None:
         raise SourceError("--alerts foretells what the served model raises; leave out --folds")
     if outputs.plot is not None and outputs.plot.suffix not in (".svg", ".png"):

@@ -124,6 +124,13 @@ def test_a_choice_is_judged_on_those_it_was_not_made_on(stays: Path, folds: Path
     assert len(json.loads(result.stdout)["held_out"]["chosen"]) == 2
 
 
+def test_what_ships_is_not_chosen_without_those_it_was_chosen_on(stays: Path, folds: Path) -> None:
+    asked = (f"physionet2012:{stays}", "--enter", "0.02", "--persistence", "0", "--survivors", "1")
+    content = json.loads(run(*asked, "--folds", folds, "--json").stdout)
+    assert content["policies"][0]["role"] == "shipped"
+    assert content["held_out"]["chosen"] == [content["policies"][1]["name"]] * 2
+
+
 def test_a_shipped_policy_is_told_of_wherever_the_model_tells_of_it(stays: Path, models: Path) -> None:
     folder = models / "vitals"
     before = repository.read_config(models, "vitals")
@@ -246,6 +253,11 @@ def _policies(folder: Path, enter: float) -> Path:
         (["physionet2012:/nowhere"], "no such folder"),
         (["simulate", "--enter", "a"], "--enter is written FROM:TO:STEP"),
         (["simulate", "--from", "2026-01-01T00:00:00Z"], "--from and --to are for kafka:TOPIC"),
+        (
+            ["kafka:vitals", "--from", "2026-01-02T00:00:00Z", "--to", "2026-01-01T00:00:00Z"],
+            "--from must be before --to",
+        ),
+        (["simulate", "--enter", "0.4:0.1:0.1"], "FROM not above TO"),
         (["kafka:vitals", "--from", "yesterday"], "--from is a time with its offset"),
         (["simulate", "--plot", "x.pdf"], "--plot writes .svg or .png"),
         (["simulate", "--folds", "nowhere"], "model train"),
