@@ -86,7 +86,8 @@ def cohort(
         np.array([patient.until for patient in patients], dtype=np.int64),
         np.array([np.nan if each is None else float(each.event) for each in found]),
         np.array([np.nan if each is None or each.time_ms is None else float(each.time_ms) for each in found]),
-        np.array([each is not None and each.exact for each in found], dtype=np.bool_),
+        # A survivor's time is no event: alerts after it, on a discharge for one, are false all the same.
+        np.array([each is not None and each.event and each.exact for each in found], dtype=np.bool_),
     )
 
 

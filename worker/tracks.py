@@ -242,6 +242,7 @@ def write(tracks: Tracks, file: Path, identity: str) -> None:
         **columns,
     )
     file.touch(mode=0o600, exist_ok=True)
+    file.chmod(0o600)  # Also one that was there before, and is for others.
     file.write_bytes(content.getvalue())
 
 

@@ -126,6 +126,7 @@ async def test_alerts_before_the_first_record_that_counts_are_not_counted(engine
 async def test_kept_tracks_come_back_only_for_the_same_records(engine: Engine, tmp_path: Path) -> None:
     found = await made(source_of(again_later()[:200]), engine)
     file = tmp_path / "tracks.npz"
+    file.touch(mode=0o644)
     tracks.write(found, file, "one")
     again = tracks.load(file, "one")
     assert again is not None
@@ -252,6 +253,13 @@ def test_an_alert_after_an_event_of_known_time_is_no_warning() -> None:
         cohort = cohort_of(a=Outcome(True, at, exact=True), b=Outcome(False))
         found = backtest_figures.figures(POLICY, backtest.tally(POLICY, SEEN), cohort)
         assert found["recall"] == recall
+
+
+def test_a_time_of_a_survivor_hides_no_alert() -> None:
+    cohort = cohort_of(a=Outcome(True), d=Outcome(False, HOUR, exact=True))
+    found = backtest_figures.figures(POLICY, backtest.tally(POLICY, SEEN), cohort)
+    assert found["survivors_alerted"] == 1.0
+    assert found["ppv_patients"] == found["ppv_episodes"] == 0.5
 
 
 def test_an_episode_after_an_event_of_known_time_is_no_hit() -> None:
