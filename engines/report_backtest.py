@@ -93,6 +93,9 @@ def _verdict(content: Content) -> list[str]:
         said.append(f"{content['rule']}: {_told(content['policies'][content['chosen']])}".capitalize())
     elif content["rule"] is not None:
         said.append(f"{content['rule']}: no policy that was tried".capitalize())
+    if (held_out := content["held_out"]) is not None:
+        told = _told(held_out, named=False)
+        said.append(f"Chosen on all folds but one and judged on that one: {told}")
     if content["outcome"] is not None:
         said.append(f"As shipped: {_told(content['policies'][0])}")
         said += [f"{policy['name']}: {_told(policy, named=False)}" for policy in content["news2"]]

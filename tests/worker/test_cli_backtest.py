@@ -118,10 +118,14 @@ def test_nobody_is_answered_for_by_a_model_that_saw_him(stays: Path, folds: Path
     assert unseen["policies"] == seen["policies"]  # these fold models are all the same
 
 
-def test_a_choice_is_judged_on_those_it_was_not_made_on(stays: Path, folds: Path) -> None:
-    result = run(f"physionet2012:{stays}", *GRID, "--folds", folds, "--recall", "0.5", "--json")
+def test_a_choice_is_judged_on_those_it_was_not_made_on(stays: Path, folds: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    asked = (*GRID, "--folds", folds, "--recall", "0.5", "--html", page)
+    result = run(f"physionet2012:{stays}", *asked, "--json")
     assert result.exit_code == 0, result.output
-    assert len(json.loads(result.stdout)["held_out"]["chosen"]) == 2
+    held_out = json.loads(result.stdout)["held_out"]
+    assert len(held_out["chosen"]) == 2
+    assert f"judged on that one: recall {held_out['recall']:.3f}" in page.read_text()
 
 
 def test_what_ships_is_not_chosen_without_those_it_was_chosen_on(stays: Path, folds: Path) -> None:
