@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from schemas.features import FEATURES, LOINC, MDC, Feature
-from schemas.messages import Alert, DeadLetter, FeedbackRecord, Score, VitalsRecord
+from schemas.messages import Alert, DeadLetter, FeedbackRecord, Finding, Score, VitalsRecord
 from schemas.model_card import ModelCard
 from schemas.model_config import ModelConfig
 from schemas.news2_policy import News2Policy
@@ -29,6 +29,7 @@ ROOTS: dict[str, type[msgspec.Struct]] = {
     "score": Score,
     "dead-letter": DeadLetter,
     "feedback-record": FeedbackRecord,
+    "finding": Finding,
     "policy-change": PolicyChange,
     "model-config": ModelConfig,
     "model-card": ModelCard,

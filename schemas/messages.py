@@ -286,6 +286,60 @@ class Score(Struct, frozen=True):
     care_unit: str | None = None
 
 
+MAX_ACTIVATION_BYTES = 1 << 18
+"""Largest class-activation map; one of 512 by 512 pixels has some 150 KiB."""
+
+Word = Annotated[str, Meta(max_length=64)]
+"""A short word of a fixed vocabulary, such as a DICOM code string; empty where it is not known."""
+
+Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
+"""Calibrated."""
+
+ClassName = Annotated[str, Meta(min_length=1, max_length=128)]
+"""What a model calls one of its classes."""
+
+
+class ClassProbability(Struct, frozen=True):
+    """How probable one of a model's classes is."""
+
+    name: ClassName
+    probability: Probability
+
+
+class Finding(Struct, frozen=True):
+    """What a model made of one picture of a patient; the record's key is `patient`, in UTF-8.
+
+    id: UUIDv5 of the image's identity and the model; a second finding with an id is the same finding.
+    time: when the picture was taken, as far as the imaging event says.
+    outcome: what `risk` is the probability of.
+    risk: the sum of the probabilities of the classes in `findings`.
+    classes: all of the model's, in its order.
+    findings: names of those classes that are the outcome.
+    source: the imaging event's record.
+    image_sha256: of the picture's bytes as they were fetched.
+    modality, body_part, view: as DICOM calls them, for example DX, CHEST, PA; empty where not known.
+    quality: what was doubtful about the picture, one flag word each; empty where nothing was.
+    activation_png: the class-activation map laid over the picture, a PNG of at most 256 KiB; null for none.
+    """
+
+    id: Annotated[str, Meta(min_length=1, max_length=64)]
+    patient: Identifier
+    time: Time
+    outcome: Annotated[str, Meta(min_length=1, max_length=128)]
+    risk: Probability
+    classes: Annotated[tuple[ClassProbability, ...], Meta(min_length=1, max_length=64)]
+    findings: Annotated[tuple[ClassName, ...], Meta(min_length=1, max_length=64)]
+    model: ModelReference
+    backend: Word
+    source: Source
+    image_sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    modality: Word = ""
+    body_part: Word = ""
+    view: Word = ""
+    quality: Annotated[tuple[Word, ...], Meta(max_length=32)] = ()
+    activation_png: Annotated[bytes, Meta(max_length=MAX_ACTIVATION_BYTES)] | None = None
+
+
 class Rejection(Struct, frozen=True):
     """Why one part of a record was refused; `path` is its place, `$` the whole record."""
 

@@ -113,7 +113,7 @@ async def _until_stopped(feed: Feed, ward: Ward) -> None:
         loop.add_signal_handler(number, stop.set)
     tasks = [
         asyncio.create_task(feed.run()),
-        asyncio.create_task(every(SWEEP_S, ward.sweep)),
+        asyncio.create_task(every(SWEEP_S, lambda: ward.sweep(loading=feed.loading))),
         asyncio.create_task(stop.wait()),
     ]
     try:

@@ -1,11 +1,9 @@
-"""Scores and alerts from Kafka, without a consumer group: what the ward page reads.
+"""Scores, alerts and findings from Kafka, without a consumer group: what the ward page reads.
 
-    risk-scores, risk-alerts -> take(message) -> ward
+    risk-scores, risk-alerts, alert-feedback, findings -> take(message) -> ward
 
 Nothing is committed, so any number of pages may run and none disturbs a worker. At start each topic is read
 back by record time, then followed. A broker that goes away is waited for; reading resumes where it stood.
-
-Findings of images would be a third topic in `_Reader.take`, once they have a message type.
 """
 
 import asyncio
@@ -19,7 +17,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from schemas.messages import Alert, FeedbackRecord, Score
+from schemas.messages import Alert, FeedbackRecord, Finding, Score
 from worker.board_rows import FeedState, Topic
 from worker.board_ward import Ward
 from worker.cluster import partition_counts
@@ -32,7 +30,7 @@ RETRY_S = 2.0
 """Between attempts to reach a broker that does not answer; also how often one that does is asked again."""
 
 ANSWER_S = 5.0
-"""A broker that takes longer to describe two topics is taken for away."""
+"""A broker that takes longer to describe its topics is taken for away."""
 
 RECORDS = 500
 """Taken at once: some 20 ms of decoding, during which no page is served."""
@@ -40,12 +38,18 @@ RECORDS = 500
 MAX_BYTES = 1 << 18
 """Largest message that is read; an alert has some 10 KB."""
 
+MAX_FINDING_BYTES = 1 << 19
+"""The same for a finding, whose picture of 256 KiB has a third more in base64."""
+
 MAX_NAME = 128
 """Longest patient identifier, as the vitals topic allows."""
 
 _score = msgspec.json.Decoder(Score).decode
 _alert = msgspec.json.Decoder(Alert).decode
 _feedback = msgspec.json.Decoder(FeedbackRecord).decode
+_finding = msgspec.json.Decoder(Finding).decode
+
+Message = Score | Alert | FeedbackRecord | Finding
 
 
 def now_ms() -> int:
@@ -61,13 +65,17 @@ class Feed:
         self._ward = ward
         self._up, self._since = False, now_ms()
         self._partitions: dict[str, int] = {}
-        self._topics = [settings.topic_scores, settings.topic_alerts]
-        if settings.topic_feedback:
-            self._topics.append(settings.topic_feedback)
+        optional = (settings.topic_feedback, settings.topic_findings)
+        self._topics = [settings.topic_scores, settings.topic_alerts, *filter(None, optional)]
         self._taken = dict.fromkeys(self._topics, 0)
         self._unreadable = 0
         self._positions: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] | None = None  # of the log as first seen; empty once it is read
+
+    @property
+    def loading(self) -> bool:
+        """Whether the past is still being read."""
+        return self._ends is None or bool(self._ends)
 
     def state(self) -> FeedState:
         """How it stands."""
@@ -76,7 +84,7 @@ class Feed:
             now=now_ms(),
             kafka_up=self._up,
             kafka_since=self._since,
-            loading=self._ends is None or bool(self._ends),
+            loading=self.loading,
             last=self._ward.last_ms,
             event=event[0] if event else None,
             event_at=event[1] if event else None,
@@ -104,7 +112,7 @@ class Feed:
         """Take one record; what is no message is counted and left out."""
         self._taken[topic] += 1
         try:
-            if value is None or len(value) > MAX_BYTES:
+            if value is None or len(value) > self._most(topic):
                 raise ValueError
             message = self._decoder(topic)(value)
             if len(message.patient) > MAX_NAME:
@@ -118,12 +126,19 @@ class Feed:
             self._ward.score(message, at)
         elif isinstance(message, Alert):
             self._ward.alert(message, at)
+        elif isinstance(message, Finding):
+            self._ward.finding(message, at)
         else:
             self._ward.feedback(message)
 
-    def _decoder(self, topic: str) -> Callable[[bytes], Score | Alert | FeedbackRecord]:
+    def _most(self, topic: str) -> int:
+        return MAX_FINDING_BYTES if topic == self._settings.topic_findings else MAX_BYTES
+
+    def _decoder(self, topic: str) -> Callable[[bytes], Message]:
         if topic == self._settings.topic_scores:
             return _score
+        if topic == self._settings.topic_findings:
+            return _finding
         return _alert if topic == self._settings.topic_alerts else _feedback
 
     async def _session(self) -> None:

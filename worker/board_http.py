@@ -5,7 +5,8 @@
     GET  /api/ward              the whole ward
     GET  /api/stream            the same as server-sent events: `ward` first, then `change`
     GET  /api/session           204 for who may read, 401 else
-    GET  /api/patients/KEY      one patient with the basis of the alerts
+    GET  /api/patients/KEY      one patient with the basis of the alerts, and findings
+    GET  /api/patients/KEY/findings/NUMBER.png    a finding's picture
     GET, POST /sign-in          asks for the token and gives a cookie
     POST /sign-out              takes the cookie back
     GET  /health/live           whether the process answers; no data
@@ -94,6 +95,7 @@ class Site:
                 web.get("/api/session", _nothing),
                 web.get("/api/stream", self._stream, allow_head=False),
                 web.get(r"/api/patients/{key:\d{1,15}}", self._patient),
+                web.get(r"/api/patients/{key:\d{1,15}}/findings/{number:\d{1,15}}.png", self._picture),
                 web.get("/sign-in", _file("sign_in.html", "text/html")),
                 web.post("/sign-in", self._sign_in),
                 web.post("/sign-out", self._sign_out),
@@ -166,6 +168,13 @@ class Site:
         if detail is None:
             raise web.HTTPNotFound(text="no such patient on this page now\n")
         return web.Response(body=msgspec.json.encode(detail), content_type="application/json")
+
+    async def _picture(self, request: web.Request) -> web.StreamResponse:
+        key, number = int(request.match_info["key"]), int(request.match_info["number"])
+        picture = self._ward.picture(key, number)
+        if picture is None:
+            raise web.HTTPNotFound(text="no such picture on this page now\n")
+        return web.Response(body=picture, content_type="image/png")
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         if self.streams >= MAX_STREAMS:

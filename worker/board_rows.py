@@ -6,7 +6,7 @@ identifier; it holds until the process ends.
 
 from msgspec import Struct
 
-from schemas.messages import Alert, EarlyWarning, FeedbackAction
+from schemas.messages import Alert, EarlyWarning, FeedbackAction, Finding
 
 
 class Vital(Struct, frozen=True):
@@ -63,12 +63,32 @@ class Closed(Struct, frozen=True):
     at: int
 
 
+class Imaging(Struct, frozen=True):
+    """The finding of the newest picture, in short; `doubts` is how many quality flags it has."""
+
+    outcome: str
+    risk: float
+    at: int
+    doubts: int
+    modality: str
+    body_part: str
+
+
+class Pictured(Struct, frozen=True):
+    """A finding without its picture; where `picture` is true, that is served under `number`."""
+
+    number: int
+    picture: bool
+    finding: Finding
+
+
 class Row(Struct, frozen=True):
     """One patient's line.
 
     care_unit: where the patient lies, as the newest message says; None where none has said.
     rank: the greatest of the open episodes' ranks, 0 where there is none.
     risk_at, news2_at: event time of the record that they rest on. seen: the newest of both.
+    imaging: None where no finding is known.
     trend: (time, risk), oldest first; of each step of time the highest risk, then the newest point.
     """
 
@@ -85,14 +105,19 @@ class Row(Struct, frozen=True):
     trend: list[tuple[int, float]]
     vitals: list[Vital]
     seen: int
+    imaging: Imaging | None = None
 
 
 class Detail(Struct, frozen=True):
-    """All that is known of one patient: the newest alert of each open episode, with its basis; what ended."""
+    """All that is known of one patient: the newest alert of each open episode, with its basis; what ended.
+
+    findings: the newest picture's first.
+    """
 
     row: Row
     alerts: list[Alert]
     closed: list[Closed]
+    findings: list[Pictured] = []
 
 
 class Level(Struct, frozen=True):

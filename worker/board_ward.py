@@ -1,9 +1,10 @@
 """The ward in memory: each patient's newest risk, NEWS2, bedside signs, trend and open episodes.
 
-Scores and alerts may come twice, and from two topics in any order. A score counts when it is newer than the
-one that is held. An alert counts when it begins a later episode of its model or has a greater `sequence` in
-the same one, so a second alert with an id changes nothing. Everything is bounded: patients by number and by
-how long nothing has come, trends by points, episodes by one for each model.
+Scores, alerts and findings may come twice, and from their topics in any order. A score counts when it is
+newer than the one that is held. An alert counts when it begins a later episode of its model or has a greater
+`sequence` in the same one, so a second alert with an id changes nothing; nor does a second finding.
+Everything is bounded: patients by number and by how long nothing has come, trends by points, episodes by one
+for each model.
 
 Not thread-safe: one event loop owns a ward.
 """
@@ -15,7 +16,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from schemas.messages import Alert, BasisInput, EarlyWarning, FeedbackAction, FeedbackRecord, Score
+from schemas.messages import Alert, BasisInput, EarlyWarning, FeedbackAction, FeedbackRecord, Finding, Score
+from worker.board_imaging import Findings, Pictures
 from worker.board_rows import Closed, Detail, Open, Reason, Row, Vital
 from worker.decode import milliseconds
 from worker.early_warning import INPUTS
@@ -99,6 +101,7 @@ class _Patient:
         self.trend: deque[tuple[int, float]] = deque(maxlen=TREND_STEPS + 1)
         self.newest: dict[str, Alert] = {}  # by model, ended ones too
         self.closed: deque[Closed] = deque(maxlen=KEPT_CLOSED)
+        self.findings = Findings()
         self.encoded: bytes | None = None
 
     def open(self) -> list[Alert]:
@@ -117,10 +120,12 @@ class Ward:
         self._keys = itertools.count(1)
         self._gone: deque[tuple[int, int]] = deque(maxlen=KEPT_GONE)
         self._said: OrderedDict[str, FeedbackAction] = OrderedDict()  # by alert id
+        self._pictures = Pictures()
+        self._reached_ms: int | None = None  # newest Kafka timestamp of anything
         self._newest: list[tuple[int, int, int]] = []  # of two patients: event time, Kafka timestamp, key
         self.version = 0
         self.full = False
-        self.last_ms: int | None = None
+        self.last_ms: int | None = None  # newest Kafka timestamp of a score or an alert
 
     def __len__(self) -> int:
         return len(self._patients)
@@ -166,13 +171,28 @@ class Ward:
         if patient is not None:
             self._change(patient)
 
-    def sweep(self) -> None:
-        """Let patients leave who were not heard of for long, and those above the greatest number."""
-        if self.last_ms is None:
+    def finding(self, finding: Finding, timestamp: int) -> None:
+        """Take a finding; `timestamp` is its record's, in milliseconds.
+
+        It is no sign that the patient is measured, nor that scores still come: it makes neither newer.
+        """
+        patient = self._patient(finding.patient)
+        patient.findings.add(finding, self._pictures)
+        self._reach(patient, timestamp)
+        self._change(patient)
+
+    def sweep(self, *, loading: bool = False) -> None:
+        """Let patients leave who were not heard of for long, and those above the greatest number.
+
+        Args:
+            loading: the past is being read: a topic that is behind may tell yet that a patient is here, so
+                nobody leaves for having been silent.
+        """
+        if self._reached_ms is None:
             return
-        for patient in list(self._patients.values()):
+        for patient in [] if loading else list(self._patients.values()):
             keep_ms = self._bounds.alerts_ms if patient.open() else self._bounds.history_ms
-            if self.last_ms - patient.heard_ms > keep_ms:
+            if self._reached_ms - patient.heard_ms > keep_ms:
                 self._leave(patient)
         excess = len(self._patients) - self._bounds.patients
         # Who was left out comes back with the next record, in the place of somebody else.
@@ -199,8 +219,18 @@ class Ward:
         return (
             None
             if patient is None
-            else Detail(_row(patient, self._said), patient.open(), list(patient.closed))
+            else Detail(
+                _row(patient, self._said),
+                patient.open(),
+                list(patient.closed),
+                patient.findings.told(self._pictures),
+            )
         )
+
+    def picture(self, key: int, number: int) -> bytes | None:
+        """The PNG of a patient's finding; None where there is no such patient, finding or picture."""
+        patient = self._by_key.get(key)
+        return self._pictures.get(number) if patient and patient.findings.has(number) else None
 
     def _encoded(self, patient: _Patient) -> bytes:
         """A row as JSON, made once for all pages."""
@@ -221,13 +251,17 @@ class Ward:
 
     def _heard(self, patient: _Patient, timestamp: int, at: int | None) -> None:
         """Note that something of a patient came, and number the change."""
-        patient.heard_ms = max(patient.heard_ms, timestamp)
+        self._reach(patient, timestamp)
         self.last_ms = max(self.last_ms or 0, timestamp)
         if at is not None and at >= patient.seen:
             patient.seen = at
             others = [entry for entry in self._newest if entry[2] != patient.key]
             self._newest = sorted([*others, (at, timestamp, patient.key)], reverse=True)[:2]
         self._change(patient)
+
+    def _reach(self, patient: _Patient, timestamp: int) -> None:
+        patient.heard_ms = max(patient.heard_ms, timestamp)
+        self._reached_ms = max(self._reached_ms or 0, timestamp)
 
     def _change(self, patient: _Patient) -> None:
         """Number a change of a patient."""
@@ -237,6 +271,7 @@ class Ward:
 
     def _leave(self, patient: _Patient) -> None:
         del self._patients[patient.name], self._by_key[patient.key]
+        patient.findings.clear(self._pictures)
         self._newest = [entry for entry in self._newest if entry[2] != patient.key]
         self.version += 1
         self._gone.append((self.version, patient.key))
@@ -322,6 +357,7 @@ def _row(patient: _Patient, said: Mapping[str, FeedbackAction]) -> Row:
         trend=trend,
         vitals=patient.vitals,
         seen=patient.seen,
+        imaging=patient.findings.newest(),
     )
 
 

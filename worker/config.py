@@ -75,6 +75,9 @@ class Settings(BaseSettings):
     topic_dead_letters: str = "dead-letters"
     topic_policies: str = Field("policies", description="changes of policies, compacted; empty for none")
     topic_feedback: str = Field("alert-feedback", description="what people say of alerts; empty for none")
+    topic_findings: str = Field(
+        "findings", description="what models make of pictures, read by the ward page alone; empty for none"
+    )
     publish_scores: bool = Field(False, description="publish every score to the scores topic")
     create_topics: bool = Field(False, description="create missing topics at start")
     partitions: int = Field(8, ge=1, le=1024, description="partitions of topics created at start")

@@ -82,9 +82,10 @@ def _topics_of(group: str) -> dict[str, str]:
         "topic_alerts": f"{group}.risk-alerts",
         "topic_scores": f"{group}.risk-scores",
         "topic_dead_letters": f"{group}.dead-letters",
-        # What others say of their alerts, and how theirs are decided, is none of the demo's.
+        # What others say of their alerts, how theirs are decided, and their pictures are none of the demo's.
         "topic_policies": "",
         "topic_feedback": "",
+        "topic_findings": "",
     }
 
 

@@ -17,5 +17,6 @@ create risk-alerts 8 "$(days 90)"
 create risk-scores 8 "$(days 10)"
 create dead-letters 1 "$(days 30)"
 create alert-feedback 8 "$(days 90)"
+create findings 8 "$(days 90)"
 # Every version of a policy has a key of its own, so compaction keeps them all.
 create policies 1 -1 --config cleanup.policy=compact

@@ -17,7 +17,7 @@ import msgspec
 from aiokafka import AIOKafkaProducer
 
 from schemas.features import CHANNEL, FEATURES
-from schemas.messages import Alert, Observation, Score, VitalsRecord
+from schemas.messages import Alert, Finding, Observation, Score, VitalsRecord
 from worker import cli, config, embedded
 from worker.embedded import LOOPBACK, Child, Server
 
@@ -66,7 +66,9 @@ class Stage:
         finally:
             await producer.stop()
 
-    async def publish(self, topic: str, key: str, messages: "list[VitalsRecord | Score | Alert]") -> None:
+    async def publish(
+        self, topic: str, key: str, messages: "list[VitalsRecord | Score | Alert] | list[Finding]"
+    ) -> None:
         """Publish messages as a worker or a device would."""
         async with self.producer() as producer:
             for message in messages:

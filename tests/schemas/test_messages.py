@@ -8,13 +8,16 @@ import msgspec
 import pytest
 
 from schemas.messages import (
+    MAX_ACTIVATION_BYTES,
     MAX_OBSERVATIONS,
     Alert,
     AlertReference,
     BasisInput,
+    ClassProbability,
     DeadLetter,
     FeedbackAction,
     FeedbackRecord,
+    Finding,
     ForecastPoint,
     ModelName,
     ModelReference,
@@ -118,7 +121,7 @@ def test_messages_cannot_be_changed() -> None:
         SOURCE.offset = 1  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("kind", [VitalsRecord, Alert, Score, DeadLetter, FeedbackRecord])
+@pytest.mark.parametrize("kind", [VitalsRecord, Alert, Score, DeadLetter, FeedbackRecord, Finding])
 @pytest.mark.parametrize("age", ["minimal", "full", "newer"])
 def test_messages_of_every_age_decode(kind: type[msgspec.Struct], age: str) -> None:
     """`minimal` has only what version 1 required, `full` every field of it, `newer` also unknown fields."""
@@ -216,6 +219,60 @@ def feedback(action: FeedbackAction, **more: Any) -> FeedbackRecord:
 
 DISMISSED = feedback("dismissed", reason="known-baseline", role="nurse")
 
+MINIMAL_FINDING = Finding(
+    id="0b9e6b0e-7f0b-5d58-8a27-5b1f0f3d9c11",
+    patient="p-1",
+    time=NOON,
+    outcome="pneumonia",
+    risk=0.75,
+    classes=(ClassProbability("normal", 0.25), ClassProbability("pneumonia", 0.75)),
+    findings=("pneumonia",),
+    model=ModelReference("pneumonia", 1, "0" * 64),
+    backend="onnxruntime",
+    source=Source("c", "imaging", 3, 41),
+    image_sha256="ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+)
+FULL_FINDING = msgspec.structs.replace(
+    MINIMAL_FINDING,
+    modality="DX",
+    body_part="CHEST",
+    view="PA",
+    quality=("low-contrast",),
+    activation_png=b"\x89PNG\r\n\x1a\n",
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"risk": 1.5}, "Expected `float` <= 1.0 - at `$.risk`"),
+        ({"classes": []}, "Expected `array` of length >= 1 - at `$.classes`"),
+        (
+            {"classes": [{"name": "", "probability": 1}]},
+            "Expected `str` of length >= 1 - at `$.classes[0].name`",
+        ),
+        (
+            {"classes": [{"name": "a", "probability": -0.1}]},
+            "Expected `float` >= 0.0 - at `$.classes[0].probability`",
+        ),
+        ({"findings": ["a"] * 65}, "Expected `array` of length <= 64 - at `$.findings`"),
+        ({"time": "2026-01-02T03:04:05"}, "Expected `datetime` with a timezone component - at `$.time`"),
+        ({"image_sha256": "A" * 64}, "Expected `str` matching regex '^[0-9a-f]{64}$' - at `$.image_sha256`"),
+        ({"quality": ["a"] * 33}, "Expected `array` of length <= 32 - at `$.quality`"),
+        (
+            {"activation_png": "A" * ((MAX_ACTIVATION_BYTES // 3 + 1) * 4)},
+            f"Expected `bytes` of length <= {MAX_ACTIVATION_BYTES} - at `$.activation_png`",
+        ),
+        ({"activation_png": "%"}, "Invalid base64 encoded string - at `$.activation_png`"),
+    ],
+)
+def test_a_bad_finding_is_refused(changes: dict[str, Any], message: str) -> None:
+    told = msgspec.to_builtins(MINIMAL_FINDING) | changes
+    with pytest.raises(msgspec.MsgspecError) as raised:
+        msgspec.json.decode(msgspec.json.encode(told), type=Finding)
+    assert str(raised.value) == message
+
+
 EXPECTED: dict[type[msgspec.Struct], dict[str, msgspec.Struct]] = {
     VitalsRecord: {
         "minimal": msgspec.json.decode(record(time="2026-01-02T12:00:00Z"), type=VitalsRecord),
@@ -226,4 +283,5 @@ EXPECTED: dict[type[msgspec.Struct], dict[str, msgspec.Struct]] = {
     Score: dict.fromkeys(("minimal", "full", "newer"), FULL_SCORE),
     DeadLetter: {"minimal": MINIMAL_LETTER, "full": FULL_LETTER, "newer": FULL_LETTER},
     FeedbackRecord: {"minimal": feedback("acknowledged"), "full": DISMISSED, "newer": DISMISSED},
+    Finding: {"minimal": MINIMAL_FINDING, "full": FULL_FINDING, "newer": FULL_FINDING},
 }

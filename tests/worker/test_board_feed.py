@@ -18,10 +18,10 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from schemas.messages import Alert, Score
-from tests.worker.ward import HOUR_MS, alert, score
+from schemas.messages import MAX_ACTIVATION_BYTES, Alert, Finding, Score
+from tests.worker.ward import HOUR_MS, alert, finding, picture, score
 from worker import board_feed, cli, config, embedded
-from worker.board_feed import MAX_BYTES, Feed, now_ms
+from worker.board_feed import MAX_BYTES, MAX_FINDING_BYTES, Feed, now_ms
 from worker.board_ward import Bounds, Ward
 from worker.config import Settings
 
@@ -51,12 +51,16 @@ async def running(feed: Feed) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def publish(settings: Settings, *messages: Score | Alert) -> None:
+async def publish(settings: Settings, *messages: Score | Alert | Finding) -> None:
+    topics = {
+        Score: settings.topic_scores,
+        Alert: settings.topic_alerts,
+        Finding: settings.topic_findings,
+    }
     producer = AIOKafkaProducer(**settings.kafka_client())
     await producer.start()
     for message in messages:
-        topic = settings.topic_scores if isinstance(message, Score) else settings.topic_alerts
-        await producer.send_and_wait(topic, msgspec.json.encode(message), partition=0)
+        await producer.send_and_wait(topics[type(message)], msgspec.json.encode(message), partition=0)
     await producer.stop()
 
 
@@ -86,9 +90,16 @@ async def test_topics_are_read_back_then_followed(monkeypatch: pytest.MonkeyPatc
             assert abs(state.now - state.last) < 60_000
             await publish(settings, score("q", 0.2))
             await until(lambda: len(ward) == 2)
+            # The imaging role may come to a hospital long after the page.
+            admin = AIOKafkaAdminClient(**settings.kafka_client())
+            await admin.start()
+            await admin.create_topics([NewTopic(settings.topic_findings, 1, 1)])
+            await admin.close()
+            await publish(settings, finding("r", activation_png=picture()))
+            await until(lambda: len(ward) == 3)
             broker.kill()
             await until(lambda: not feed.state().kafka_up)
-        assert len(ward) == 2
+        assert len(ward) == 3
 
 
 async def test_a_broker_that_is_not_there_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,15 +126,28 @@ BROKEN = [
     b" " * (MAX_BYTES + 1),
     msgspec.json.encode(score("p", 0.1)).replace(b'12:00:00Z"', b'12:00:00"'),
     msgspec.json.encode(alert("p")).replace(b'12:00:00Z"', b'12:00:00"'),
+    msgspec.json.encode(finding("p")).replace(b"0.87", b"1.87"),
+    b" " * (MAX_FINDING_BYTES + 1),
 ]
 
 
 @pytest.mark.parametrize("value", BROKEN)
-@pytest.mark.parametrize("topic", ["risk-scores", "risk-alerts", "alert-feedback"])
+@pytest.mark.parametrize("topic", ["risk-scores", "risk-alerts", "alert-feedback", "findings"])
 def test_what_is_no_message_is_counted_and_left_out(topic: str, value: bytes | None) -> None:
     ward, feed = made(config.load())
     feed.take(topic, value, now_ms())
     assert (len(ward), feed.state().unreadable) == (0, 1)
+
+
+def test_the_greatest_picture_that_a_finding_may_have_is_taken() -> None:
+    ward, feed = made(config.load())
+    png = picture()
+    whole = png[:-12] + bytes(MAX_ACTIVATION_BYTES - len(png)) + png[-12:]
+    feed.take("findings", msgspec.json.encode(finding("p", activation_png=whole)), now_ms())
+    assert feed.state().unreadable == 0
+    told = ward.detail(1)
+    assert told is not None
+    assert ward.picture(1, told.findings[0].number) == whole
 
 
 @pytest.mark.parametrize("field", ["time", "raised_at", "expires_at"])

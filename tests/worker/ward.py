@@ -1,11 +1,23 @@
-"""Scores and alerts as a worker would publish them, for the tests of the ward page."""
+"""Scores, alerts and findings as they would be published, for the tests of the ward page."""
 
+import io
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
+from PIL import Image
 
-from schemas.messages import Alert, BasisInput, EarlyWarning, ModelReference, Score, Source, Transition
+from schemas.messages import (
+    Alert,
+    BasisInput,
+    ClassProbability,
+    EarlyWarning,
+    Finding,
+    ModelReference,
+    Score,
+    Source,
+    Transition,
+)
 from schemas.news2 import Part
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -70,3 +82,33 @@ def warning(patient: str, transition: Transition = "raised", sequence: int = 0, 
         "missing": (),
     }
     return alert(patient, transition, sequence, **(own | more))
+
+
+def picture(side: int = 64) -> bytes:
+    """A PNG: a grey film with a warm spot where a model might have looked."""
+    spot = Image.radial_gradient("L").resize((side, side)).point(lambda value: 255 - value)
+    film = Image.linear_gradient("L").resize((side, side))
+    made = io.BytesIO()
+    Image.merge("RGB", (spot, film.point(lambda value: value // 2), film)).save(made, "PNG")
+    return made.getvalue()
+
+
+def finding(patient: str, name: str = "f-1", hours: float = 0.0, **more: Any) -> Finding:
+    """A finding of an imaging model on a chest film, taken so many hours after noon."""
+    made = Finding(
+        id=name,
+        patient=patient,
+        time=at(hours),
+        outcome="pneumonia",
+        risk=0.87,
+        classes=(ClassProbability("normal", 0.13), ClassProbability("pneumonia", 0.87)),
+        findings=("pneumonia",),
+        model=ModelReference("pneumonia", 2, "e" * 64),
+        backend="onnxruntime-cpu",
+        source=Source("c", "imaging", 0, 3),
+        image_sha256="a" * 64,
+        modality="DX",
+        body_part="CHEST",
+        view="PA",
+    )
+    return msgspec.structs.replace(made, **more)

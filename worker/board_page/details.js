@@ -1,6 +1,7 @@
 // The panel of one patient: what every alert rests on.
 
 import { dateTime, el, featureName, given, number, probability, span, svg, unitName, visible } from "./dom.js";
+import { imaging } from "./imaging.js";
 import { levelsOf, news2Badge, severity, trendLine } from "./marks.js";
 
 const LEAST = 0.0005; // a contribution below it is drawn as none
@@ -19,6 +20,7 @@ export function drawDetails(panel, detail, context, close) {
     trend(row, context),
     ...alerts.map((alert) => episode(alert, row)),
     alerts.length === 0 && el("p", "muted", null, "No open alert."),
+    imaging(detail, context),
     bedside(row, context),
     news2(row, alerts),
     history(closed),

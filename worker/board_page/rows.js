@@ -1,6 +1,7 @@
 // One patient's line of the grid.
 
 import { clock, dateTime, el, featureName, number, probability, span, unitName, visible } from "./dom.js";
+import { imagingMark } from "./imaging.js";
 import { levelsOf, news2Badge, news2Note, severity, trendLine } from "./marks.js";
 
 const TREND = { width: 134, height: 30 };
@@ -70,7 +71,7 @@ export function draw(node, row, context) {
   const fresh = context.isNew(row);
   node.className = `row rank-${row.rank}${fresh ? " fresh" : ""}${context.isActive(row) ? " active" : ""}`;
   node.replaceChildren(
-    cell("severity", ...alerts(row, fresh, ages)),
+    cell("severity", ...alerts(row, fresh, ages), imagingMark(row.imaging, ages)),
     cell("patient", el("bdi", null, { title: visible(row.patient) }, visible(row.patient)),
       row.care_unit && el("small", "unit", null, el("bdi", null, null, visible(row.care_unit)))),
     cell("why", ...row.episodes.filter((one) => one.why.length).slice(0, 2).map(why)),
