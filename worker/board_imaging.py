@@ -105,7 +105,7 @@ def is_png(data: bytes) -> bool:
     signature, length, kind, width, height = _HEAD.unpack_from(data)
     if (signature, length, kind) != (_SIGNATURE, 13, b"IHDR"):
         return False
-    return 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE
+    return bool(0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE)
 
 
 def _order(kept: tuple[int, Finding]) -> tuple[int, int, str]:

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -67,7 +67,7 @@ class Stage:
             await producer.stop()
 
     async def publish(
-        self, topic: str, key: str, messages: "list[VitalsRecord | Score | Alert] | list[Finding]"
+        self, topic: str, key: str, messages: Sequence[VitalsRecord | Score | Alert | Finding]
     ) -> None:
         """Publish messages as a worker or a device would."""
         async with self.producer() as producer:

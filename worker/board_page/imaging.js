@@ -78,12 +78,13 @@ function classes(one) {
   const sorted = [...one.classes].sort((a, b) => b.probability - a.probability);
   const rows = sorted.map(({ name, probability: p }) => el("tr", null, null,
     el("th", null, { scope: "row" }, el("bdi", null, null, visible(name)),
-      one.findings.includes(name) && el("small", "counted", null, "counts")),
+      one.findings.includes(name) && el("small", "counted", null, "in risk")),
     el("td", "weight-cell", null, bar(p, one.findings.includes(name))),
     el("td", "number", null, probability(p))));
   const table = (some) => el("table", "classes", null,
     el("thead", null, null, el("tr", null, null,
-      ...["Class", "", "Probability"].map((t) => el("th", null, { scope: "col" }, t)))),
+      el("th", null, { scope: "col" }, "Class"), el("th", "weight-cell", { scope: "col" }),
+      el("th", "number", { scope: "col" }, "Probability"))),
     el("tbody", null, null, ...some));
   const rest = rows.slice(LISTED);
   return el("div", null, null, table(rows.slice(0, LISTED)),
@@ -91,7 +92,7 @@ function classes(one) {
 }
 
 function bar(p, counted) {
-  const width = 80;
+  const width = 52;
   return svg("svg", "weight", { viewBox: `0 0 ${width} 10`, width, height: 10, "aria-hidden": "true" },
     svg("line", "floor", { x1: 0, x2: width, y1: 9.5, y2: 9.5 }),
     svg("rect", counted ? "raises" : "lowers", { x: 0, y: 1.5, width: Math.round(width * p), height: 7 }));
