@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 import trustme
 
-from tests.worker.ward import HOUR_MS, NOON_MS, alert, finding, picture, score
+from tests.worker.ward import HOUR_MS, NOON_MS, alert, score
 from worker import board, board_access, board_http, config
 from worker.board_access import COOKIE, SIGNED_IN_S, Access, is_loopback, is_own_name
 from worker.board_feed import Feed
@@ -148,38 +148,6 @@ async def test_the_ward_and_a_patient_are_told(open_board: Board, http: aiohttp.
         0.21,
     )
     assert await status(http, f"{open_board.url}/api/patients/99") == 404
-
-
-async def test_a_findings_picture_is_told_by_its_number(
-    open_board: Board, http: aiohttp.ClientSession
-) -> None:
-    open_board.ward.finding(finding("p<1>", activation_png=picture()), NOON_MS)
-    open_board.ward.finding(finding("p<1>", "f-2", 1, activation_png=b"<script>alert(1)</script>"), NOON_MS)
-    async with http.get(f"{open_board.url}/api/patients/1") as answer:
-        body = await answer.text()
-    assert "iVBOR" not in body
-    newest, older = json.loads(body)["findings"]
-    assert (newest["picture"], older["picture"]) == (False, True)
-    base = f"{open_board.url}/api/patients/1/findings"
-    async with http.get(f"{base}/{older['number']}.png") as answer:
-        assert (answer.status, answer.headers["Content-Type"], await answer.read()) == (
-            200,
-            "image/png",
-            picture(),
-        )
-        assert {name: answer.headers.get(name) for name in board_http.HEADERS} == board_http.HEADERS
-    for path in (f"{newest['number']}.png", "99.png", "x.png", f"{older['number']}"):
-        assert await status(http, f"{base}/{path}") == 404
-    assert await status(http, f"{open_board.url}/api/patients/2/findings/{older['number']}.png") == 404
-
-
-async def test_with_the_token_a_picture_is_told_and_without_it_none(
-    guarded: Board, http: aiohttp.ClientSession
-) -> None:
-    guarded.ward.finding(finding("p", activation_png=picture()), NOON_MS)
-    url = f"{guarded.url}/api/patients/1/findings/1.png"
-    assert await status(http, url) == 401
-    assert await status(http, url, Authorization=f"Bearer {TOKEN}") == 200
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
