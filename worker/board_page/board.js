@@ -92,6 +92,8 @@ function takeRows(rows, tell) {
       entry = { row, node: emptyRow(`row-${(ids += 1)}`), ages: null };
       entry.node.entry = entry;
       patients.set(row.patient, entry);
+      // A board that was started anew tells of the patient in the panel when it has read so far back.
+      if (row.patient === opened && active === null) setActive(opened);
     }
     entry.row = row;
     dirty.add(entry);
