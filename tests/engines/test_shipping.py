@@ -37,7 +37,7 @@ def test_all_that_is_said_of_a_policy_agrees(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", BACKTESTED, ids=lambda folder: folder.name)
 def test_a_shipped_policy_alerts_on_a_third_of_the_survivors_and_finds_its_share(folder: Path) -> None:
-    """On patients that neither the models nor, in `held_out`, the choice has seen."""
+    """On patients that no model has seen; in `held_out` nor has the choice of the threshold."""
     found = json.loads((folder / BACKTEST).read_bytes())
     assert found["risks"]["unseen"] is True
     for figures in (found["policy"], found["held_out"]):
