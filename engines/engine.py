@@ -25,7 +25,8 @@ class Engine(abc.ABC):
     """A loaded model, ready to run.
 
     Row i of a batch gives the same bytes in any batch of any size: alerts must not depend on how rows
-    happened to be batched. A backend keeps that promise; the contract tests hold it to it.
+    happened to be batched. ONNX Runtime keeps that promise, and the contract tests hold it to it; of
+    TensorRT it is not proven.
 
     Threads: one thread at a time calls `run`; any thread may make or close an engine.
     Ownership: returned arrays are the caller's and are never written again; inputs are only read.

@@ -174,9 +174,7 @@ def inspect(path: Path, config: ModelConfig | None = None) -> dict[str, Any]:
     Raises:
         BuildError: there is no such plan, or no provenance beside it.
     """
-    plan = _read(path)
-    if plan is None:
-        raise BuildError(f"no plan at {path}; `riskstream model build` makes one")
+    plan = read_plan(path)
     provenance = read_provenance(path)
     state = "current"
     if _sha256(plan) != provenance.plan_digest:
@@ -186,6 +184,18 @@ def inspect(path: Path, config: ModelConfig | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {"plan": str(path), "state": state, "engine": _loaded(plan, provenance)}
     found.update(msgspec.to_builtins(provenance))
     return found
+
+
+def read_plan(path: Path) -> bytes:
+    """A plan's bytes.
+
+    Raises:
+        BuildError: it is missing or cannot be read.
+    """
+    plan = _read(path)
+    if plan is None:
+        raise BuildError(f"no plan at {path}; `riskstream model build` makes one")
+    return plan
 
 
 def read_provenance(path: Path) -> Provenance:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engines import tensorrt_module
 from engines.engine import F32, Engine
 from engines.errors import BackendError, DigestError, EngineError, GoldenError, RepositoryError
 from schemas import model_config
@@ -33,7 +34,7 @@ PAGE = "evaluation.html"
 REFERENCE = "reference.json"
 BACKTEST = "backtest.json"
 
-BACKENDS = ("onnxruntime",)
+BACKENDS = ("onnxruntime", *tensorrt_module.BACKENDS)
 
 
 def list_models(repository: Path = SHIPPED) -> list[ModelConfig]:
@@ -74,10 +75,16 @@ def load(repository: Path, name: str, backend: str = "onnxruntime") -> Engine:
         DigestError: model.onnx is not the file named by config.json.
         GraphError: the graph cannot be loaded or does not fit config.json.
         GoldenError: the engine computes something else than golden.npz.
-        BackendError: the backend is unknown or not available.
+        BackendError: the backend is unknown or cannot run here; no other is taken instead.
+        BuildError: the backend runs plans, and this model's cannot be built or written.
     """
     config = read_config(repository, name)
-    engine = open_engine(config, read_graph(repository, config), backend)
+    if backend in tensorrt_module.BACKENDS:
+        from engines.tensorrt_load import load_plan
+
+        engine = load_plan(repository, config, backend)
+    else:
+        engine = open_engine(config, read_graph(repository, config), backend)
     try:
         verify(engine, read_golden(repository / name / str(config.version) / GOLDEN))
     except EngineError:
@@ -106,8 +113,13 @@ def open_engine(config: ModelConfig, graph: bytes, backend: str = "onnxruntime")
 
     Raises:
         GraphError: the graph cannot be loaded or does not fit the config.
-        BackendError: the backend is unknown or not available.
+        BackendError: the backend is unknown or cannot run here.
+        BuildError: the backend runs plans, and the graph cannot be compiled.
     """
+    if backend in tensorrt_module.BACKENDS:
+        from engines.tensorrt_load import build_engine
+
+        return build_engine(config, graph, backend)
     if backend != "onnxruntime":
         raise BackendError(f"no backend {backend!r}; there is {', '.join(BACKENDS)}")
     from engines.onnxruntime_backend import OnnxRuntimeEngine

@@ -3,6 +3,7 @@
 Both import, and every command's help works, without them: they are imported when they are asked for.
 """
 
+from functools import cache
 from types import ModuleType
 from typing import Any, cast
 
@@ -43,8 +44,8 @@ def _tensorrt() -> ModuleType:
     return cast(ModuleType, tensorrt)
 
 
-def device_architecture() -> str:
-    """Compute capability of the first GPU, such as `sm89`.
+def cuda_driver() -> ModuleType:
+    """PyCUDA's driver interface, initialised.
 
     Raises:
         ExtraError: PyCUDA, or the driver's library, is not installed.
@@ -54,14 +55,46 @@ def device_architecture() -> str:
         import pycuda.driver as cuda
     except (ImportError, OSError) as error:
         raise ExtraError(
-            f"TensorRT builds for the GPU of this machine, and none can be asked ({error}): install NVIDIA's "
-            "driver and pip install 'riskstream[tensorrt]'. Without a GPU, --backend tensorrt-rtx builds"
+            f"no GPU can be asked or used ({error}): install NVIDIA's driver (libcuda.so.1), the CUDA "
+            "toolkit (PyCUDA is compiled against its headers) and then pip install 'riskstream[cuda]'. "
+            "Without a GPU, model build --backend tensorrt-rtx builds plans and onnxruntime serves"
         ) from error
     try:
         cuda.init()
-        major, minor = cuda.Device(0).compute_capability()
+        cuda.Device(0)
     except cuda.Error as error:
-        raise BackendError(f"no GPU that TensorRT could build on: {error}") from error
+        raise BackendError(
+            f"no GPU that can be used: {error}; see what nvidia-smi lists and CUDA_VISIBLE_DEVICES hides"
+        ) from error
+    return cast(ModuleType, cuda)
+
+
+@cache
+def primary_context(driver: Any) -> Any:
+    """The primary context of the first GPU, which CUDA's runtime, and so TensorRT, uses too; not pushed.
+
+    Retained once for the process and never released: engines that shared the GPU through contexts of their
+    own would take turns on it, and PyCUDA's release leaves a primary context on the thread's stack.
+
+    Args:
+        driver: from `cuda_driver`.
+    """
+    return driver.Device(0).retain_primary_context()
+
+
+def capability(driver: Any) -> tuple[int, int]:
+    """Compute capability of the first GPU, such as (8, 9)."""
+    major, minor = driver.Device(0).compute_capability()
+    return int(major), int(minor)
+
+
+def device_architecture() -> str:
+    """Compute capability of the first GPU, such as `sm89`.
+
+    Raises:
+        ExtraError, BackendError: as `cuda_driver`.
+    """
+    major, minor = capability(cuda_driver())
     return f"sm{major}{minor}"
 
 

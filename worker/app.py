@@ -83,6 +83,7 @@ class Worker:
                 await self._store.close()
             if self._batcher is not None:
                 await self._batcher.close()
+                self._batcher.engine.close()
             await runner.cleanup()
             await asyncio.to_thread(tracing.stop)
             log.info("stopped")

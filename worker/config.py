@@ -97,7 +97,11 @@ class Settings(BaseSettings):
     # Model
     model: str = Field("vitals", description="model in the repository")
     model_repository: Path = Field(DEFAULT_MODELS, description="folder of model folders")
-    backend: Literal["onnxruntime"] = "onnxruntime"
+    backend: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = Field(
+        "onnxruntime",
+        description="runtime that computes the model: onnxruntime on the CPU, or a plan for an NVIDIA GPU "
+        "(compiled, never executed); one that cannot run here ends the start with the reason",
+    )
     infer_timeout_s: float = Field(20.0, gt=0, le=300, description="an engine call longer than this is hung")
     engine_patience_s: float = Field(
         2.0, gt=0, le=300, description="NEWS2 answers alone while an engine call takes longer than this"

@@ -8,12 +8,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from engines import plans, repository, tensorrt_build
-from engines.errors import BuildError, ExtraError, GraphError
+from engines.errors import BackendError, BuildError, EngineError, ExtraError, GraphError
 from engines.plans import Obtained, Precision
 from engines.tensorrt_build import Profile
-from engines.tensorrt_module import module_of
+from engines.tensorrt_engine import TensorRTEngine
+from engines.tensorrt_module import cuda_driver, module_of
 from tests import kinds
 from tests.engines.conftest import config_of, graph
+from tests.engines.fake_cuda import FakeDriver
 from tests.engines.test_repository import put_graph
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="building needs the extra `tensorrt-rtx`")
@@ -179,3 +181,40 @@ def test_a_missing_module_says_what_to_install() -> None:
             module_of("tensorrt")
     else:
         pytest.skip("tensorrt is installed here")
+
+
+def test_the_engine_says_why_the_runtime_does_not_load_a_plan(repository_path: Path) -> None:
+    """The runtime is real, and refuses for want of a driver; CUDA alone is a fake."""
+    plan, driver = obtain(repository_path).path.read_bytes(), FakeDriver()
+    config = repository.read_config(repository_path, "tiny")
+    try:
+        cuda_driver()
+    except EngineError:
+        with pytest.raises(BackendError, match=r"tensorrt_rtx .* does not load the plan of tiny \(.*35"):
+            TensorRTEngine(config, plan, rtx, driver)
+        driver.expect_clean()
+    else:
+        pytest.skip("this machine has a GPU that loads the plan")
+
+
+def test_the_module_has_what_the_engine_calls() -> None:
+    calls = {
+        rtx.Runtime: ("deserialize_cuda_engine",),
+        rtx.ICudaEngine: (
+            "num_io_tensors",
+            "get_tensor_name",
+            "get_tensor_mode",
+            "get_tensor_shape",
+            "get_tensor_dtype",
+            "get_tensor_profile_shape",
+            "create_runtime_config",
+            "create_execution_context",
+        ),
+        rtx.IRuntimeConfig: ("dynamic_shapes_kernel_specialization_strategy",),
+        rtx.IExecutionContext: ("set_input_shape", "set_tensor_address", "execute_async_v3"),
+        rtx.DynamicShapesKernelSpecializationStrategy: ("NONE",),
+        rtx.TensorIOMode: ("INPUT", "OUTPUT"),
+        rtx.DataType: ("FLOAT",),
+    }
+    for owner, names in calls.items():
+        assert [name for name in names if not hasattr(owner, name)] == [], owner

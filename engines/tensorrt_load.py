@@ -1,0 +1,113 @@
+"""From a model to its plan in an engine: the device is looked at first, then the plan is found or built."""
+
+from pathlib import Path
+from typing import Any
+
+from engines import plans, tensorrt_build
+from engines.engine import Engine
+from engines.errors import BackendError, BuildError, ExtraError
+from engines.plans import Key
+from engines.tensorrt_build import AMPERE_PLUS, Profile
+from engines.tensorrt_engine import TensorRTEngine
+from engines.tensorrt_module import capability, cuda_driver, module_of
+from schemas.model_config import ModelConfig
+
+OLDEST = (7, 5)
+"""Compute capability of Turing, the oldest that TensorRT 10 and TensorRT for RTX run on."""
+
+
+def load_plan(models: Path, config: ModelConfig, backend: str) -> Engine:
+    """An engine of a model's plan, which is built where there is none or a stale one; golden data unchecked.
+
+    Raises:
+        BackendError: a library is missing, or there is no GPU that the plan could run on.
+        BuildError: the plan cannot be built or written.
+        RepositoryError, DigestError, GraphError: the model is not in order.
+    """
+    module, driver = runtime(backend)
+    found = plans.obtain(models, config.name, backend)
+    check(found.provenance.key, config, str(module.__version__), capability(driver))
+    return TensorRTEngine(config, plans.read_plan(found.path), module, driver)
+
+
+def build_engine(config: ModelConfig, graph: bytes, backend: str) -> Engine:
+    """An engine of a graph, by a plan that is kept nowhere.
+
+    Raises:
+        BackendError: as `load_plan`.
+        BuildError: the graph cannot be compiled, or its tensors are not the config's.
+    """
+    module, driver = runtime(backend)
+    return TensorRTEngine(config, build_plan(config, graph, module), module, driver)
+
+
+def build_plan(config: ModelConfig, graph: bytes, module: Any) -> bytes:
+    """A plan for this machine's GPU and every batch size of the model.
+
+    Raises:
+        BuildError: the graph cannot be compiled, or its tensors are not the config's.
+    """
+    target = tensorrt_build.architecture(module, None)
+    return tensorrt_build.build(module, graph, config, Profile.of(config), target).plan
+
+
+def check(key: Key, config: ModelConfig, module_version: str, device: tuple[int, int]) -> None:
+    """Refuse a plan that is not for this model, this version of the module or this GPU.
+
+    Args:
+        key: of the plan's provenance.
+        config: of the model that is to run.
+        module_version: of the module that is to run it.
+        device: compute capability of the GPU.
+
+    Raises:
+        BuildError: the plan is stale.
+        BackendError: the GPU cannot run it.
+    """
+    again = f"riskstream model build {config.name} --backend {key.backend}"
+    if key.digest != config.digest:
+        raise BuildError(f"the plan is stale, made of another model.onnx of {config.name}: {again}")
+    if key.module_version != module_version:
+        raise BuildError(
+            f"the plan is stale, built by {key.backend} {key.module_version}, here is {module_version}: "
+            f"{again}"
+        )
+    refuse_old(device)
+    here = f"sm{device[0]}{device[1]}"
+    if key.architecture == AMPERE_PLUS and device < (8, 0):
+        raise BackendError(
+            f"the plan is for Ampere (sm80) and later, the GPU is {here}: serve on onnxruntime, or build "
+            "on this GPU with --backend tensorrt"
+        )
+    if key.architecture != AMPERE_PLUS and here not in key.architecture.split("+"):
+        raise BackendError(
+            f"the plan is for {key.architecture}, the GPU is {here}: {again}"
+            + (f" --architecture {here[2:]}" if key.backend == "tensorrt-rtx" else " on this machine")
+        )
+
+
+def refuse_old(device: tuple[int, int]) -> None:
+    """Refuse a GPU that no plan runs on.
+
+    Raises:
+        BackendError: it is older than `OLDEST`.
+    """
+    if device < OLDEST:
+        raise BackendError(
+            f"the GPU is sm{device[0]}{device[1]}, too old: TensorRT runs on sm{OLDEST[0]}{OLDEST[1]} "
+            "(Turing) and later; serve on onnxruntime"
+        )
+
+
+def runtime(backend: str) -> tuple[Any, Any]:
+    """The module and PyCUDA's driver, of a backend that can run here.
+
+    Raises:
+        BackendError: a library is missing, or there is no GPU, or one that is too old.
+    """
+    try:
+        module, driver = module_of(backend), cuda_driver()
+    except ExtraError as error:
+        raise BackendError(f"{backend} cannot run here: {error}") from error
+    refuse_old(capability(driver))
+    return module, driver

@@ -1,0 +1,44 @@
+"""The contract of `Engine` on the backends that run on any machine, and on the fake of TensorRT.
+
+The fake proves nothing of a GPU: it proves that the order of copies, events, frees and threads is right.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from engines import repository
+from engines.tensorrt_engine import TensorRTEngine
+from tests.engines.contract import EngineContract, Opener
+from tests.engines.fake_cuda import FakeDriver
+from tests.engines.fake_tensorrt import FakeTensorRT
+
+
+class TestOnnxRuntime(EngineContract):
+    exact = True
+
+    @pytest.fixture
+    def opener(self) -> Opener:
+        return repository.open_engine
+
+
+class OnAFake(EngineContract):
+    split_bytes = 1 << 20
+
+    @pytest.fixture
+    def opener(self) -> Iterator[Opener]:
+        driver = FakeDriver()
+        yield lambda config, plan: TensorRTEngine(
+            config, plan, FakeTensorRT(driver), driver, self.split_bytes
+        )
+        driver.expect_clean()
+
+
+class TestTensorRTOnAFake(OnAFake):
+    """In one piece."""
+
+
+class TestTensorRTInHalvesOnAFake(OnAFake):
+    """Every batch that is large enough for halves goes in halves."""
+
+    split_bytes = 1

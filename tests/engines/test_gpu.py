@@ -1,0 +1,139 @@
+"""TensorRT and TensorRT for RTX on a GPU: the contract, the shipped models' golden data, and leaks.
+
+Skipped, with the reason, where a backend cannot run. Only these tests are evidence that a GPU runs a plan.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines import bench, repository, tensorrt_load
+from engines.engine import Engine
+from engines.errors import BackendError
+from engines.tensorrt_engine import TensorRTEngine
+from engines.tensorrt_module import BACKENDS, cuda_driver, primary_context
+from schemas.model_config import ModelConfig
+from tests.engines.conftest import config_of, graph, tiny_inputs
+from tests.engines.contract import EngineContract, Opener
+
+pytestmark = pytest.mark.gpu
+
+SHIPPED = [config.name for config in repository.list_models()]
+
+LOADS = 100
+
+LEAK_BYTES = 8 << 20
+"""A runtime keeps caches of its own; loads that leaked would keep 100 contexts and 1,200 buffers."""
+
+
+def require(backend: str) -> None:
+    """Skip where the backend's libraries or a GPU are missing; a plan that then fails to run is a failure."""
+    try:
+        tensorrt_load.runtime(backend)
+    except BackendError as error:
+        pytest.skip(str(error))
+
+
+class OnAGpu(EngineContract):
+    backend: str
+
+    @pytest.fixture
+    def opener(self) -> Opener:
+        require(self.backend)
+
+        def opened(config: ModelConfig, content: bytes) -> Engine:
+            return repository.open_engine(config, content, self.backend)
+
+        return opened
+
+
+class TestTensorRT(OnAGpu):
+    backend = "tensorrt"
+
+
+class TestTensorRTForRtx(OnAGpu):
+    backend = "tensorrt-rtx"
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    require(request.param)
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """The shipped models in a folder that plans can be written to."""
+    for name in SHIPPED:
+        (tmp_path / name).mkdir()
+        for file in (repository.SHIPPED / name).iterdir():
+            if file.is_file():
+                (tmp_path / name / file.name).symlink_to(file)
+        version = str(repository.read_config(repository.SHIPPED, name).version)
+        (tmp_path / name / version).mkdir()
+        for file in (repository.SHIPPED / name / version).iterdir():
+            if file.is_file():
+                (tmp_path / name / version / file.name).symlink_to(file)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_models_reproduce_golden_data_and_the_reference(
+    backend: str, name: str, models: Path
+) -> None:
+    engine = repository.load(models, name, backend)
+    reference = repository.load(models, name)
+    inputs = bench.repeated(bench.golden_inputs(models, engine.config), 64)
+    expected = reference.run(inputs)
+    for tensor, array in engine.run(inputs).items():
+        np.testing.assert_allclose(array, expected[tensor], atol=engine.config.golden_tolerance)
+    engine.close()
+    reference.close()
+
+
+def test_halves_give_what_the_whole_gives(backend: str) -> None:
+    content = graph()
+    config = config_of(content)
+    module, driver = tensorrt_load.runtime(backend)
+    plan = tensorrt_load.build_plan(config, content, module)
+    whole = TensorRTEngine(config, plan, module, driver)
+    halves = TensorRTEngine(config, plan, module, driver, split_bytes=1)
+    for seed in range(20):
+        inputs = tiny_inputs(32, seed)
+        expected = whole.run(inputs)
+        for tensor, array in halves.run(inputs).items():
+            np.testing.assert_allclose(array, expected[tensor], atol=config.golden_tolerance)
+    whole.close()
+    halves.close()
+
+
+def test_a_hundred_loads_leave_the_gpus_memory_as_it_was(backend: str) -> None:
+    content = graph()
+    config = config_of(content)
+    module, driver = tensorrt_load.runtime(backend)
+    plan = tensorrt_load.build_plan(config, content, module)
+
+    def load() -> None:
+        engine = TensorRTEngine(config, plan, module, driver)
+        engine.run(tiny_inputs(32))
+        engine.close()
+
+    load()
+    before = free_bytes()
+    for _ in range(LOADS):
+        load()
+        with pytest.raises(BackendError):
+            TensorRTEngine(config, plan[: len(plan) // 2], module, driver)
+    assert before - free_bytes() < LEAK_BYTES
+
+
+def free_bytes() -> int:
+    driver = cuda_driver()
+    context = primary_context(driver)
+    context.push()
+    try:
+        return int(driver.mem_get_info()[0])
+    finally:
+        context.pop()

@@ -1,0 +1,318 @@
+"""Contexts, buffers, streams, frees and threads of the TensorRT engine, on fakes that find mistakes of order.
+
+The fakes run no GPU: what they show is that the engine's own logic keeps the rules of CUDA.
+"""
+
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from engines import plans, repository, tensorrt_load, tensorrt_module
+from engines.errors import BackendError, BuildError, DigestError, ExtraError, GoldenError
+from engines.plans import Key
+from engines.tensorrt_build import AMPERE_PLUS, Built
+from engines.tensorrt_engine import TensorRTEngine
+from tests.engines.conftest import config_of, golden_of, graph, tiny_inputs, tiny_outputs
+from tests.engines.fake_cuda import FakeDriver
+from tests.engines.fake_tensorrt import FakeTensorRT
+
+GRAPH = graph()
+CONFIG = config_of(GRAPH)
+INPUTS = tiny_inputs(32)
+
+
+@pytest.fixture
+def driver() -> FakeDriver:
+    return FakeDriver()
+
+
+@pytest.fixture
+def module(driver: FakeDriver) -> FakeTensorRT:
+    return FakeTensorRT(driver)
+
+
+def opened(module: FakeTensorRT, split_bytes: int = 1) -> TensorRTEngine:
+    return TensorRTEngine(CONFIG, GRAPH, module, module.driver, split_bytes)
+
+
+def expect_right(engine: TensorRTEngine, rows: int, seed: int = 0) -> None:
+    inputs = tiny_inputs(rows, seed)
+    for name, expected in tiny_outputs(inputs).items():
+        np.testing.assert_allclose(engine.run(inputs)[name], expected, atol=1e-6)
+
+
+def test_loads_runs_and_closes_in_three_threads(module: FakeTensorRT) -> None:
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two, ThreadPoolExecutor(1) as three:
+        engine = one.submit(opened, module).result()
+        assert engine.backend == "tensorrt-rtx-cuda"
+        for rows in (1, 32, 7):
+            two.submit(expect_right, engine, rows, rows).result()
+        three.submit(engine.close).result()
+    assert module.deaths == ["context", "engine", "runtime"]
+    assert module.driver.retained == 1
+    module.driver.expect_clean()
+
+
+def test_batches_are_padded_to_tiles_and_large_ones_go_in_halves(module: FakeTensorRT) -> None:
+    engine = opened(module)
+    for rows in (1, 16, 17, 31, 32):
+        expect_right(engine, rows)
+    each = [[16], [16], [32], [32], [16, 16]]
+    assert module.executions == [
+        size for sizes in each for size in sizes * 2
+    ]  # there are two outputs to check
+    engine.close()
+
+
+def test_small_batches_go_in_one(module: FakeTensorRT) -> None:
+    engine = opened(module, split_bytes=1 << 20)
+    engine.run(INPUTS)
+    assert module.executions == [32]
+    engine.close()
+
+
+@pytest.mark.parametrize("profile", [(1, 2, 4), (8, 8, 10), (1, 16, 16), (32, 32, 32)])
+def test_a_batch_over_the_profile_goes_in_more_pieces_than_buffers(
+    module: FakeTensorRT, profile: tuple[int, int, int]
+) -> None:
+    module.profile = profile
+    engine = opened(module)
+    for rows in (1, 9, 31, 32):
+        expect_right(engine, rows, seed=rows)
+    assert max(module.executions) <= profile[2]
+    engine.close()
+    module.driver.expect_clean()
+
+
+def test_nothing_is_allocated_after_the_load(module: FakeTensorRT) -> None:
+    engine = opened(module)
+    made = module.driver.made
+    for rows in range(1, 33):
+        engine.run(tiny_inputs(rows))
+        engine.run_in_parts(tiny_inputs(rows))
+    assert module.driver.made == made
+    engine.close()
+
+
+def test_every_allocation_that_fails_frees_those_before(module: FakeTensorRT) -> None:
+    driver = module.driver
+    opened(module).close()
+    for number in range(1, driver.made + 1):
+        driver.made, driver.fail_at = 0, number
+        with pytest.raises(BackendError, match=r"memory") as told:
+            opened(module)
+        driver.expect_clean()
+        del told
+    driver.fail_at = None
+    opened(module).close()
+    driver.expect_clean()
+
+
+def test_too_little_memory_says_how_much_there_is(module: FakeTensorRT) -> None:
+    module.driver.fail_at = 5
+    with pytest.raises(BackendError, match=r"too little memory for tiny at batches of 64 .* 3 of 8 MiB free"):
+        opened(module)
+
+
+def test_a_hundred_refused_plans_leave_nothing(module: FakeTensorRT) -> None:
+    module.refusal = "Error Code 6: the engine plan file is generated on an incompatible device"
+    for _ in range(100):
+        with pytest.raises(
+            BackendError, match=r"does not load the plan of tiny \(Error Code 6.* build it again"
+        ):
+            opened(module)
+    assert module.deaths == ["runtime"] * 100
+    module.driver.expect_clean()
+
+
+def test_no_execution_context(module: FakeTensorRT) -> None:
+    module.no_context = True
+    with pytest.raises(BackendError, match="no execution context for tiny: not enough device memory"):
+        opened(module)
+    assert module.deaths == ["engine", "runtime"]
+    module.driver.expect_clean()
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_after_a_failed_batch_the_next_is_right(module: FakeTensorRT, failing: int) -> None:
+    module.failures = {failing}
+    engine = opened(module)
+    with pytest.raises(BackendError, match="failed on a batch padded to 16: a kernel failed"):
+        engine.run(INPUTS)
+    assert not module.driver.queue
+    expect_right(engine, 32, seed=5)
+    engine.close()
+    module.driver.expect_clean()
+
+
+def test_a_second_thread_is_refused_and_a_close_waits_for_the_call(module: FakeTensorRT) -> None:
+    engine, refused = opened(module, split_bytes=1 << 20), []
+
+    def others() -> None:
+        with pytest.raises(BackendError, match="in use by another thread") as told:
+            engine.run(INPUTS)
+        refused.append(str(told.value))
+        engine.close()
+
+    def meanwhile() -> None:
+        thread = threading.Thread(target=others)
+        thread.start()
+        thread.join(10)
+        assert module.driver.live, "freed under a call"
+
+    module.meanwhile = meanwhile
+    outputs = engine.run(INPUTS)
+    np.testing.assert_allclose(outputs["risk"], tiny_outputs(INPUTS)["risk"], atol=1e-6)
+    assert len(refused) == 1
+    module.driver.expect_clean()
+    with pytest.raises(BackendError, match="closed"):
+        engine.run(INPUTS)
+
+
+def test_parts_come_from_events_that_have_passed(module: FakeTensorRT) -> None:
+    engine = opened(module)
+    _, parts = engine.run_in_parts(INPUTS)
+    assert parts is not None
+    assert min(parts) > 0
+    engine.close()
+    module.driver.expect_clean()
+
+
+def key(**changes: object) -> Key:
+    usual: dict[str, object] = {
+        "model": "tiny",
+        "version": 3,
+        "digest": CONFIG.digest,
+        "graph_digest": CONFIG.digest,
+        "backend": "tensorrt-rtx",
+        "module_version": "1.7",
+        "architecture": AMPERE_PLUS,
+        "precision": "fp32",
+        "profile": (1, 32, 32),
+    }
+    return Key(**(usual | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("device", [(8, 0), (8, 9), (9, 0), (12, 0)])
+def test_a_plan_for_ampere_and_later(device: tuple[int, int]) -> None:
+    tensorrt_load.check(key(), CONFIG, "1.7", device)
+    tensorrt_load.check(key(architecture=f"sm80+sm{device[0]}{device[1]}"), CONFIG, "1.7", device)
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "error", "message"),
+    [
+        (
+            {"digest": "0" * 64},
+            (8, 9),
+            BuildError,
+            "stale, made of another model.onnx of tiny: riskstream model",
+        ),
+        ({"module_version": "1.6"}, (8, 9), BuildError, "stale, built by tensorrt-rtx 1.6, here is 1.7"),
+        ({}, (7, 0), BackendError, "the GPU is sm70, too old: TensorRT runs on sm75"),
+        ({}, (7, 5), BackendError, "for Ampere .sm80. and later, the GPU is sm75: serve on onnxruntime"),
+        (
+            {"architecture": "sm75+sm86"},
+            (8, 9),
+            BackendError,
+            "the plan is for sm75.sm86, the GPU is sm89: .* --backend tensorrt-rtx --architecture 89",
+        ),
+        (
+            {"architecture": "sm86", "backend": "tensorrt"},
+            (8, 9),
+            BackendError,
+            "the plan is for sm86, the GPU is sm89: .* --backend tensorrt on this machine",
+        ),
+    ],
+)
+def test_plans_that_cannot_run_are_told_apart(
+    changes: dict[str, object], device: tuple[int, int], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        tensorrt_load.check(key(**changes), CONFIG, "1.7", device)
+
+
+@pytest.fixture
+def fakes(module: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
+    """The module and the driver are the fakes, and a build gives the graph as the plan."""
+
+    def module_of(backend: str) -> FakeTensorRT:
+        return module
+
+    def build(_: object, content: bytes, *__: object) -> Built:
+        return Built(content, (), 1, (), (), None)
+
+    monkeypatch.setattr(tensorrt_load, "module_of", module_of)
+    monkeypatch.setattr(tensorrt_load, "cuda_driver", lambda: module.driver)
+    monkeypatch.setattr(plans, "module_of", module_of)
+    monkeypatch.setattr("engines.tensorrt_build.build", build)
+    return module
+
+
+def test_the_repository_builds_loads_and_verifies(fakes: FakeTensorRT, repository_path: Path) -> None:
+    folder = repository_path / "tiny/3/plans"
+    for _ in range(2):
+        engine = repository.load(repository_path, "tiny", "tensorrt-rtx")
+        engine.close()
+        assert sorted(file.suffix for file in folder.iterdir()) == [".json", ".plan"]
+    assert fakes.executions == [16, 16]
+    fakes.driver.expect_clean()
+
+
+def test_an_engine_that_computes_something_else_is_closed(fakes: FakeTensorRT, repository_path: Path) -> None:
+    wrong = golden_of(INPUTS, tiny_outputs(tiny_inputs(32, seed=1)))
+    (repository_path / "tiny/3/golden.npz").write_bytes(wrong)
+    with pytest.raises(GoldenError):
+        repository.load(repository_path, "tiny", "tensorrt-rtx")
+    fakes.driver.expect_clean()
+
+
+def test_a_damaged_model_is_not_built(fakes: FakeTensorRT, repository_path: Path) -> None:
+    (repository_path / "tiny/3/model.onnx").write_bytes(graph(bias=1.0))
+    with pytest.raises(DigestError):
+        repository.load(repository_path, "tiny", "tensorrt-rtx")
+
+
+def test_an_old_gpu_is_refused_before_anything_is_built(fakes: FakeTensorRT, repository_path: Path) -> None:
+    fakes.driver.capability = (6, 1)
+    with pytest.raises(BackendError, match="sm61, too old"):
+        repository.load(repository_path, "tiny", "tensorrt-rtx")
+    assert not (repository_path / "tiny/3/plans").exists()
+
+
+def test_without_pycuda_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    with pytest.raises(ExtraError, match=r"NVIDIA's driver .* CUDA toolkit .* 'riskstream\[cuda\]'"):
+        tensorrt_module.cuda_driver()
+
+
+def test_without_a_gpu_it_says_where_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    class CudaError(Exception):
+        pass
+
+    def init() -> None:
+        raise CudaError("cuInit failed: no CUDA-capable device is detected")
+
+    vendor = ModuleType("pycuda.driver")
+    vendor.Error, vendor.init = CudaError, init  # type: ignore[attr-defined]
+    package = ModuleType("pycuda")
+    package.driver = vendor  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pycuda", package)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", vendor)
+    with pytest.raises(BackendError, match=r"no GPU that can be used: cuInit failed.*nvidia-smi"):
+        tensorrt_module.cuda_driver()
+
+
+@pytest.mark.parametrize("backend", tensorrt_module.BACKENDS)
+def test_without_its_libraries_no_other_backend_is_taken(
+    backend: str, repository_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pycuda", "pycuda.driver", "tensorrt"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(BackendError, match=f"{backend} cannot run here: .*pip install 'riskstream"):
+        repository.load(repository_path, "tiny", backend)
