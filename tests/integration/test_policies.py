@@ -17,6 +17,7 @@ import aiohttp
 import msgspec
 import pytest
 
+from engines import repository
 from schemas.messages import Alert, VitalsRecord
 from tests import killing
 from tests.integration.servers import KafkaServer, RedisServer
@@ -124,8 +125,9 @@ async def test_policies_and_feedback_while_workers_are_killed(
         assert await worker.stop() == 0, worker.tail()
 
     published = await alerts(settings)
+    shipped = repository.read_config(repository.SHIPPED, "vitals").policy.version
     by_model = [a for a in published if a.model.name == "vitals"]
-    assert {(a.policy_version, a.care_unit) for a in mine} == {("1", "ward-7")}
+    assert {(a.policy_version, a.care_unit) for a in mine} == {(shipped, "ward-7")}
     assert "raised-threshold" not in {a.patient for a in by_model}
     assert {a.policy_version for a in published if a.model.name == "news2"} >= {"1+unit.2"}
     after = {
