@@ -21,6 +21,7 @@ from worker import metrics
 from worker.cluster import Cluster, describe
 from worker.config import Settings
 from worker.errors import FatalError, RetryError
+from worker.history import SILENT_S
 from worker.policies import Policies, shipped
 
 POLL_S = 1.0
@@ -28,9 +29,6 @@ POLL_S = 1.0
 
 RETRY_S = 5.0
 """Wait before a topic that could not be read is read again."""
-
-SILENT_S = 30
-"""Seconds without an answer after which reading to the end is given up, to be tried again."""
 
 log = structlog.get_logger("riskstream.policies")
 

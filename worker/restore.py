@@ -48,14 +48,7 @@ class Restored(NamedTuple):
 class Restorer:
     """Decides where a partition starts and loads its state."""
 
-    def __init__(
-        self,
-        store: Store,
-        log: Log,
-        model: SeriesModel,
-        run: Run,
-        horizon_ms: int,
-    ) -> None:
+    def __init__(self, store: Store, log: Log, model: SeriesModel, run: Run, horizon_ms: int) -> None:
         self._store = store
         self._log = log
         self._model = model
