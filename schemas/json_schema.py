@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from schemas.features import FEATURES, LOINC, MDC, Feature
+from schemas.imaging import ImagingEvent
 from schemas.messages import Alert, DeadLetter, FeedbackRecord, Finding, Score, VitalsRecord
 from schemas.model_card import ModelCard
 from schemas.model_config import ModelConfig
@@ -29,6 +30,7 @@ ROOTS: dict[str, type[msgspec.Struct]] = {
     "score": Score,
     "dead-letter": DeadLetter,
     "feedback-record": FeedbackRecord,
+    "imaging-event": ImagingEvent,
     "finding": Finding,
     "policy-change": PolicyChange,
     "model-config": ModelConfig,

@@ -3,8 +3,8 @@
 JSON on the wire, UTF-8, times in RFC 3339 with a zone. Evolution: a new field always has a default, an
 unknown field is ignored, no field changes its meaning; `tests/schemas/fixtures` holds old messages that
 must always decode. FHIR R4 and HL7 v2 records become `VitalsRecord` in their own adapters, chosen by
-content type in `worker/decode.py`, as feedback on alerts is told from vitals; imaging events get their own
-struct beside `VitalsRecord`.
+content type in `worker/decode.py`, as feedback on alerts is told from vitals; imaging events are in
+`imaging.py`.
 """
 
 from datetime import datetime
