@@ -172,7 +172,7 @@ async def test_credentials_go_to_their_service_alone(pacs: Pacs) -> None:
         with pytest.raises(FetchFailedError):
             await fetch(settings, dicomweb(other))
     assert pacs.asked[0][1]["Authorization"] == "Bearer hunter2-token"
-    assert [path for path in other.paths] == [INSTANCE, INSTANCE, "/"]
+    assert other.paths == [INSTANCE, INSTANCE, "/"]
     assert not any("Authorization" in headers for _, headers in other.asked)
 
 
