@@ -218,13 +218,13 @@ class Mount:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.back = threading.Event()
-        self._open, self._scandir = os.open, os.scandir
+        self._open, self._stat = os.open, os.stat
         self._monkeypatch = monkeypatch
 
     def hang(self, *, folders: bool) -> None:
         self._monkeypatch.setattr(os, "open", self._hanging(self._open))
         if folders:
-            self._monkeypatch.setattr(os, "scandir", self._hanging(self._scandir))
+            self._monkeypatch.setattr(os, "stat", self._hanging(self._stat))
 
     def _hanging(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def hang(*args: Any) -> Any:

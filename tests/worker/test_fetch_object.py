@@ -14,7 +14,7 @@ from schemas.imaging import ObjectImage
 from tests.worker.pacs import CANARY, DIGEST, PICTURE, assert_anonymous, event_of, fetch
 from worker import config
 from worker.config import Settings
-from worker.errors import FetchFailedError, FetchRefusedError, SourceAwayError
+from worker.errors import FetchFailedError, FetchRefusedError, SourceAwayError, SourceDeniedError
 from worker.fetch import Fetched, Fetcher
 
 KEY = f"scans/chest/{CANARY}.dcm"
@@ -175,16 +175,19 @@ async def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 class S3:
-    """One object. `missing` and `away` are what it may be asked to be."""
+    """One object in a bucket; `fault` is the status of all paths that begin with `faulty`."""
 
     def __init__(self) -> None:
         self.fault = 0
+        self.faulty = ""
         self.asked: list[tuple[str, str, str]] = []
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.asked.append((request.method, request.path, request.headers.get("Range", "")))
-        if self.fault:
+        if self.fault and request.path.startswith(self.faulty):
             return web.Response(status=self.fault)
+        if request.path in ("/scans", "/scans/"):
+            return web.Response()
         if request.path != f"/{KEY}":
             return web.Response(status=404)
         if request.method == "HEAD":
@@ -221,8 +224,11 @@ async def test_faults_by_s3fs(s3: S3) -> None:
     fetcher = Fetcher(settings_of())
     with pytest.raises(FetchFailedError) as absent:
         await fetcher.fetch(an_object("scans/chest/absent"))
-    s3.fault = 403
+    s3.fault, s3.faulty = 403, f"/{KEY}"
     with pytest.raises(FetchFailedError) as forbidden:
+        await fetcher.fetch(an_object())
+    s3.faulty = ""
+    with pytest.raises(SourceDeniedError):
         await fetcher.fetch(an_object())
     s3.fault = 503
     with pytest.raises(SourceAwayError):
