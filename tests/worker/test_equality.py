@@ -24,10 +24,11 @@ from tests import killing
 from worker import early_warning
 from worker.batch import Batcher
 from worker.decode import Event, decode
+from worker.intake import Limits
 from worker.messages import Author
 from worker.normalise import normalise
 from worker.partition import Partition, Place
-from worker.pipeline import Limits, Pipeline
+from worker.pipeline import Pipeline
 from worker.policies import Policies
 from worker.publish import Outgoing
 

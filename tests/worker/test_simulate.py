@@ -18,10 +18,11 @@ from schemas.features import BY_LOINC, FEATURES, IS_STATIC
 from schemas.messages import Alert, VitalsRecord
 from schemas.units import accept
 from worker import early_warning, simulate
+from worker.intake import Limits
 from worker.messages import Author
 from worker.partition import Partition, Place
 from worker.pathways import PATHWAYS
-from worker.pipeline import Limits, Pipeline
+from worker.pipeline import Pipeline
 from worker.policies import Policies
 from worker.publish import Outgoing
 from worker.simulate import SimulationError

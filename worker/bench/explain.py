@@ -27,9 +27,10 @@ from worker.bench.pipeline import PACKAGES, PLACE, records_of
 from worker.change import Change
 from worker.config import Settings
 from worker.infer import Run, window_of
+from worker.intake import limits_of
 from worker.messages import Author
 from worker.partition import Partition
-from worker.pipeline import Pipeline, limits_of
+from worker.pipeline import Pipeline
 from worker.plan import Scored
 from worker.policies import shipped
 from worker.publish import Outgoing
