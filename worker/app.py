@@ -28,10 +28,11 @@ from worker.deadlines import STOP_S, shutdown_s
 from worker.errors import FatalError, RetryError, StoreError
 from worker.feedback_topic import Carrier
 from worker.http import Health, serve
+from worker.intake import limits_of
 from worker.lanes import Stages
 from worker.messages import Author
 from worker.partition import Place
-from worker.pipeline import Pipeline, limits_of
+from worker.pipeline import Pipeline
 from worker.policies import Policies, shipped
 from worker.policy_source import PolicyFile, PolicyTopic
 from worker.publish import Publisher

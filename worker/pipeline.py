@@ -1,6 +1,6 @@
 """The path of a chunk of records, from bytes to confirmed alerts.
 
-    decode -> normalise -> state      `_apply`: changes the patients in memory, plans what to compute
+    decode -> normalise -> state      `intake.py`: changes the patients in memory, plans what to compute
     NEWS2                             `_warn`: its own alerts, confirmed before the model is asked
     batch -> infer                    `infer`: calibrated risks, one for each record that changed a patient
     decide                            `_decide`: alert transitions; pure but for the latch it replaces
@@ -30,28 +30,26 @@ from numpy.typing import NDArray
 from engines.steps import Prediction, SeriesModel
 from schemas.latch import Which
 from schemas.messages import Rejection
-from schemas.model_config import NEWS2, Policy
+from schemas.model_config import Policy
 from schemas.news2_policy import News2Policy
 from worker import early_warning, metrics, tracing
 from worker.accounting import count, count_feedback, count_warnings, observe
-from worker.change import Change, Fate, Lapse
-from worker.config import Settings
+from worker.change import Change, Lapse
 from worker.decide import Step, decide, expire
-from worker.decode import Event, Feedback, Record, Refusal, decode
+from worker.decode import Record
 from worker.early_warning import Warned
 from worker.errors import EngineDownError, EngineHungError
 from worker.explain import explain
-from worker.feedback import FEEDBACK_IDS, Hearing, Said, quiet_of
+from worker.feedback import Hearing
 from worker.infer import infer
+from worker.intake import Limits, take_in
 from worker.messages import Author, Basis, basis, finite, uncertainty
-from worker.normalise import normalise, plausible
 from worker.partition import Partition
-from worker.patient import FORGET_MS, Patient
-from worker.plan import Plan, Scored, Standing
+from worker.patient import FORGET_MS
+from worker.plan import Plan, Scored
 from worker.policies import Policies
 from worker.publish import Outgoing
 from worker.served import Served, Serving
-from worker.state import apply, event_digest, plan_score, remember_event
 
 F32 = NDArray[np.float32]
 T = TypeVar("T")
@@ -61,24 +59,6 @@ class Publish(Protocol):
     """Publishes messages; returns when all are confirmed."""
 
     async def __call__(self, messages: Sequence[Outgoing]) -> None: ...
-
-
-class Limits:
-    """What the path accepts; times in ms, sizes in bytes."""
-
-    def __init__(self, record_bytes: int, past_ms: int, future_ms: int) -> None:
-        self.record_bytes = record_bytes
-        self.past_ms = past_ms
-        self.future_ms = future_ms
-
-
-def limits_of(settings: Settings) -> Limits:
-    """The limits that a worker with these settings has."""
-    return Limits(
-        settings.max_record_bytes,
-        round(settings.past_tolerance_h * 3_600_000),
-        round(settings.future_tolerance_s * 1000),
-    )
 
 
 class Pipeline:
@@ -219,97 +199,7 @@ class Pipeline:
             partition.expired_early |= {(key, which) for key, which, _ in told}
 
     def _apply(self, partition: Partition, chunk: Sequence[Record], model: SeriesModel) -> Change:
-        answers = partition.unanswered is None
-        change = Change(chunk, keeps_windows=answers and (model.whole or not partition.replaying))
-        for index, record in enumerate(chunk):
-            event = decode(record, self._limits.record_bytes)
-            if isinstance(event, Refusal):
-                change.rejections[index] = [Rejection(event.reason, event.path)]
-            elif isinstance(event, Feedback):
-                change.fates[index] = self._apply_feedback(partition, record, event, index, change)
-            else:
-                change.fates[index] = self._apply_event(partition, record, event, index, change, model)
-        return change
-
-    def _apply_feedback(
-        self, partition: Partition, record: Record, event: Feedback, index: int, change: Change
-    ) -> Fate:
-        """Note what was said, for the latches to hear in its turn; the patient is otherwise as before."""
-        rejections = change.rejections[index] = []
-        quiet = quiet_of(event.said, partition.place, record.offset)
-        which = self._which(event.said.alert.model.name)
-        if quiet is None or which is None:
-            rejections.append(Rejection("unknown-alert", "$.alert"))
-            return "dead_lettered"
-        if not plausible(event.time_ms, record.timestamp, self._limits.past_ms, self._limits.future_ms):
-            rejections.append(Rejection("implausible-time", "$.time"))
-            return "dead_lettered"
-        # Of a patient who is not known nothing is kept, and the record's time says nothing of a patient's.
-        patient = partition.patients.get(event.patient) or Patient(event.patient)
-        if record.offset < patient.applied:
-            return "skipped"
-        # Ids are its sender's own: one that a vitals record has too must not make that a duplicate.
-        digest = event_digest(event.event_id, FEEDBACK_IDS)
-        if digest in patient.event_ids:
-            return "duplicate"
-        if patient.id in partition.patients:
-            remember_event(patient, digest)
-            partition.dirty.add(patient.id)
-        change.said.append(Said(index, patient, which, quiet, event.said))
-        return "stored"
-
-    def _which(self, model: str) -> Which | None:
-        names: dict[str, Which] = {self.serving.current.config.name: "risk", NEWS2: "news2"}
-        return names.get(model)
-
-    def _apply_event(
-        self,
-        partition: Partition,
-        record: Record,
-        event: Event,
-        index: int,
-        change: Change,
-        model: SeriesModel,
-    ) -> Fate:
-        limits = self._limits
-        measurements, rejections = normalise(event, record.timestamp, limits.past_ms, limits.future_ms)
-        change.rejections[index] = rejections
-        if not measurements:
-            return "dead_lettered"
-        patient = partition.patient(event.patient, record.timestamp)
-        if record.offset < patient.applied:
-            change.rejections[index] = []
-            return "skipped"
-        digest = event_digest(event.event_id)
-        if digest in patient.event_ids:
-            change.rejections[index] = []
-            return "duplicate"
-        applied = apply(patient, event.event_id, measurements, model.channels, change.plan)
-        rejections.extend(applied.rejections)
-        if not applied.accepted:
-            return "dead_lettered"
-        before = Standing(patient.care_unit, patient.touched_ms)
-        self._enter(partition, patient, index, change)
-        change.accepted[index] = applied.accepted
-        remember_event(patient, digest)
-        if event.care_unit is not None and event.time_ms >= patient.care_unit_ms:
-            patient.care_unit, patient.care_unit_ms = event.care_unit, event.time_ms
-        patient.touched_ms = max(patient.touched_ms, record.timestamp)
-        partition.seen_s[patient.id] = time.perf_counter()
-        partition.dirty.add(patient.id)
-        partition.came(patient.id)
-        if not applied.scorable:
-            if patient.open >= 0:
-                plan_score(patient, index, change.beside, before)
-            return "stored"
-        plan_score(patient, index, change.plan, before)
-        return "scored"
-
-    def _enter(self, partition: Partition, patient: Patient, index: int, change: Change) -> None:
-        before = partition.patients.get(patient.id)
-        partition.patients[patient.id] = patient
-        if before is not None and before is not patient:
-            change.renewed.append((index, before))
+        return take_in(partition, chunk, model, self._limits)
 
     def _lapsed(self, change: Change, which: Which) -> list[Lapse]:
         """What is left of patients that start anew: an open episode has expired.

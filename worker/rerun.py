@@ -14,10 +14,11 @@ from worker.config import Settings
 from worker.decide import expire
 from worker.decode import Record
 from worker.errors import EngineDownError
+from worker.intake import limits_of
 from worker.messages import Author, Basis
 from worker.partition import Partition
 from worker.patient import FORGET_MS
-from worker.pipeline import Pipeline, limits_of
+from worker.pipeline import Pipeline
 from worker.policies import Policies
 from worker.publish import Outgoing
 from worker.served import Alone, Served

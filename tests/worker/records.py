@@ -14,9 +14,10 @@ from schemas import news2_policy
 from schemas.features import FEATURES
 from schemas.messages import Alert, DeadLetter, Score
 from worker.change import Change
+from worker.intake import Limits
 from worker.messages import Author, moment
 from worker.partition import Partition, Place
-from worker.pipeline import Limits, Pipeline
+from worker.pipeline import Pipeline
 from worker.policies import Policies
 from worker.publish import Outgoing
 from worker.served import Alone, Served

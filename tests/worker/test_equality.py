@@ -22,9 +22,10 @@ from schemas.window import HOUR_MS, WINDOW_BINS, Rows, rows
 from tests import killing
 from worker.batch import Batcher
 from worker.decode import Event, decode
+from worker.intake import Limits
 from worker.normalise import normalise
 from worker.partition import Partition, Place
-from worker.pipeline import Limits, Pipeline
+from worker.pipeline import Pipeline
 from worker.policies import Policies
 from worker.publish import Outgoing
 from worker.served import Alone, Served

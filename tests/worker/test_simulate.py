@@ -17,9 +17,10 @@ from schemas.features import BY_LOINC, FEATURES, IS_STATIC
 from schemas.messages import Alert, VitalsRecord
 from schemas.units import accept
 from worker import simulate
+from worker.intake import Limits
 from worker.partition import Partition, Place
 from worker.pathways import PATHWAYS
-from worker.pipeline import Limits, Pipeline
+from worker.pipeline import Pipeline
 from worker.policies import Policies
 from worker.publish import Outgoing
 from worker.served import Alone, Served

@@ -26,8 +26,9 @@ from worker.bench.pipeline import PACKAGES, PLACE, records_of
 from worker.change import Change
 from worker.config import Settings
 from worker.infer import window_of
+from worker.intake import limits_of
 from worker.partition import Partition
-from worker.pipeline import Pipeline, limits_of
+from worker.pipeline import Pipeline
 from worker.plan import Scored
 from worker.policies import shipped
 from worker.publish import Outgoing

@@ -32,9 +32,10 @@ from worker.codec import encode_bin, encode_hot
 from worker.config import Settings
 from worker.decode import Event, Record, decode
 from worker.drift import watch
+from worker.intake import limits_of
 from worker.normalise import normalise
 from worker.partition import Partition, Place
-from worker.pipeline import Pipeline, limits_of
+from worker.pipeline import Pipeline
 from worker.plan import Plan
 from worker.policies import shipped
 from worker.publish import Outgoing
