@@ -19,6 +19,7 @@ from tests.worker.pacs import (
     nothing,
     running,
     settings_for,
+    status,
 )
 from worker import config
 from worker.errors import FetchFailedError, FetchRefusedError
@@ -48,13 +49,6 @@ def in_turn(*answers: Answer) -> Answer:
 
     async def answer(request: web.Request) -> web.StreamResponse:
         return await next(left, last)(request)
-
-    return answer
-
-
-def status(code: int, **headers: str) -> Answer:
-    async def answer(_: web.Request) -> web.StreamResponse:
-        return web.Response(status=code, headers={name.replace("_", "-"): v for name, v in headers.items()})
 
     return answer
 
@@ -126,7 +120,7 @@ async def test_absences_use_up_no_tries(pacs: Pacs, fetcher: Fetcher) -> None:
 async def test_retry_after_is_obeyed_within_its_bound(
     pacs: Pacs, fetcher: Fetcher, asked: str, least: float, most: float
 ) -> None:
-    pacs.answer = in_turn(status(503, Retry_After=asked), good)
+    pacs.answer = in_turn(status(503, **{"Retry-After": asked}), good)
     began = time.perf_counter()
     await fetch_patiently(fetcher, dicomweb(pacs), QUICK)
     assert least <= time.perf_counter() - began < most
