@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT for RTX on a GPU: the contract, the shipped models' golden data, and leaks.
+"""TensorRT, TensorRT for RTX and ONNX Runtime on a GPU: the contract, the shipped models' golden data, and leaks.
 
 Skipped, with the reason, where a backend cannot run. Only these tests are evidence that a GPU runs a plan.
 """
@@ -6,6 +6,7 @@ Skipped, with the reason, where a backend cannot run. Only these tests are evide
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from engines import bench, repository, tensorrt_load
@@ -27,10 +28,18 @@ LEAK_BYTES = 8 << 20
 """A runtime keeps caches of its own; loads that leaked would keep 100 contexts and 1,200 buffers."""
 
 
+ONNX_RUNTIME = "onnxruntime-cuda"
+
+
 def require(backend: str) -> None:
-    """Skip where the backend's libraries or a GPU are missing; a plan that then fails to run is a failure."""
+    """Skip where the backend's libraries or a GPU are missing; what then fails to run is a failure."""
     try:
-        tensorrt_load.runtime(backend)
+        if backend in BACKENDS:
+            tensorrt_load.runtime(backend)
+        elif not Path("/dev/nvidiactl").exists():
+            pytest.skip(f"{backend} cannot run here: no NVIDIA driver has made /dev/nvidiactl")
+        elif "CUDAExecutionProvider" not in ort.get_available_providers():
+            repository.open_engine(config_of(graph()), graph(), backend)
     except BackendError as error:
         pytest.skip(str(error))
 
@@ -48,6 +57,10 @@ class OnAGpu(EngineContract):
         return opened
 
 
+class TestOnnxRuntimeCuda(OnAGpu):
+    backend = ONNX_RUNTIME
+
+
 class TestTensorRT(OnAGpu):
     backend = "tensorrt"
 
@@ -58,6 +71,13 @@ class TestTensorRTForRtx(OnAGpu):
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
+    require(request.param)
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(params=(ONNX_RUNTIME, *BACKENDS))
+def served(request: pytest.FixtureRequest) -> str:
     require(request.param)
     name: str = request.param
     return name
@@ -80,10 +100,8 @@ def models(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_models_reproduce_golden_data_and_the_reference(
-    backend: str, name: str, models: Path
-) -> None:
-    engine = repository.load(models, name, backend)
+def test_shipped_models_reproduce_golden_data_and_the_reference(served: str, name: str, models: Path) -> None:
+    engine = repository.load(models, name, served)
     reference = repository.load(models, name)
     inputs = bench.repeated(bench.golden_inputs(models, engine.config), 64)
     expected = reference.run(inputs)

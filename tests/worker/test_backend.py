@@ -11,7 +11,7 @@ from worker.cli import app
 from worker.config import Settings
 
 
-@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("backend", ["onnxruntime-cuda", "tensorrt", "tensorrt-rtx"])
 def test_it_refuses_to_start(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("pycuda", "pycuda.driver", "tensorrt"):
         monkeypatch.setitem(sys.modules, name, None)
