@@ -153,7 +153,8 @@ def _on_gpu(graph: bytes) -> ort.InferenceSession:
     options = _options()
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = ort.InferenceSession(graph, options, providers=[CUDA], enable_fallback=0)
+        provider = (CUDA, {"use_tf32": "0"})  # fp32 is meant as fp32
+        session = ort.InferenceSession(graph, options, providers=[provider], enable_fallback=0)
     except Exception as error:  # as above
         raise BackendError(
             f"onnxruntime-cuda cannot run here: ONNX Runtime {ort.__version__} does not put model.onnx on "

@@ -1,4 +1,4 @@
-"""TensorRT, TensorRT for RTX and ONNX Runtime on a GPU: the contract, the shipped models' golden data, and leaks.
+"""TensorRT, TensorRT for RTX and ONNX Runtime on a GPU: the contract, golden data of what ships, and leaks.
 
 Skipped, with the reason, where a backend cannot run. Only these tests are evidence that a GPU runs a plan.
 """

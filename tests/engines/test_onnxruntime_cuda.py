@@ -44,10 +44,10 @@ def test_a_provider_that_cannot_load_is_not_replaced(monkeypatch: pytest.MonkeyP
 
 
 def test_a_session_on_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[list[str], int]] = []
+    asked: list[tuple[list[object], int]] = []
 
     class OnCpu(ort.InferenceSession):  # type: ignore[misc]
-        def __init__(self, graph: bytes, _: object, providers: list[str], enable_fallback: int) -> None:
+        def __init__(self, graph: bytes, _: object, providers: list[object], enable_fallback: int) -> None:
             asked.append((providers, enable_fallback))
             super().__init__(graph, providers=[CPU])
 
@@ -56,4 +56,4 @@ def test_a_session_on_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     content = graph()
     with pytest.raises(BackendError, match=rf"asked ONNX Runtime for {CUDA}, got \['{CPU}'\]: pip uninstall"):
         repository.open_engine(config_of(content), content, BACKEND)
-    assert asked == [([CUDA], 0)]
+    assert asked == [([(CUDA, {"use_tf32": "0"})], 0)]
