@@ -115,9 +115,8 @@ def _stay(patient: simulate.Patient) -> Stay:
 
 
 def _print(content: dict[str, Any]) -> None:
-    one, other = (
-        f"{side['backend']} {side['precision']}" for side in map(content.get, ("compared", "reference"))
-    )
+    sides = (content["compared"], content["reference"])
+    one, other = (f"{side['backend']} {side['precision']}" for side in sides)
     table = Table(
         title=f"{content['model']['name']}: {one} against {other}", box=SIMPLE_HEAD, padding=(0, 0, 0, 1)
     )
