@@ -33,7 +33,8 @@ def load_plan(models: Path, config: ModelConfig, backend: str, folder: Path | No
     module, driver = runtime(backend)
     found = plans.obtain(models, config.name, backend, plans=folder)
     check(found.provenance.key, config, str(module.__version__), capability(driver))
-    return TensorRTEngine(config, plans.read_plan(found.path), module, driver)
+    cache = found.path.with_suffix(".kernels")
+    return TensorRTEngine(config, plans.read_plan(found.path), module, driver, cache=cache)
 
 
 def build_engine(config: ModelConfig, graph: bytes, backend: str) -> Engine:
