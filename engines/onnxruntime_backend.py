@@ -11,7 +11,9 @@ On the CUDA provider all go in batches, padded in the same way, and a row's byte
 That provider was written against the documents of ONNX Runtime and has never been executed.
 """
 
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from time import perf_counter
 
 import numpy as np
@@ -149,7 +151,8 @@ def _on_gpu(graph: bytes) -> ort.InferenceSession:
             f"{', '.join(available)}): {_remedy()}"
         )
     if hasattr(ort, "preload_dlls"):  # CUDA's libraries out of pip's packages, from ONNX Runtime 1.21 on
-        ort.preload_dlls()
+        with redirect_stdout(sys.stderr):  # it prints what it misses; a command's output may be JSON
+            ort.preload_dlls()
     options = _options()
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
