@@ -100,7 +100,7 @@ class Settings(BaseSettings):
     backend: Literal["onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"] = Field(
         "onnxruntime",
         description="runtime that computes the model: onnxruntime on the CPU, its CUDA provider or a plan on "
-        "an NVIDIA GPU (both never executed); one that cannot run here ends the start with the reason",
+        "an NVIDIA GPU (both never executed); where one cannot run, onnxruntime serves and metrics tell",
     )
     plans: Path | None = Field(
         None,
