@@ -161,7 +161,7 @@ def _on_gpu(graph: bytes) -> ort.InferenceSession:
     except Exception as error:  # as above
         raise BackendError(
             f"onnxruntime-cuda cannot run here: ONNX Runtime {ort.__version__} does not put model.onnx on "
-            f"the GPU ({error}): {_remedy()}"
+            f"the GPU ({error}); what it missed stands in its log. Be sure of the right build: {_remedy()}"
         ) from error
     if session.get_providers()[0] != CUDA:  # the CPU's may follow: it is always registered
         raise BackendError(f"asked ONNX Runtime for {CUDA}, got {session.get_providers()}: {_remedy()}")

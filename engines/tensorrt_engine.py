@@ -303,12 +303,13 @@ class TensorRTEngine(Engine):
 
     def _free(self) -> None:
         """The last made first. The context is current, and nothing is under way."""
-        if self._context is not None:
-            self._keep_cache()
         while self._buffers:
             self._buffers.pop().free()
         self._computing = self._copying = None
+        loaded = self._context is not None
         self._context = None
+        if loaded:
+            self._keep_cache()
         self._cache = None
         self._engine = None
         self._runtime = None
