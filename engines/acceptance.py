@@ -66,7 +66,7 @@ def check(models: Path, name: str, backend: str = "onnxruntime") -> list[Finding
 def _reference(models: Path, config: ModelConfig) -> list[Finding]:
     if config.kind == "image":
         return []
-    if not (models / config.name / repository.REFERENCE).exists():
+    if not (repository.companions(models, config) / repository.REFERENCE).exists():
         remedy = f"`riskstream model reference {config.name} --data SOURCE` makes one"
         return [Finding("reference", True, f"none, so that drift is not watched; {remedy}")]
     try:

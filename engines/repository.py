@@ -1,14 +1,21 @@
 """The model repository: folders in Triton's layout, checked whenever one is loaded.
 
-<repository>/<name>/config.json            tensors, policy, digest; `schemas/model_config.py`
+<repository>/<name>/config.json            of the served version: tensors, policy, digest
+<repository>/<name>/<version>/config.json  of that version, where it is not the served one
 <repository>/<name>/<version>/model.onnx
 <repository>/<name>/<version>/golden.npz   in/<tensor> and out/<tensor>: what must come out
-<repository>/<name>/MODEL_CARD.md          for people: intended use, data, limits
-<repository>/<name>/model_card.json        the same for machines; `schemas/model_card.py`
-<repository>/<name>/evaluation.json        how good it was found to be
-<repository>/<name>/evaluation.html        the same, for people
-<repository>/<name>/reference.json         how its inputs and risks were distributed; `engines/drift.py`
-<repository>/<name>/backtest.json          what its alert policy was found to do
+
+Companions, beside the config that they go with:
+    MODEL_CARD.md      for people: intended use, data, limits
+    model_card.json    the same for machines; `schemas/model_card.py`
+    evaluation.json    how good it was found to be
+    evaluation.html    the same, for people
+    reference.json     how its inputs and risks were distributed; `engines/drift.py`
+    backtest.json      what its alert policy was found to do
+    baselines.npz      what it was compared with; `engines/baselines.py`
+
+Of the served version the config at the top counts, and `<version>/config.json` is what it was when it was put
+there. `engines/versions.py` changes which version is served.
 """
 
 import hashlib
@@ -20,7 +27,7 @@ import numpy as np
 
 from engines import tensorrt_module
 from engines.engine import F32, Engine
-from engines.errors import BackendError, DigestError, EngineError, GoldenError, RepositoryError
+from engines.errors import BackendError, DigestError, GoldenError, RepositoryError
 from schemas import model_config
 from schemas.errors import ModelConfigError
 from schemas.model_config import ModelConfig
@@ -33,6 +40,10 @@ CARD, MODEL_CARD, EVALUATION = "MODEL_CARD.md", "model_card.json", "evaluation.j
 PAGE = "evaluation.html"
 REFERENCE = "reference.json"
 BACKTEST = "backtest.json"
+BASELINES = "baselines.npz"
+COMPANIONS = (CARD, MODEL_CARD, EVALUATION, PAGE, REFERENCE, BACKTEST, BASELINES)
+SWITCHING = ".switching"
+"""There while the companions at the top are exchanged, until the config is; `engines/versions.py`."""
 
 BACKENDS = ("onnxruntime", *tensorrt_module.BACKENDS)
 
@@ -48,27 +59,68 @@ def list_models(repository: Path = SHIPPED) -> list[ModelConfig]:
     return [read_config(repository, file.parent.name) for file in sorted(repository.glob(f"*/{CONFIG}"))]
 
 
-def read_config(repository: Path, name: str) -> ModelConfig:
-    """The config of one model.
+def versions(repository: Path, name: str) -> list[int]:
+    """Versions of a model that have a config: their own, or the one at the top.
 
     Raises:
-        RepositoryError: there is no such model, or its config cannot be used.
+        RepositoryError: there is no such model, or the config of the served version cannot be used.
+    """
+    served = read_config(repository, name).version
+    own = {int(file.parent.name) for file in (repository / name).glob(f"[1-9]*/{CONFIG}") if _numbered(file)}
+    return sorted(own | {served})
+
+
+def read_config(repository: Path, name: str, version: int | None = None) -> ModelConfig:
+    """The config of one model.
+
+    Args:
+        repository: folder of model folders.
+        name: of the model.
+        version: the served one unless given.
+
+    Raises:
+        RepositoryError: there is no such model or version, or its config cannot be used.
     """
     path = repository / name / CONFIG
     if not path.is_file():
         have = sorted(file.parent.name for file in repository.glob(f"*/{CONFIG}"))
         raise RepositoryError(f"no model {name!r} in {repository}; it has {have}")
-    try:
-        config = model_config.load(path)
-    except ModelConfigError as error:
-        raise RepositoryError(str(error)) from error
-    if config.name != name:
-        raise RepositoryError(f"{path}: name is {config.name!r}, the folder is {name!r}; they must agree")
+    served = _config(path, name)
+    if version is None or version == served.version:
+        return served
+    path = repository / name / str(version) / CONFIG
+    if not path.is_file():
+        raise RepositoryError(
+            f"no version {version} of {name} in {repository}; it has {versions(repository, name)}"
+        )
+    config = _config(path, name)
+    if config.version != version:
+        raise RepositoryError(f"{path}: version is {config.version}, the folder is {version}: make them one")
     return config
 
 
-def load(repository: Path, name: str, backend: str = "onnxruntime") -> Engine:
+def companions(repository: Path, config: ModelConfig) -> Path:
+    """The folder of a version's card, evaluation, reference and the like.
+
+    At the top for the served version, unless an exchange was begun and not ended: then with the version,
+    where they were put before it began.
+    """
+    top = repository / config.name
+    own = top / str(config.version)
+    if not (own / CONFIG).is_file():
+        return top
+    served = read_config(repository, config.name).version == config.version
+    return top if served and not (top / SWITCHING).exists() else own
+
+
+def load(repository: Path, name: str, backend: str = "onnxruntime", version: int | None = None) -> Engine:
     """Load a model and prove it: digest, tensors, golden data.
+
+    Args:
+        repository: folder of model folders.
+        name: of the model.
+        backend: one of `BACKENDS`.
+        version: the served one unless given.
 
     Raises:
         RepositoryError: the folder or a file is missing or cannot be read.
@@ -78,7 +130,7 @@ def load(repository: Path, name: str, backend: str = "onnxruntime") -> Engine:
         BackendError: the backend is unknown or cannot run here; no other is taken instead.
         BuildError: the backend runs plans, and this model's cannot be built or written.
     """
-    config = read_config(repository, name)
+    config = read_config(repository, name, version)
     if backend in tensorrt_module.BACKENDS:
         from engines.tensorrt_load import load_plan
 
@@ -86,15 +138,15 @@ def load(repository: Path, name: str, backend: str = "onnxruntime") -> Engine:
     else:
         engine = open_engine(config, read_graph(repository, config), backend)
     try:
-        verify(engine, read_golden(repository / name / str(config.version) / GOLDEN))
-    except EngineError:
+        verify(engine, golden_of(repository, config))
+    except BaseException:
         engine.close()
         raise
     return engine
 
 
 def read_graph(repository: Path, config: ModelConfig) -> bytes:
-    """The model's graph, model.onnx.
+    """The model's graph, model.onnx of the config's version.
 
     Raises:
         RepositoryError: it is missing.
@@ -106,6 +158,15 @@ def read_graph(repository: Path, config: ModelConfig) -> bytes:
     if digest != config.digest:
         raise DigestError(f"{file} has SHA-256 {digest}, config.json names {config.digest}")
     return graph
+
+
+def golden_of(repository: Path, config: ModelConfig) -> dict[str, F32]:
+    """The arrays of the golden.npz of the config's version.
+
+    Raises:
+        RepositoryError: the file is missing or damaged.
+    """
+    return read_golden(repository / config.name / str(config.version) / GOLDEN)
 
 
 def open_engine(config: ModelConfig, graph: bytes, backend: str = "onnxruntime") -> Engine:
@@ -165,6 +226,20 @@ def verify(engine: Engine, golden: dict[str, F32]) -> None:
             raise GoldenError(
                 f"{name}: {tensor} differs from golden.npz by {difference:.3g}, over {tolerance:g}"
             )
+
+
+def _config(path: Path, name: str) -> ModelConfig:
+    try:
+        config = model_config.load(path)
+    except ModelConfigError as error:
+        raise RepositoryError(str(error)) from error
+    if config.name != name:
+        raise RepositoryError(f"{path}: name is {config.name!r}, the folder is {name!r}; they must agree")
+    return config
+
+
+def _numbered(file: Path) -> bool:
+    return file.parent.name.isascii() and file.parent.name.isdigit()
 
 
 def _bytes(path: Path) -> bytes:

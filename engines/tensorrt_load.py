@@ -25,7 +25,7 @@ def load_plan(models: Path, config: ModelConfig, backend: str) -> Engine:
         RepositoryError, DigestError, GraphError: the model is not in order.
     """
     module, driver = runtime(backend)
-    found = plans.obtain(models, config.name, backend)
+    found = plans.obtain(models, config.name, backend, version=config.version)
     check(found.provenance.key, config, str(module.__version__), capability(driver))
     return TensorRTEngine(config, plans.read_plan(found.path), module, driver)
 

@@ -37,10 +37,11 @@ def reference(
     with told(), bar() as progress:
         source = physionet2012.parse_source(data)
         engine = repository.load(model_repository, name)
-        check_writable(model_repository / name / repository.REFERENCE)
+        folder = repository.companions(model_repository, engine.config)
+        check_writable(folder / repository.REFERENCE)
         made = drift_reference.of_stays(engine, source, shown(progress), folds)
         engine.close()
-        file = drift_reference.write(made, model_repository / name)
+        file = drift_reference.write(made, folder)
     Console().print(
         f"wrote {file}: {made.hours:,} patient-hours of {made.stays:,} stays",
         soft_wrap=True,

@@ -65,7 +65,7 @@ def evaluate(
         if report is not None:
             evaluation.write_report(content, report)
         if html is not None:
-            _write_page(content, html, model_repository / name)
+            _write_page(content, html, repository.companions(model_repository, engine.config))
     if as_json:
         sys.stdout.write(msgspec.json.encode(content).decode() + "\n")
     else:
@@ -80,14 +80,14 @@ def report(
     """Draw the page of a model's own evaluation.json: how good it was found to be when it was made."""
     with told():
         _prepare(None, html, None)
-        repository.read_config(model_repository, name)
-        file = model_repository / name / EVALUATION
+        folder = repository.companions(model_repository, repository.read_config(model_repository, name))
+        file = folder / EVALUATION
         try:
             content = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
         except (OSError, msgspec.MsgspecError) as error:
             raise RepositoryError(f"cannot read {file}: {error}") from error
         try:
-            _write_page(content, html, model_repository / name)
+            _write_page(content, html, folder)
         except (KeyError, TypeError) as error:
             raise RepositoryError(
                 f"{file} lacks {error}: another version wrote it; evaluate again"
