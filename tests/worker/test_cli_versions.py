@@ -1,5 +1,6 @@
 """`riskstream model add`, `versions`, `serve`, `rollback`: a second version, served, and taken back."""
 
+import asyncio
 import json
 import os
 import tempfile
@@ -13,7 +14,9 @@ from typer.testing import CliRunner
 
 from engines import repository
 from tests.kinds import model_of
+from worker import config
 from worker.cli import app
+from worker.serving import Ladder
 
 
 def riskstream(command: str, models: Path, *arguments: str) -> tuple[int, str]:
@@ -23,11 +26,11 @@ def riskstream(command: str, models: Path, *arguments: str) -> tuple[int, str]:
 
 def add(models: Path, version: int, kind: str = "features") -> tuple[int, str]:
     """`riskstream model add` of a version of the model `small`."""
-    config, graph = model_of(kind)
-    policy = msgspec.structs.replace(config.policy, version=f"p{version}")
+    made, graph = model_of(kind)
+    policy = msgspec.structs.replace(made.policy, version=f"p{version}")
     (models / "graph.onnx").write_bytes(graph)
     (models / "new.json").write_bytes(
-        msgspec.json.encode(msgspec.structs.replace(config, version=version, policy=policy))
+        msgspec.json.encode(msgspec.structs.replace(made, version=version, policy=policy))
     )
     return riskstream("add", models, str(models / "graph.onnx"), "--config", str(models / "new.json"))
 
@@ -95,6 +98,19 @@ def test_versions_as_a_table(models: Path) -> None:
     assert model_of("features")[0].digest[:12] in output
     assert "since 2" in output
     assert output.count("UTC") == 1
+
+
+async def test_a_running_worker_takes_what_is_served_and_what_is_rolled_back_to(models: Path) -> None:
+    ladder = Ladder(config.load(model="small", model_repository=models))
+    await ladder.start()
+    seen = [ladder.current.config.policy.version]
+    for command in (["serve", "small", "--version", "2"], ["rollback", "small"]):
+        assert (await asyncio.to_thread(riskstream, command[0], models, *command[1:]))[0] == 0
+        assert await ladder.look()
+        seen.append(ladder.current.config.policy.version)
+    assert not await ladder.look()
+    await ladder.close()
+    assert seen == ["p1", "p2", "p1"]
 
 
 @pytest.mark.parametrize("command", ["serve", "check", "evaluate", "reference", "build", "inspect"])
