@@ -79,6 +79,7 @@ async def _model(settings: Settings) -> list[Finding]:
             settings.model_repository,
             settings.model,
             settings.backend,
+            settings.plans,
             memory_limit=settings.model_memory_limit,
         )
     except (EngineError, PolicyError) as error:
