@@ -119,7 +119,7 @@ class Settings(BaseSettings):
         20.0, gt=0, le=300, description="a picture that takes longer to decode is refused"
     )
     imaging_decode_memory_mb: int = Field(
-        1536, ge=64, le=16_384, description="MiB that decoding one picture may take"
+        2048, ge=64, le=16_384, description="MiB that decoding one picture may take"
     )
 
     # The path

@@ -182,7 +182,7 @@ class _Process:
             await self.stop()
             raise DecoderError(
                 f"a decoder process does not start ({type(error).__name__}): "
-                f"see what `{' '.join(self._command[1:4])}` says"
+                f"see what `python {' '.join(self._command[1:])}` says"
             ) from error
         except BaseException:
             await self.stop()
@@ -242,7 +242,7 @@ class _Process:
 def _environment() -> dict[str, str]:
     """Where to find the code, and nothing of the worker's own: that holds its passwords."""
     return {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
         "LC_ALL": "C.UTF-8",
