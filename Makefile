@@ -50,6 +50,10 @@ chromium: $(VENV)/.chromium ## the ward page in a headless Chromium (needs that 
 training: $(VENV)/.train ## training from end to end, on small sets that the tests make (fetches PyTorch, some gigabytes)
 	@$(BIN)/python -m pytest tests/engines/test_train*.py $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(VENV)/.dev ## damaged and hostile pictures through the decoder processes (ARGS="--count 50000 --seed 0")
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.demo ## the project's own comparisons; reports in build/
 	@mkdir -p build

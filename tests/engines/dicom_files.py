@@ -114,7 +114,7 @@ def palette(**attributes: Any) -> dict[str, Any]:
 def seeds() -> dict[str, bytes]:
     """Small files, at least one of each transfer syntax and photometric interpretation, by name."""
     deep = grey()
-    twelve = {"BitsStored": 12, "HighBit": 11}
+    twelve: dict[str, Any] = {"BitsStored": 12, "HighBit": 11}
     jpeg = encoded(colours(), "JPEG", quality=95)
     made = {
         "implicit": dicom(deep, ImplicitVRLittleEndian, **twelve, WindowCenter=2048, WindowWidth=4096),

@@ -212,7 +212,7 @@ def test_bits_around_the_stored_ones_are_nothing(syntax: Any, high: int, noise: 
     np.testing.assert_allclose(shown(content), SHADES, atol=1e-6)
 
 
-def rle_of(stored: NDArray[np.uint16], plain: bytes) -> bytes:
+def rle_of(stored: NDArray[Any], plain: bytes) -> bytes:
     """As `plain`, but in two RLE segments of literal runs, high bytes first."""
     parts = []
     for plane in (stored >> 8, stored & 0xFF):
@@ -312,7 +312,7 @@ def test_a_table_in_big_endian_words() -> None:
     ],
 )
 def test_what_is_black(kind: str, shape: str | None, turned: bool) -> None:
-    extra = {} if shape is None else {"PresentationLUTShape": shape}
+    extra: dict[str, Any] = {} if shape is None else {"PresentationLUTShape": shape}
     content = dicom(DEEP, **TWELVE, PhotometricInterpretation=kind, PixelPaddingValue=0, **extra)
     expected = np.where(DEEP[:, :, None] == 0, 0, 1 - SHADES if turned else SHADES)
     np.testing.assert_allclose(shown(content), expected, atol=1e-6)
@@ -372,7 +372,7 @@ FRAMES = np.random.default_rng(1).integers(0, 256, (3, 40, 40)).astype(np.uint8)
 
 
 def frames_in(syntax: Any) -> bytes:
-    window = {"WindowCenter": 128, "WindowWidth": 256}
+    window: dict[str, Any] = {"WindowCenter": 128, "WindowWidth": 256}
     plain = dicom(FRAMES[0], NumberOfFrames=3, PixelData=FRAMES.tobytes(), **window)
     if syntax == JPEGLosslessSV1:
         streams = [lossless_jpeg(frame, 8) for frame in FRAMES]

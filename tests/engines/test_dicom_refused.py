@@ -390,7 +390,7 @@ def test_an_identity_is_of_the_instance_and_the_frame_or_of_the_bytes() -> None:
         assert images.read(none, SMALL).identity == hashlib.sha256(none).hexdigest()
 
 
-WINDOW = {"WindowCenter": 128, "WindowWidth": 256}
+WINDOW: dict[str, Any] = {"WindowCenter": 128, "WindowWidth": 256}
 FLAT = np.full((16, 16), 100, dtype=np.uint8)
 HALF = np.repeat(np.array([[255, 100]], np.uint8), 8, axis=1).repeat(16, axis=0)
 

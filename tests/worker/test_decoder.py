@@ -13,11 +13,12 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from engines import images
+from engines import image_folder, images
 from engines.decoded import Words
 from engines.errors import ImageError
 from engines.limits import MAX_BYTES
 from schemas.model_config import ImageInput
+from tests.engines.dicom_files import seeds
 from tests.engines.pictures import dicom
 from worker import config, decoder
 from worker.decoder import Decoders
@@ -28,6 +29,9 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "tests.worker.hostile_decoder"
 SMALL = ImageInput(height=8, width=8)
+SEVERAL = {"frames", "SC_rgb_rle_2frame", "rtdose"}
+"""Seeds of several frames, of which training takes none."""
+
 RAMP = np.arange(96, dtype=np.uint8).reshape(8, 12)
 GOOD = dicom(RAMP, WindowCenter=128, WindowWidth=256, Modality="DX", ViewPosition="PA")
 
@@ -91,6 +95,23 @@ async def test_a_picture_comes_back_as_it_is_read_here() -> None:
     assert made.image.flags.writeable
     assert made[1:] == expected[1:]
     assert made[1:6] == (8, 12, "DX", "CHEST", "PA")
+
+
+async def test_what_is_served_is_what_was_learnt_from(tmp_path: Path) -> None:
+    """Every syntax, PNG and JPEG: training's reading and a decoder process give the same bits."""
+    files = {name: content for name, content in seeds().items() if name not in SEVERAL}
+    with (tmp_path / image_folder.LABELS).open("w") as labels:
+        labels.write("file,label\n")
+        for number, (name, content) in enumerate(files.items()):
+            (tmp_path / f"{number}.bin").write_bytes(content)
+            labels.write(f"{number}.bin,{name.replace(',', '')}\n")
+    learnt = image_folder.read(tmp_path)
+    for wanted in (ImageInput(height=33, width=47), ImageInput(height=64, width=64, channels=3, fit="crop")):
+        async with Decoders(2, 20, 512) as decoders:
+            served = await asyncio.gather(*(decoders.decode(file, wanted) for file in files.values()))
+        for place, made in enumerate(served):
+            expected = images.prepare(learnt.read(place, wanted), wanted)
+            np.testing.assert_array_equal(made.image, expected, strict=True)
 
 
 async def test_a_refusal_comes_back_with_its_reason(hostile: Decoders) -> None:
