@@ -116,9 +116,6 @@ class ImageError(EngineError):
         super().__init__(message or IMAGE_REASONS[reason])
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
-        return type(self), (self.reason, str(self))
-
 
 class ExtraError(EngineError):
     """Install the extra that the message names."""

@@ -37,6 +37,8 @@ WAITING = 64
 """Pictures that may wait for a decoder; their bytes are in memory."""
 
 _PIECE = 1 << 20
+_BUFFER = 16 << 20
+"""Bytes that are read ahead: any answer, so that no decoder is stuck with one that nobody wants any more."""
 _OUTCOMES = {Outcome.TIMEOUT: "decode-timeout", Outcome.CRASHED: "decode-crashed"}
 
 
@@ -176,6 +178,7 @@ class _Process:
                     env=_environment(),
                     cwd="/",
                     start_new_session=True,
+                    limit=_BUFFER,
                 )
                 await self._reply()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, struct.error) as error:

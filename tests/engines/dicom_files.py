@@ -5,6 +5,7 @@ where there is none (lossless JPEG), and are pydicom's own files where neither i
 """
 
 import io
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,21 @@ def with_syntax(content: bytes, syntax: UID) -> bytes:
     dataset.compress(syntax, generate_instance_uid=False)
     file = io.BytesIO()
     dataset.save_as(file)
+    return file.getvalue()
+
+
+def changed(content: bytes, **attributes: Any) -> bytes:
+    """The file with other attributes; None removes one."""
+    dataset = dcmread(io.BytesIO(content))
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom tells of values that do not fit
+        for name, value in attributes.items():
+            if value is None:
+                del dataset[name]
+            else:
+                setattr(dataset, name, value)
+        dataset.save_as(file)
     return file.getvalue()
 
 
