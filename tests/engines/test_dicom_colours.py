@@ -17,7 +17,7 @@ BARS = [
     *((255, 0, 0), (255, 128, 128), (0, 255, 0), (128, 255, 128), (0, 0, 255)),
     *((128, 128, 255), (0, 0, 0), (64, 64, 64), (192, 192, 192), (255, 255, 255)),
 ]
-"""The ten bars of pydicom's colour files, from above, as its notes on these files describe them."""
+"""The ten bars of pydicom's colour files, from above: pure and half colours, then greys."""
 
 
 @pytest.mark.parametrize(
