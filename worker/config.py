@@ -160,6 +160,9 @@ class Settings(BaseSettings):
         le=16,
         description="pictures held at once of each kind of source, from fetch to decoded",
     )
+    imaging_allow_burned_in: bool = Field(
+        False, description="take DICOM whose header says that text is burned into its pixels"
+    )
     imaging_max_record_bytes: int = Field(
         12 << 20,
         ge=1 << 10,

@@ -25,7 +25,6 @@ from worker.fetch import Fetched, Fetcher
 from worker.fetch_patience import Patience, fetch_patiently
 from worker.imaging import Original
 
-
 RETRY_S = 1.0
 """Before a decoder is asked for again."""
 
