@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from engines import images
-from engines.decoded import Decoded, identity_of
+from engines.decoded import Decoded, Words
 from engines.engine import Engine
 from engines.errors import ImageError
 from schemas.imaging import ImagingEvent, InlineImage
@@ -78,9 +78,6 @@ class FakeSources:
 
     async def decode(self, original: Original, event: ImagingEvent) -> Decoded | Refusal:
         try:
-            picture = images.load(original.content, self._wanted)
-        except ImageError:
-            return Refusal("damaged-file", "$.image")
-        content = original.content
-        uid = content[-20:].decode() if content[-20:].startswith(b"uid:") else ""
-        return Decoded(picture, 28, 28, "", "", "", identity_of(content, uid.removeprefix("uid:")), ())
+            return images.read(original.content, self._wanted, hints=Words(event.modality, event.body_part))
+        except ImageError as error:
+            return Refusal(error.reason, "$.image")

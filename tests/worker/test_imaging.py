@@ -9,10 +9,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from engines import repository
+from engines import images, repository
 from engines.engine import F32, Engine
 from engines.errors import BackendError
 from schemas.messages import MAX_ACTIVATION_BYTES, DeadLetter, Finding
+from tests.engines.pictures import dicom, of_class
 from tests.worker.pictures import T0, FakeSources, dicomweb, inline, png, record
 from tests.worker.records import Record
 from worker import config as settings_of
@@ -116,9 +117,7 @@ async def test_a_picture_becomes_a_finding(bench: Bench, engine: Engine) -> None
     assert b"p1" not in b"".join(value for _, value in message.headers)
     assert engine.config.image is not None
     picture = bench.sources._wanted
-    from engines import images
-
-    expected = engine.run({"image": images.load(content, picture)[None]})["probability"][0]
+    expected = engine.run({"image": images.read(content, picture).image[None]})["probability"][0]
     assert [c.probability for c in finding.classes] == pytest.approx(expected.tolist(), abs=1e-6)
     assert finding.risk == pytest.approx(finding.classes[1].probability)
     assert finding.findings == ("pneumonia",)
@@ -192,14 +191,15 @@ async def test_one_file_for_two_patients_gives_two_findings(bench: Bench) -> Non
     assert first.image_sha256 == second.image_sha256
 
 
-async def test_a_known_reference_is_not_fetched_again(bench: Bench) -> None:
-    bench.sources.held["1.5"] = png(1) + b"uid:1.5".rjust(20)
-    bench.sources.held["1.5"] = png(1)
-    rendered = dicomweb("1.5", rendered=True)
-    assert await bench.path.take(PLACE, record(0, rendered)) == "scored"
-    for offset in (1, 2):
-        assert await bench.path.take(PLACE, record(offset, rendered)) == "duplicate"
-    assert await bench.path.take(PLACE, record(3, rendered, "p2")) == "scored"
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_known_reference_is_not_fetched_again(bench: Bench, first: bool) -> None:
+    file = dicom(of_class(1, 28, np.random.default_rng(1)), SOPInstanceUID="1.5")
+    bench.sources.held["1.5"] = png(1) if first else file
+    assert await bench.path.take(PLACE, record(0, dicomweb("1.5", rendered=first))) == "scored"
+    for offset, rendered in enumerate((True, False), start=1):
+        assert await bench.path.take(PLACE, record(offset, dicomweb("1.5", rendered))) == "duplicate"
+    assert await bench.path.take(PLACE, record(3, inline(file))) == "duplicate"
+    assert await bench.path.take(PLACE, record(4, dicomweb("1.5", rendered=first), "p2")) == "scored"
     assert bench.sources.asked == ["1.5", "1.5"]
 
 
@@ -263,9 +263,7 @@ async def test_a_picture_on_which_the_engine_fails_is_a_dead_letter(
     engine: Engine, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison = bench.sources._wanted
-    from engines import images
-
-    bad = images.load(png(3), poison)
+    bad = images.read(png(3), poison).image
     works = engine._execute
 
     def fail(inputs: Any, rows: int) -> Any:
