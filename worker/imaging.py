@@ -38,8 +38,9 @@ from worker import metrics
 from worker.batch import Tensors
 from worker.decode import Record, Refusal
 from worker.errors import EngineDownError
-from worker.imaging_event import Limits, instance_of, read_event
+from worker.imaging_event import instance_of, read_event
 from worker.imaging_memory import ScoredImages
+from worker.intake import Limits
 from worker.messages import Author, Voice, model_voice
 from worker.partition import Place
 from worker.publish import Outgoing, cloud_event

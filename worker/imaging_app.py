@@ -23,13 +23,14 @@ from worker.cluster import ImagingCluster, describe_imaging, imaging_complaints
 from worker.config import Settings
 from worker.errors import FatalError
 from worker.imaging import ImagingPath, Outlets
-from worker.imaging_event import Limits
 from worker.imaging_lanes import ImagingLane, ImagingStages, Room
 from worker.imaging_memory import ScoredImages
 from worker.imaging_sources import FetchedAndDecoded
+from worker.intake import Limits
 from worker.partition import Place
 from worker.publish import Publisher
 from worker.role import serve_app, until_up
+from worker.serving import Turns
 from worker.store import connect
 from worker.transport import Subscription, chunk_app
 
@@ -45,9 +46,11 @@ log = structlog.get_logger("riskstream.imaging")
 class _Served:
     """The image model behind its batcher."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, turns: asyncio.Lock | None) -> None:
         self._engine, verify = _load(settings)
-        self.batcher = Batcher(self._engine, verify, settings.infer_timeout_s, settings.engine_patience_s)
+        self.batcher = Batcher(
+            self._engine, verify, settings.infer_timeout_s, settings.engine_patience_s, turns
+        )
 
     @property
     def config(self) -> ModelConfig:
@@ -71,8 +74,10 @@ class _Served:
 class ImagingRole:
     """The imaging role of a worker, from start to stop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, turns: Turns) -> None:
+        """`turns` are those of the process's other engines."""
         self.settings = settings
+        self._turns = turns
         self._publisher = Publisher(settings)
         self._joined = False
         self._lanes: Lanes[ImagingLane] | None = None
@@ -90,7 +95,9 @@ class ImagingRole:
         """
         redis = connect(self.settings)
         try:
-            self._served = await asyncio.to_thread(_Served, self.settings)
+            self._served = await asyncio.to_thread(
+                _Served, self.settings, self._turns(self.settings.backend)
+            )
             cluster = await until_up(stop, "Kafka", self._describe)
             await until_up(stop, "Kafka producer", self._publisher.start)
             if cluster is None or stop.is_set():

@@ -6,6 +6,7 @@ import msgspec
 
 from schemas.imaging import DicomwebImage, ImagingEvent
 from worker.decode import Record, Refusal, milliseconds, path_of, repeats_keys
+from worker.intake import Limits
 from worker.normalise import plausible
 
 _FORMATS = {b"application/json", b"application/vnd.riskstream.imaging+json"}
@@ -22,15 +23,6 @@ _KEYS = tuple(
 _INSTANCE = re.compile(r"/instances/(?P<instance>[0-9][0-9.]{0,63})(?:/frames/(?P<frame>[1-9][0-9]{0,5}))?$")
 
 _event = msgspec.json.Decoder(ImagingEvent)
-
-
-class Limits:
-    """What is taken; sizes in bytes, times in milliseconds around the record's timestamp."""
-
-    def __init__(self, record_bytes: int, past_ms: int, future_ms: int) -> None:
-        self.record_bytes = record_bytes
-        self.past_ms = past_ms
-        self.future_ms = future_ms
 
 
 def read_event(record: Record, limits: Limits) -> ImagingEvent | Refusal:

@@ -22,8 +22,8 @@ from worker.batch import Batcher, Tensors
 from worker.config import Settings
 from worker.errors import EngineHungError
 from worker.imaging import ImagingPath, Outlets, finding_id
-from worker.imaging_event import Limits
 from worker.imaging_memory import ScoredImages
+from worker.intake import Limits
 from worker.partition import Place
 from worker.publish import Outgoing
 
