@@ -218,7 +218,6 @@ class ImagingPath:
             return await self._refuse(place, record, "score", finding)
         with _timed("publish"):
             await self._outlets.publish([_outgoing(self._outlets.findings, finding, place)])
-        metrics.risk.observe(finding.risk)
         await self._scored.add(finding.id)
         return "scored"
 

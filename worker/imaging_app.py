@@ -43,7 +43,7 @@ CHUNK_RECORDS = 64
 log = structlog.get_logger("riskstream.imaging")
 
 
-class _Served:
+class Served:
     """The image model behind its batcher."""
 
     def __init__(self, settings: Settings, turns: asyncio.Lock | None) -> None:
@@ -68,7 +68,8 @@ class _Served:
 
     async def close(self) -> None:
         await self.batcher.close()
-        self._engine.close()
+        if not self.batcher.busy:
+            await asyncio.to_thread(self._engine.close)
 
 
 class ImagingRole:
@@ -81,7 +82,7 @@ class ImagingRole:
         self._publisher = Publisher(settings)
         self._joined = False
         self._lanes: Lanes[ImagingLane] | None = None
-        self._served: _Served | None = None
+        self._served: Served | None = None
         self._path: ImagingPath | None = None
         self._sources: FetchedAndDecoded | None = None
         self._scored: ScoredImages | None = None
@@ -95,14 +96,13 @@ class ImagingRole:
         """
         redis = connect(self.settings)
         try:
-            self._served = await asyncio.to_thread(
-                _Served, self.settings, self._turns(self.settings.backend)
-            )
+            self._served = await asyncio.to_thread(Served, self.settings, self._turns(self.settings.backend))
             cluster = await until_up(stop, "Kafka", self._describe)
             await until_up(stop, "Kafka producer", self._publisher.start)
             if cluster is None or stop.is_set():
                 return
             self._sources = FetchedAndDecoded(self.settings, self._served.config)
+            await self._sources.start()
             await self._serve(stop, cluster, self._served, self._sources, redis)
         finally:
             await self._publisher.stop()
@@ -116,7 +116,7 @@ class ImagingRole:
         self,
         stop: asyncio.Event,
         cluster: ImagingCluster,
-        served: _Served,
+        served: Served,
         sources: FetchedAndDecoded,
         redis: Any,
     ) -> None:

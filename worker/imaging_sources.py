@@ -143,6 +143,13 @@ class FetchedAndDecoded:
             log.warning("pictures are decoded again" if up else "pictures wait for a decoder", why=why)
         self.decoders_up = up
 
+    async def start(self) -> None:
+        """Have every decoder process ready; one that does not start is tried again when it is needed."""
+        try:
+            await self._decoders.start()
+        except DecoderError as error:
+            self._decoders_are(False, str(error))
+
     async def close(self) -> None:
         """Close connections and end the children."""
         await self._fetcher.close()

@@ -14,7 +14,7 @@ from aiohttp import web
 from tests.engines.pictures import dicom, of_class
 from tests.killing import WorkerProcess
 from tests.worker.imaging_site import ImagingSite
-from tests.worker.pacs import Pacs, related, multipart
+from tests.worker.pacs import Pacs, multipart, related
 from tests.worker.pictures import inline, png, record
 from tests.worker.records import Record, rfc3339
 from worker.embedded import redis, tansu
