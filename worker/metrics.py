@@ -137,3 +137,15 @@ imaging_in_flight = Gauge("riskstream_imaging_in_flight_records", "Imaging recor
 imaging_source_away = Gauge(
     "riskstream_imaging_source_away_records", "Imaging records that wait for a source that is away"
 )
+fetches = Counter(
+    "riskstream_fetches_total",
+    "Tries to fetch a picture, by what it is kept in and outcome",
+    ["source", "outcome"],
+)
+fetch_duration = Histogram(
+    "riskstream_fetch_duration_seconds", "Time of one try to fetch a picture", ["source"], buckets=_SLOW
+)
+fetch_bytes = Counter("riskstream_fetch_bytes_total", "Bytes of pictures fetched")
+fetch_stuck_threads = Gauge(
+    "riskstream_fetch_stuck_threads", "Threads in a read that nobody waits for any more", ["source"]
+)
