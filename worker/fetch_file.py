@@ -55,7 +55,7 @@ class FileSource:
         except TimeoutError:
             failure = FetchFailedError("the file took too long to read", reason="too-slow")
         except PermissionError:
-            raise FetchFailedError("the file may not be read", reason="forbidden") from None
+            failure = FetchFailedError("the file may not be read", reason="forbidden")
         except (FileNotFoundError, NotADirectoryError):
             failure = FetchFailedError("no such file", reason="not-found")
         except OSError:
@@ -97,9 +97,9 @@ class FileSource:
         return content
 
     async def _answers(self, root: str) -> bool:
-        """Whether a root is there: a picture that is missing on a mount that is missing is nobody's fault."""
+        """Whether a root is there and may be entered; else a picture that is missing is not at fault."""
         try:
-            await self._probes.call(partial(_look_into, root), self._probe_s)
+            await self._probes.call(partial(os.stat, f"{root}/."), self._probe_s)
         except (NoThreadError, OSError):
             return False
         return True
@@ -107,9 +107,3 @@ class FileSource:
 
 def _is_under(path: str, root: str) -> bool:
     return path.startswith(root.rstrip("/") + "/")
-
-
-def _look_into(folder: str) -> None:
-    """Raises OSError if the folder cannot be read."""
-    with os.scandir(folder) as entries:
-        next(entries, None)

@@ -8,18 +8,18 @@ after the connection is doubtful: whether the object or the server is at fault, 
 """
 
 import asyncio
+import socket
 import ssl
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
-from socket import AF_INET, AddressFamily
+from functools import partial
 from typing import NamedTuple
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 
 from worker.errors import (
     FetchError,
@@ -31,6 +31,7 @@ from worker.errors import (
 )
 from worker.fetch_allowed import Base, Target, is_literal, is_reachable, target
 from worker.fetch_multipart import MAX_ENVELOPE_BYTES, only_part
+from worker.fetch_threads import NoThreadError, Threads
 
 DICOM = "application/dicom"
 
@@ -81,11 +82,10 @@ class DicomwebSource:
         self._slots: defaultdict[Base, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(concurrency)
         )
+        resolver = CheckedResolver(self._internal, threads=concurrency, seconds=limits.connect_s)
         self._session = aiohttp.ClientSession(
             # The slots bound the connections; in a pool that did, a probe would wait behind what it probes.
-            connector=aiohttp.TCPConnector(
-                ssl=tls, resolver=CheckedResolver(self._internal), use_dns_cache=False, limit=0
-            ),
+            connector=aiohttp.TCPConnector(ssl=tls, resolver=resolver, use_dns_cache=False, limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(
                 connect=limits.connect_s, sock_connect=limits.connect_s, sock_read=limits.silence_s
@@ -137,7 +137,7 @@ class DicomwebSource:
                 _check_media_type(came, expected)
                 return content, expected
             _check_media_type(response.content_type, expected)
-            return await _body(response, self._limits, 0), expected
+            return bytes(await _body(response, self._limits, 0)), expected
 
     async def _answers(self, base: Base) -> bool:
         """Whether the server says anything at all that is no apology, within the time of a connection."""
@@ -163,21 +163,39 @@ class CheckedResolver(AbstractResolver):
     The connection goes to the addresses that were checked: nobody resolves the name again in between.
     """
 
-    def __init__(self, internal: frozenset[str]) -> None:
+    def __init__(self, internal: frozenset[str], *, threads: int, seconds: float) -> None:
+        """seconds: how long an answer may take; the C library may go on asking in its thread."""
         self._internal = internal
-        self._names = ThreadedResolver()
+        self._threads = Threads("dicomweb", threads)
+        self._seconds = seconds
 
-    async def resolve(self, host: str, port: int = 0, family: AddressFamily = AF_INET) -> list[ResolveResult]:
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
         """As aiohttp asks.
 
         Raises:
             FetchRefusedError: `private-address`.
             OSError: the name cannot be resolved.
         """
-        found = await self._names.resolve(host, port, family)
-        for one in found:
-            _check_address(one["host"], host in self._internal)
-        return found
+        ask = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+        try:
+            found = await self._threads.call(ask, self._seconds)
+        except NoThreadError:
+            raise OSError("every thread that resolves names hangs") from None
+        for *_, address in found:
+            _check_address(str(address[0]), host in self._internal)
+        return [
+            ResolveResult(
+                hostname=host,
+                host=str(address[0]),
+                port=port,
+                family=kind,
+                proto=protocol,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for kind, _, protocol, _, address in found
+        ]
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -235,7 +253,7 @@ def _check_media_type(came: str, expected: str) -> None:
         raise FetchRefusedError(f"the server sends something else than {expected}", reason="wrong-media-type")
 
 
-async def _body(response: aiohttp.ClientResponse, limits: Limits, envelope_bytes: int) -> bytes:
+async def _body(response: aiohttp.ClientResponse, limits: Limits, envelope_bytes: int) -> bytearray:
     """The whole body, within size and pace; `envelope_bytes` may come beside the picture."""
     began = time.perf_counter()
     content = bytearray()
@@ -245,7 +263,7 @@ async def _body(response: aiohttp.ClientResponse, limits: Limits, envelope_bytes
         elapsed = time.perf_counter() - began
         if elapsed > limits.silence_s and len(content) < elapsed * limits.bytes_per_s:
             raise _DoubtfulError("the picture came too slowly", reason="too-slow")
-    return bytes(content)
+    return content
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ _MAX_HEAD_BYTES = 8 << 10
 _MAX_BOUNDARY = 70
 
 
-def only_part(content_type: str, body: bytes) -> tuple[str, bytes]:
+def only_part(content_type: str, body: bytes | bytearray) -> tuple[str, bytes]:
     """The media type of the part, in lower case, and its content.
 
     Args:
@@ -40,8 +40,8 @@ def only_part(content_type: str, body: bytes) -> tuple[str, bytes]:
     end = body.find(b"\r\n" + delimiter, head_end + 2)
     if end < 0:
         raise _broken()
-    content = body[head_end + 4 : end]
-    media_type = _judged(body[line_end + 2 : head_end + 2], len(content))
+    content = bytes(memoryview(body)[head_end + 4 : end])
+    media_type = _judged(bytes(body[line_end + 2 : head_end + 2]), len(content))
     if not body.startswith(b"--", end + 2 + len(delimiter)):
         raise FetchRefusedError("more than one picture came", reason="several-images")
     return media_type, content
@@ -59,12 +59,10 @@ def _boundary(content_type: str) -> bytes:
 def _judged(head: bytes, length: int) -> str:
     """The media type that a part's headers name, if the content is as they say."""
     headers = BytesHeaderParser().parsebytes(head)
-    if (
-        "Content-Encoding" in headers
-        or headers.get("Content-Transfer-Encoding", "binary").strip().lower() != "binary"
-    ):
+    transfer_encoding = str(headers.get("Content-Transfer-Encoding", "binary"))
+    if "Content-Encoding" in headers or transfer_encoding.strip().lower() != "binary":
         raise FetchRefusedError("an encoded part, which may be a bomb", reason="encoded-response")
-    if headers.defects or headers.get("Content-Length", str(length)).strip() != str(length):
+    if headers.defects or str(headers.get("Content-Length", length)).strip() != str(length):
         raise _broken()
     return headers.get_content_type()
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from engines.errors import ExtraError
-from worker.errors import FetchFailedError, FetchRefusedError, SourceAwayError
+from worker.errors import FetchFailedError, FetchRefusedError, SourceAwayError, SourceDeniedError
 from worker.fetch_allowed import OBJECT_PROTOCOL, object_path
 from worker.fetch_threads import NoThreadError, Threads
 
@@ -48,7 +48,7 @@ class ObjectSource:
         Raises:
             FetchRefusedError: `invalid-reference`, `bucket-not-allowed`, `not-a-file`, `image-too-large`.
             FetchFailedError: `not-found`, `forbidden`, `truncated`, `unreadable`, `too-slow`.
-            SourceAwayError: the object cannot be read, and the store does not answer for its bucket.
+            SourceAwayError: the object cannot be read, and the store denies its bucket or does not answer.
         """
         path = object_path(self._buckets, url)
         try:
@@ -60,14 +60,13 @@ class ObjectSource:
         except FileNotFoundError:
             raise FetchFailedError("no such object", reason="not-found") from None
         except PermissionError:
-            raise FetchFailedError("the object may not be read", reason="forbidden") from None
+            failure = FetchFailedError("the object may not be read", reason="forbidden")
         except TimeoutError:
             failure = FetchFailedError("the object took too long to read", reason="too-slow")
         except Exception:  # the stores' libraries have no common base of errors
             failure = FetchFailedError("the object cannot be read", reason="unreadable")
-        if await self._answers(path.partition("/")[0]):
-            raise failure
-        raise SourceAwayError("the object store does not answer")
+        await self._ask_for(path.partition("/")[0], denied=failure.reason == "forbidden")
+        raise failure
 
     def _read(self, path: str) -> bytes:
         assert self._store is not None  # no path lies under no bucket
@@ -82,15 +81,22 @@ class ObjectSource:
             raise FetchFailedError("the object came in another size than was told", reason="truncated")
         return content
 
-    async def _answers(self, bucket: str) -> bool:
+    async def _ask_for(self, bucket: str, *, denied: bool) -> None:
+        """Return if the store answers for a bucket; then the object is at fault.
+
+        Args:
+            denied: whether the object was denied; if its bucket is too, it is our credentials.
+        """
         assert self._store is not None
         try:
             await self._probes.call(partial(self._store.info, bucket), self._probe_s)
-        except (FileNotFoundError, PermissionError):
-            return True
+        except FileNotFoundError:
+            return
+        except PermissionError:
+            if denied:
+                raise SourceDeniedError("the object store does not take our credentials") from None
         except Exception:  # as above; whatever it is, the store did not answer
-            return False
-        return True
+            raise SourceAwayError("the object store does not answer") from None
 
 
 def _open_store(connect_s: float, silence_s: float) -> Any:

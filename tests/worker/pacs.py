@@ -1,5 +1,6 @@
 """A DICOMweb service for the tests, on a real socket: every test says how it behaves."""
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -48,6 +49,81 @@ async def good(_: web.Request) -> web.StreamResponse:
 async def nothing(_: web.Request) -> web.StreamResponse:
     """No such resource: what most servers say at their base."""
     return web.Response(status=404)
+
+
+def plain(body: bytes, kind: str = "application/dicom", **headers: str) -> Answer:
+    """A body that is no multipart."""
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=body, headers={"Content-Type": kind, **headers})
+
+    return answer
+
+
+def status(code: int, **headers: str) -> Answer:
+    """No body that counts."""
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=code, headers=headers, text=CANARY)
+
+    return answer
+
+
+def parts(*contents: bytes, headers: str = "Content-Type: application/dicom\r\n") -> Answer:
+    """A multipart answer of these contents."""
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return related(multipart(*contents, headers=headers))
+
+    return answer
+
+
+def raw(body: bytes) -> Answer:
+    """A multipart answer with this body, however broken."""
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return related(body)
+
+    return answer
+
+
+def trickle(body: bytes, pieces: int, pause_s: float, then: str = "end", length: int | None = None) -> Answer:
+    """The body in pieces; then the end, an abort, or nothing any more."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(
+            headers={"Content-Type": 'multipart/related; type="application/dicom"; boundary=edge'}
+        )
+        if length is None:
+            response.enable_chunked_encoding()
+        else:
+            response.content_length = length
+        await response.prepare(request)
+        step = -(-len(body) // pieces)
+        for at in range(0, len(body), step):
+            await response.write(body[at : at + step])
+            await asyncio.sleep(pause_s)
+        if then == "hang":
+            await asyncio.sleep(60)
+        if then == "abort":
+            assert request.transport is not None
+            request.transport.abort()
+        return response
+
+    return answer
+
+
+async def silence(_: web.Request) -> web.StreamResponse:
+    """No answer at all."""
+    await asyncio.sleep(60)
+    raise AssertionError("nobody waits for so long")
+
+
+async def hang_up(request: web.Request) -> web.StreamResponse:
+    """The connection is cut."""
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
 
 
 class Pacs:

@@ -225,4 +225,4 @@ def test_credentials_that_are_not_json(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_is_allowed_by_default() -> None:
     settings = config.load()
-    assert settings.imaging_roots == settings.imaging_hosts == settings.imaging_buckets == ()
+    assert not any((settings.imaging_roots, settings.imaging_hosts, settings.imaging_buckets))
