@@ -14,17 +14,22 @@ MOST_TILES = 16_384
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
 """JPEG's markers that start a frame and hold its size; 0xF7 is JPEG-LS."""
 
+_PIXELS_A_BYTE = {0xC0: 256, 0xC1: 256, 0xC3: 8}
+"""At most, by kind of frame: two bits for a block of 64 where all is even, and one for a pixel if lossless.
+Progressive JPEG and JPEG-LS have no such bound."""
+
 _BARE = frozenset(range(0xD0, 0xD9)) | {0x01}
 """JPEG's markers without a length."""
 
 
 class Claim(NamedTuple):
-    """What a stream says of itself; `bits` of one sample."""
+    """What a stream says of itself; `bits` of one sample, `least` bytes that it then cannot do without."""
 
     height: int
     width: int
     samples: int
     bits: int
+    least: int = 0
 
 
 def jpeg(stream: bytes) -> Claim:
@@ -43,7 +48,7 @@ def jpeg(stream: bytes) -> Claim:
         if marker in _FRAMES and place + 10 <= len(stream):
             bits, samples = stream[place + 4], stream[place + 9]
             height, width = (int.from_bytes(stream[at : at + 2]) for at in (place + 5, place + 7))
-            return Claim(height, width, samples, bits)
+            return Claim(height, width, samples, bits, height * width // _PIXELS_A_BYTE.get(marker, 1 << 32))
         if length < 2 or marker in (0xDA, 0xD9):
             break
         place += 2 + length
@@ -72,6 +77,29 @@ def jpeg_2000(stream: bytes) -> Claim:
     height = _ceil(bottom, step_y) - _ceil(top, step_y)
     width = _ceil(right, step_x) - _ceil(left, step_x)
     return Claim(height, width, samples, (depth & 0x7F) + 1)
+
+
+def check_length(stream: bytes, claim: Claim) -> None:
+    """Refuse a stream too short for its own size: decoders fill up what is missing, slowly.
+
+    Raises:
+        ImageError: it is.
+    """
+    if len(stream) < claim.least:
+        raise ImageError(
+            "size-mismatch",
+            f"{len(stream):,} bytes for {claim.width} x {claim.height} pixels, which take {claim.least:,}",
+        )
+
+
+def check_end(stream: bytes) -> None:
+    """Hold a JPEG, JPEG-LS or JPEG 2000 stream to its end marker: decoders fill up what is cut off.
+
+    Raises:
+        ImageError: it does not end; a byte of padding may follow, or zeros.
+    """
+    if b"\xff\xd9" not in stream.rstrip(b"\0")[-3:]:
+        raise ImageError("damaged-pixels", "compressed pixels that are cut off")
 
 
 def check_rle(stream: bytes, planes: int) -> None:

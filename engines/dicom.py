@@ -46,6 +46,9 @@ TAGS = [
 
 MISSING = "DICOM files need pydicom: pip install 'riskstream[dicom]'"
 
+PANIC = "PanicException"
+"""What the RLE decoder, written in Rust, raises for a damaged stream: it is no `Exception`."""
+
 VIEWS = {
     "ANTERO-POSTERIOR": "AP",
     "POSTERO-ANTERIOR": "PA",
@@ -82,6 +85,8 @@ def decode_dicom(
             if syntax not in dicom_pixels.SYNTAXES:  # before the rest is inflated, if it is deflated
                 raise ImageError("unsupported-syntax", dicom_pixels.UNSUPPORTED)
             dataset = pydicom.dcmread(io.BytesIO(content), specific_tags=TAGS)
+            if "PixelData" not in dataset:  # pydicom leaves out an element that does not end
+                raise ImageError("damaged-pixels" if _mentions_pixels(content) else "no-pixels")
             found = dicom_pixels.layout(dataset, syntax)
             number = _frame(found, frame)
             words = accept(_words(dataset), hints, accepted)
@@ -129,7 +134,9 @@ def _as(reason: str) -> Iterator[None]:
         yield
     except (ImageError, MemoryError):
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
         raise ImageError(
             reason,
             f"a DICOM file that cannot be decoded ({type(error).__name__}): export it again, or install "
@@ -145,6 +152,11 @@ def _syntax(content: bytes) -> str:
     file.seek(132)
     meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
     return str(meta.get("TransferSyntaxUID") or "")
+
+
+def _mentions_pixels(content: bytes) -> bool:
+    """Whether the tag of Pixel Data stands anywhere, in either byte order."""
+    return b"\xe0\x7f\x10\x00" in content or b"\x7f\xe0\x00\x10" in content
 
 
 def _frame(found: Layout, frame: int | None) -> int:

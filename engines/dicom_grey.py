@@ -129,11 +129,15 @@ def look_of(dataset: "Dataset", frame: int, inverted: bool) -> Look:
     centre, width = voi.get("WindowCenter"), voi.get("WindowWidth")
     padding = dataset.get("PixelPaddingValue")
     other = dataset.get("PixelPaddingRangeLimit", padding)
+    intercept = _first(modality.get("RescaleIntercept", 0))
+    shades = _table(dataset, voi.get("VOILUTSequence"))
+    if shades and intercept < 0 and shades.first > 1 << 15:  # negative, and read as if it could not be
+        shades = shades._replace(first=shades.first - (1 << 16))
     return Look(
         modality=_table(dataset, dataset.get("ModalityLUTSequence")),
         slope=_first(modality.get("RescaleSlope", 1)),
-        intercept=_first(modality.get("RescaleIntercept", 0)),
-        voi=_table(dataset, voi.get("VOILUTSequence")),
+        intercept=intercept,
+        voi=shades,
         window=None
         if centre is None or width is None
         else (_first(centre), _first(width), str(voi.get("VOILUTFunction") or "LINEAR")),

@@ -59,8 +59,6 @@ def layout(dataset: "Dataset", syntax: str) -> Layout:
     """
     if syntax not in SYNTAXES:
         raise ImageError("unsupported-syntax", UNSUPPORTED)
-    if "PixelData" not in dataset:
-        raise ImageError("no-pixels")
     height, width = _whole(dataset, "Rows"), _whole(dataset, "Columns")
     check_size(height, width)
     frames = _whole(dataset, "NumberOfFrames", 1) or 1
@@ -90,6 +88,9 @@ def pixels(dataset: "Dataset", syntax: str, found: Layout, frame: int) -> NDArra
     """
     from pydicom.pixels.utils import pixel_array
 
+    if found.allocated == 1:
+        _check_length(len(dataset.PixelData), found)
+        return _bits(dataset.PixelData, found, frame)
     options: dict[str, Any] = {"index": frame - 1}
     if syntax in NATIVE:
         _check_length(len(dataset.PixelData), found)
@@ -103,7 +104,16 @@ def pixels(dataset: "Dataset", syntax: str, found: Layout, frame: int) -> NDArra
     wanted = (found.height, found.width, 3) if found.samples == 3 else (found.height, found.width)
     if array.shape != wanted:
         raise ImageError("size-mismatch")
-    return _aligned(array, found) if raw and found.allocated > 1 else array
+    return _aligned(array, found) if raw else array
+
+
+def _bits(data: bytes, found: Layout, frame: int) -> NDArray[np.uint8]:
+    """Single bits of one frame, which may begin and end within a byte."""
+    size = found.height * found.width
+    start = (frame - 1) * size
+    whole = np.frombuffer(data[start // 8 : (start + size + 7) // 8], dtype=np.uint8)
+    bits = np.unpackbits(whole, bitorder="little")[start % 8 : start % 8 + size]
+    return bits.reshape(found.height, found.width)
 
 
 def _aligned(array: NDArray[np.integer[Any]], found: Layout) -> NDArray[np.integer[Any]]:
@@ -164,6 +174,7 @@ def _check_stream(dataset: "Dataset", syntax: str, found: Layout, frame: int) ->
     if syntax in RLE:
         codestream.check_rle(stream, found.samples * found.allocated // 8)
         return
+    codestream.check_end(stream)
     claim = codestream.jpeg_2000(stream) if syntax in JPEG_2000 else codestream.jpeg(stream)
     if claim[:3] != (found.height, found.width, found.samples) or claim.bits > found.allocated:
         raise ImageError(
@@ -171,6 +182,7 @@ def _check_stream(dataset: "Dataset", syntax: str, found: Layout, frame: int) ->
             f"a stream of {claim.width} x {claim.height} pixels, {claim.samples} of {claim.bits} bits; "
             f"the header says {found.width} x {found.height}, {found.samples} of {found.allocated}",
         )
+    codestream.check_length(stream, claim)
 
 
 def _whole(dataset: "Dataset", attribute: str, default: int | None = None) -> int:

@@ -10,7 +10,8 @@
     ├── BuildError        a plan cannot be built, or is not to be used
     ├── BackendError      the runtime is absent, took another device, or failed while it ran
     ├── DatasetError      a data set is absent or not in its format
-    ├── ImageError        a file is not a picture that can be decoded, or not of the kind that is asked for
+    ├── ImageError        a file is not a picture that can be decoded, or not of the kind that is asked for;
+    │                     its reason is one of `IMAGE_REASONS`
     └── ExtraError        an optional dependency is not installed
 
 A model refused at load stays refused until its folder is mended; the others are worth a retry only
@@ -114,9 +115,6 @@ class ImageError(EngineError):
     def __init__(self, reason: str, message: str = "") -> None:
         super().__init__(message or IMAGE_REASONS[reason])
         self.reason = reason
-
-    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
-        return type(self), (self.reason, str(self))
 
 
 class ExtraError(EngineError):

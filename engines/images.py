@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from engines import codestream
 from engines.decoded import Decoded, Picture, Words, accept, flags_of, identity_of, levels
 from engines.engine import F32
 from engines.errors import ExtraError, ImageError
@@ -206,6 +207,8 @@ def _decode_plain(content: bytes) -> F32:
             warnings.simplefilter("ignore")  # Pillow's own limit is above `MAX_PIXELS`
             with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
                 check_size(image.height, image.width)
+                if image.format == "JPEG":
+                    codestream.check_length(content, codestream.jpeg(content))
                 if getattr(image, "n_frames", 1) > 1:
                     raise ImageError(
                         "several-frames",

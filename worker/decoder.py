@@ -37,6 +37,8 @@ WAITING = 64
 """Pictures that may wait for a decoder; their bytes are in memory."""
 
 _PIECE = 1 << 20
+_BUFFER = 16 << 20
+"""Bytes that are read ahead: any answer, so that no decoder is stuck with one that nobody wants any more."""
 _OUTCOMES = {Outcome.TIMEOUT: "decode-timeout", Outcome.CRASHED: "decode-crashed"}
 
 
@@ -176,13 +178,14 @@ class _Process:
                     env=_environment(),
                     cwd="/",
                     start_new_session=True,
+                    limit=_BUFFER,
                 )
                 await self._reply()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, struct.error) as error:
             await self.stop()
             raise DecoderError(
                 f"a decoder process does not start ({type(error).__name__}): "
-                f"see what `{' '.join(self._command[1:4])}` says"
+                f"see what `python {' '.join(self._command[1:])}` says"
             ) from error
         except BaseException:
             await self.stop()
@@ -242,7 +245,7 @@ class _Process:
 def _environment() -> dict[str, str]:
     """Where to find the code, and nothing of the worker's own: that holds its passwords."""
     return {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
         "LC_ALL": "C.UTF-8",
