@@ -24,13 +24,15 @@ from worker import early_warning, metrics, tracing
 from worker.alert_log import LastAlerts, last_alerts
 from worker.assignment import Lanes
 from worker.batch import Batcher
+from worker.carry import Carrier
 from worker.checkpoint import Checkpointer
 from worker.cluster import Cluster, complaints, describe, optional_topics
 from worker.config import Settings
 from worker.deadlines import STOP_S, shutdown_s
 from worker.drift import watch
 from worker.errors import FatalError, RetryError, StoreError
-from worker.feedback_topic import Carrier
+from worker.feedback_topic import feedback_load
+from worker.findings_topic import findings_load
 from worker.http import Health, serve
 from worker.intake import limits_of
 from worker.lanes import Stages
@@ -124,10 +126,13 @@ class Worker:
             topic = PolicyTopic(settings, partitions, policies)
             await self._until_up("policies topic", topic.load)
             followed.append(topic.follow())
-        if cluster.partitions.get(settings.topic_feedback):
-            voices = early_warning.voices(engine.config, engine.backend)
-            author = partial(Author, voices=voices, topics=settings.output_topics)
-            followed.append(Carrier(settings, cluster, self._publisher.publish, author).run())
+        voices = early_warning.voices(engine.config, engine.backend)
+        author = partial(Author, voices=voices, topics=settings.output_topics)
+        followed += [
+            Carrier(load, settings, cluster.id, self._publisher.publish, author).run()
+            for load in (feedback_load(settings, cluster), findings_load(settings))
+            if cluster.partitions.get(load.topic)
+        ]
         for name in optional_topics(settings):
             if not cluster.partitions.get(name):
                 log.warning("topic is missing; it is read after the next start", topic=name)
@@ -222,7 +227,7 @@ class Worker:
             return Author(partition.place, voices, settings.output_topics)
 
         async def alert_log(place: Place, before: int) -> LastAlerts:
-            return await last_alerts(settings, place, voices, before)
+            return await last_alerts(settings, place, policies.names, before)
 
         pipeline = Pipeline(
             model,

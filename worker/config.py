@@ -75,9 +75,7 @@ class Settings(BaseSettings):
     topic_dead_letters: str = "dead-letters"
     topic_policies: str = Field("policies", description="changes of policies, compacted; empty for none")
     topic_feedback: str = Field("alert-feedback", description="what people say of alerts; empty for none")
-    topic_findings: str = Field(
-        "findings", description="what models make of pictures, read by the ward page alone; empty for none"
-    )
+    topic_findings: str = Field("findings", description="what models make of pictures; empty for none")
     publish_scores: bool = Field(False, description="publish every score to the scores topic")
     create_topics: bool = Field(False, description="create missing topics at start")
     partitions: int = Field(8, ge=1, le=1024, description="partitions of topics created at start")
@@ -105,6 +103,9 @@ class Settings(BaseSettings):
     infer_timeout_s: float = Field(20.0, gt=0, le=300, description="an engine call longer than this is hung")
     engine_patience_s: float = Field(
         2.0, gt=0, le=300, description="NEWS2 answers alone while an engine call takes longer than this"
+    )
+    imaging_model: str = Field(
+        "pneumonia", description="image model in the repository whose findings raise alerts; empty for none"
     )
     news2_policy: Path = Field(news2_policy.SHIPPED, description="NEWS2's own alert policy, a JSON file")
     policies: Path | None = Field(
