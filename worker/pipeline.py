@@ -11,16 +11,19 @@
 What comes out depends only on the records, their order within each patient and the state before: not on
 chunk borders, batches, timing or restarts. The checkpoint (`checkpoint.py`) follows in its own time.
 
-When the engine does not answer, NEWS2 answers alone: the partition notes where (`unanswered`), and from there
-on chunks are applied and warned of only. That memory is never stored. Once the engine answers, the lane drops
-it and reads again from its checkpoint, so that the model's alerts are those of an undisturbed run.
+Which engine serves may change between chunks, and in the middle of one when it fails: then the next rung of
+the ladder (`serving.py`) is asked instead, and alerts name the one that gave the risk.
+
+When none answers, NEWS2 answers alone: the partition notes where (`unanswered`), and from there on chunks are
+applied and warned of only. That memory is never stored. Once the engine answers, the lane drops it and reads
+again from its checkpoint, so that the model's alerts are those of an undisturbed run.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,18 +31,18 @@ from numpy.typing import NDArray
 from engines.steps import Prediction, SeriesModel
 from schemas.latch import Which
 from schemas.messages import Rejection
+from schemas.model_config import Policy
 from schemas.news2_policy import News2Policy
 from worker import early_warning, metrics, tracing
 from worker.accounting import count, count_feedback, count_imaged, count_warnings, observe
 from worker.change import Change, Lapse
 from worker.decide import decide, expire
 from worker.decode import Record
-from worker.drift import DriftWatch
-from worker.errors import EngineDownError
+from worker.errors import EngineDownError, EngineHungError
 from worker.explain import explain
 from worker.feedback import Hearing
 from worker.findings import voice_of
-from worker.infer import Run, infer
+from worker.infer import infer
 from worker.intake import Limits, take_in
 from worker.messages import Author, Basis, basis, finite, uncertainty
 from worker.partition import Partition
@@ -47,8 +50,10 @@ from worker.patient import FORGET_MS
 from worker.plan import Plan, Scored
 from worker.policies import Policies
 from worker.publish import Outgoing
+from worker.served import Served, Serving
 
 F32 = NDArray[np.float32]
+T = TypeVar("T")
 
 
 class Publish(Protocol):
@@ -61,36 +66,30 @@ class Pipeline:
     """The path for one model, NEWS2 beside it.
 
     Args:
-        model: layout of the served model.
+        serving: says which version of the model serves, on which engine.
         policies: in force, of the model and of NEWS2.
-        run: the batcher's `infer`.
         publish: the publisher's `publish`.
-        author: gives the writer of a partition's messages.
+        topics: names of the alert, score and dead-letter topics.
         limits: what is accepted.
         publish_scores: whether every score is published too.
-        watch: counts what is scored, where the model has a reference to compare it with.
     """
 
     def __init__(
         self,
-        model: SeriesModel,
+        serving: Serving,
         policies: Policies,
-        run: Run,
         publish: Publish,
-        author: Callable[[Partition], Author],
+        topics: tuple[str, str, str],
         limits: Limits,
         *,
         publish_scores: bool,
-        watch: DriftWatch | None = None,
     ) -> None:
-        self.model = model
+        self.serving = serving
         self.policies = policies
-        self._run = run
         self._publish = publish
-        self._author = author
+        self._topics = topics
         self._limits = limits
         self._publish_scores = publish_scores
-        self._watch = watch
 
     async def process(self, partition: Partition, chunk: Sequence[Record]) -> Change:
         """Take a partition's next records from bytes to confirmed messages; then move its position on.
@@ -104,20 +103,23 @@ class Pipeline:
 
     async def _process(self, partition: Partition, chunk: Sequence[Record]) -> Change:
         partition.whole = False
-        with _timed("apply"):
-            change = self._apply(partition, chunk)
-        await self._warn(partition, chunk, change)
-        if partition.unanswered is None:
-            try:
-                await self._answer(partition, chunk, change)
-                partition.whole = True
-            except EngineDownError as error:
-                metrics.engine_failures.labels(error.reason).inc()
-                partition.unanswered = partition.position
+        with self.serving.current.held() as served:
+            partition.belong(served.config.digest)
+            with _timed("apply"):
+                change = self._apply(partition, chunk, served.model)
+            await self._warn(partition, chunk, change, served)
+            if partition.unanswered is None:
+                try:
+                    await self._answer(partition, chunk, change, served)
+                    partition.whole = True
+                except EngineDownError:
+                    partition.unanswered = partition.position
         partition.position = chunk[-1].offset + 1
         return change
 
-    async def _warn(self, partition: Partition, chunk: Sequence[Record], change: Change) -> None:
+    async def _warn(
+        self, partition: Partition, chunk: Sequence[Record], change: Change, served: Served
+    ) -> None:
         """NEWS2's part of a chunk, and that of findings."""
         with _timed("news2"):
             policy_of, before_of = partial(self._news2, chunk), self.policies.news2_before
@@ -134,30 +136,49 @@ class Pipeline:
         }
         if change.warned or change.imaged or any(lapsed.values()):
             with _timed("warn"):
-                await self._publish(self._write_warnings(partition, chunk, change, lapsed))
+                author = self._author(partition, served)
+                await self._publish(self._write_warnings(author, chunk, change, lapsed))
             count_warnings(chunk, change, self.policies.severities("news2"))
             count_imaged(chunk, change, self.policies.severities("imaging"))
 
-    async def _answer(self, partition: Partition, chunk: Sequence[Record], change: Change) -> None:
+    async def _answer(
+        self, partition: Partition, chunk: Sequence[Record], change: Change, served: Served
+    ) -> None:
         """The model's part of a chunk."""
         with _timed("infer"):
-            prediction = await self._infer(change.plan)
+            served, prediction = await self._asked(served, partial(self._infer, change.plan))
         with _timed("decide"):
-            self._decide(chunk, change, prediction.risk)
+            self._decide(chunk, change, prediction.risk, served.config.policy)
         if partition.replaying:
             metrics.replayed.inc(len(chunk))
             return
         with _timed("explain"):
-            contributions = await self._explain(change, prediction.risk)
+            _, contributions = await self._asked(served, partial(self._explain, change, prediction.risk))
         with _timed("write"):
-            messages = self._write(partition, chunk, change, prediction, contributions)
+            messages = self._write(partition, chunk, change, served, prediction, contributions)
         with _timed("publish"):
             await self._publish(messages)
-        count(partition.place.topic, change, self.model.config.name, self.policies.severities("risk"))
+        count(partition.place.topic, change, served.config.name, self.policies.severities("risk"))
         count_feedback(change.said)
-        observe(chunk, change, prediction.risk, self.model)
-        if self._watch is not None:
-            self._watch.observe(change.plan, prediction.risk)
+        observe(chunk, change, prediction.risk, served.model)
+        if served.watch is not None:
+            served.watch.observe(change.plan, prediction.risk)
+
+    async def _asked(self, served: Served, ask: Callable[[Served], Awaitable[T]]) -> tuple[Served, T]:
+        """Ask the engine; the next rung of the ladder if it does not answer. Who answered, and the answer.
+
+        Raises:
+            EngineDownError: no rung is left.
+        """
+        while True:
+            try:
+                return served, await ask(served)
+            except (EngineDownError, EngineHungError) as error:
+                metrics.engine_failures.labels(error.reason).inc()
+                instead = await self.serving.instead(served, error.reason)
+                if instead is None:
+                    raise
+                served = instead
 
     async def expire_silent(self, partition: Partition, now_ms: int) -> None:
         """Publish `expired` for episodes whose patients are silent, before a record of theirs brings it out.
@@ -165,7 +186,8 @@ class Pipeline:
         The latch stays: the patient's next record, if it comes, publishes the same alert with the same id.
         While the model does not answer, its latches stand still, and say nothing of who is silent.
         """
-        author, told, messages = self._author(partition), set[tuple[str, Which]](), list[Outgoing]()
+        author = self._author(partition, self.serving.current)
+        told, messages = set[tuple[str, Which]](), list[Outgoing]()
         for patient in partition.quiet():
             for which, latch in patient.latches.items():
                 if (patient.id, which) in partition.expired_early:
@@ -181,8 +203,8 @@ class Pipeline:
             await self._publish(messages)
             partition.expired_early |= told
 
-    def _apply(self, partition: Partition, chunk: Sequence[Record]) -> Change:
-        return take_in(partition, chunk, self.model, self.policies, self._limits)
+    def _apply(self, partition: Partition, chunk: Sequence[Record], model: SeriesModel) -> Change:
+        return take_in(partition, chunk, model, self.policies, self._limits)
 
     def _lapsed(self, change: Change, which: Which) -> list[Lapse]:
         """What is left of patients that start anew: an open episode has expired.
@@ -199,10 +221,7 @@ class Pipeline:
                     found.append(Lapse(index, before.id, step, voice_of(before, which)))
         return found
 
-    async def _infer(self, plan: Plan) -> Prediction:
-        return await infer(plan, self.model, self._run)
-
-    def _decide(self, chunk: Sequence[Record], change: Change, risks: F32) -> None:
+    def _decide(self, chunk: Sequence[Record], change: Change, risks: F32, base: Policy) -> None:
         change.risks = risks
         hearing = Hearing(change.said, "risk")
         for i, scored in enumerate(change.plan.scored):
@@ -213,8 +232,8 @@ class Pipeline:
                 change.rejections[scored.at].append(Rejection("inference-failed"))
                 continue
             record, latch = chunk[scored.at], patient.latches["risk"]
-            policy = self.policies.risk(patient.id, scored.care_unit, record.timestamp)
-            before = self.policies.of("risk", patient.id, *scored.before)
+            policy = self.policies.risk(patient.id, scored.care_unit, record.timestamp, base)
+            before = self.policies.of("risk", patient.id, *scored.before, base)
             patient.latches["risk"], steps = decide(
                 policy, latch, scored.time_ms, risk, record.offset, before=before
             )
@@ -229,22 +248,13 @@ class Pipeline:
     def _assess(self, chunk: Sequence[Record], plan: Plan, i: int) -> early_warning.Assessment:
         return early_warning.assess(self._news2(chunk, plan.scored[i]), plan, i)
 
-    async def _explain(self, change: Change, risks: F32) -> dict[int, F32]:
-        """Contributions, float32[features], by number of the score, of every score that an alert rests on."""
-        alerting = [i for i, steps in change.steps.items() if any(s.transition != "expired" for s in steps)]
-        if not alerting:
-            return {}
-        found = await explain(change.plan, alerting, risks, self.model, self._run)
-        return dict(zip(alerting, found, strict=True))
-
     def _write_warnings(
         self,
-        partition: Partition,
+        author: Author,
         chunk: Sequence[Record],
         change: Change,
         lapsed: Mapping[Which, Sequence[Lapse]],
     ) -> list[Outgoing]:
-        author = self._author(partition)
         found = [
             (x.at, author.alert(which, x.step, x.patient_id, Basis(), x.voice))
             for which, lapses in lapsed.items()
@@ -267,10 +277,11 @@ class Pipeline:
         partition: Partition,
         chunk: Sequence[Record],
         change: Change,
+        served: Served,
         prediction: Prediction,
         contributions: Mapping[int, F32],
     ) -> list[Outgoing]:
-        author, plan, model = self._author(partition), change.plan, self.model
+        author, plan, model = self._author(partition, served), change.plan, served.model
         lapsed = self._lapsed(change, "risk")
         found = [(x.at, author.alert("risk", x.step, x.patient_id, Basis())) for x in lapsed]
         for i, scored in enumerate(plan.scored):
@@ -292,6 +303,20 @@ class Pipeline:
             if rejections:
                 messages.append(author.dead_letter(chunk[index], rejections, change.accepted[index]))
         return messages
+
+    async def _infer(self, plan: Plan, served: Served) -> Prediction:
+        return await infer(plan, served.model, served.run)
+
+    async def _explain(self, change: Change, risks: F32, served: Served) -> dict[int, F32]:
+        """Contributions, float32[features], by number of the score, of every score that an alert rests on."""
+        alerting = [i for i, steps in change.steps.items() if any(s.transition != "expired" for s in steps)]
+        if not alerting:
+            return {}
+        found = await explain(change.plan, alerting, risks, served.model, served.run)
+        return dict(zip(alerting, found, strict=True))
+
+    def _author(self, partition: Partition, served: Served) -> Author:
+        return Author(partition.place, served.voices, self._topics)
 
 
 def _in_turn(found: list[tuple[int, Outgoing]]) -> list[Outgoing]:

@@ -14,7 +14,6 @@ from engines.steps import SeriesModel
 from schemas import news2_policy
 from schemas.features import FEATURES
 from schemas.messages import Alert, DeadLetter, Score
-from worker import early_warning
 from worker.change import Change
 from worker.intake import Limits
 from worker.messages import Author, moment
@@ -22,6 +21,7 @@ from worker.partition import Partition, Place
 from worker.pipeline import Pipeline
 from worker.policies import Policies
 from worker.publish import Outgoing
+from worker.served import Alone, Served
 
 T0 = 1_767_225_600_000
 """2026-01-01T00:00:00Z, ms since the epoch."""
@@ -158,14 +158,14 @@ class LocalPath:
         self.engine = engine
         self.outbox = Outbox()
         self.model = SeriesModel(engine.config)
-        self.voices = early_warning.voices(engine.config, engine.backend)
+        self.served = Served(engine.config, engine.backend, self.run)
+        self.voices = self.served.voices
         self.author = Author(place, self.voices, TOPICS)
         self.pipeline = Pipeline(
-            self.model,
+            Alone(self.served),
             Policies(engine.config.name, engine.config.policy, NEWS2, imaging=IMAGING),
-            self.run,
             self.outbox,
-            lambda _: self.author,
+            TOPICS,
             LIMITS,
             publish_scores=publish_scores,
         )

@@ -278,7 +278,7 @@ async def test_the_expiry_is_the_same_whatever_brings_it_out(engine: Engine, way
         path.partition.seen_s.clear()
         path.partition.began_s = float("-inf")
         await path.pipeline.expire_silent(path.partition, T0 + 49 * HOUR)
-        (stored, _) = decode(encode_hot(path.partition.patients["p"], "m"), {}, "m")
+        stored = decode(encode_hot(path.partition.patients["p"], "m"), {}, "m")
         assert stored.latches["imaging"].episode is not None
     elif way == "record":
         await path.process([beat(2, "p", T0 + 30 * HOUR), beat(3, "p", T0 + 49 * HOUR)])
@@ -467,7 +467,7 @@ async def test_an_engine_that_does_not_answer_holds_up_no_finding(engine: Engine
     async def down(inputs: Any) -> Any:
         raise EngineDownError("gone")
 
-    path.pipeline._run = down
+    path.served.run = down
     await path.process(log, 5)
 
     assert path.partition.unanswered is not None
@@ -476,7 +476,7 @@ async def test_an_engine_that_does_not_answer_holds_up_no_finding(engine: Engine
         assert messages == quiet.outbox.by_voice()[name]
     # The lane reads again from its checkpoint, and says none of it twice.
     before = len(path.outbox.imaged)
-    path.pipeline._run = path.run
+    path.served.run = path.run
     path.partition = type(path.partition)(PLACE, 0, 0)
     path.partition.warned = log[-1].offset + 1
     await path.process(log, 7)

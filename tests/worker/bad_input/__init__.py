@@ -293,12 +293,19 @@ def _finding(**fields: Any) -> bytes:
     return json.dumps(whole | fields).encode()
 
 
+GOOD_FINDING = _finding(
+    risk=0.95,
+    classes=[{"name": "none", "probability": 0.05}, {"name": TEXT, "probability": 0.95}],
+    model={"name": "pneumonia", "version": 1, "digest": "0"},
+)
+"""One that raises an alert, and names the canary wherever a good one can."""
+
+
 def _found(name: str, value: bytes, reason: str, path: str) -> Case:
     return Case(f"finding: {name}", value, _one(reason, path), headers=(("content-type", FINDING_TYPE),))
 
 
 FINDINGS = (
-    Case("finding: a good one", _finding(), (), fate="stored", headers=(("content-type", FINDING_TYPE),)),
     _found(
         "a class that is none", _finding(id=f"{EVENT}-2", findings=[EVENT]), "invalid-message", "$.findings"
     ),
