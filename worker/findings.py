@@ -89,8 +89,9 @@ def forget_old(patient: Patient) -> None:
             patient.findings = tuple(f for f in patient.findings if f.time_ms >= oldest)
 
 
-def _order(finding: KeptFinding) -> tuple[int, str]:
-    return finding.time_ms, finding.id
+def _order(finding: KeptFinding) -> tuple[int, int, str]:
+    """Of two findings on one picture, the later version's is newer."""
+    return finding.time_ms, finding.by.version, finding.id
 
 
 def voice_of(patient: Patient, which: Which) -> Voice | None:
