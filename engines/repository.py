@@ -34,7 +34,7 @@ PAGE = "evaluation.html"
 REFERENCE = "reference.json"
 BACKTEST = "backtest.json"
 
-BACKENDS = ("onnxruntime", *tensorrt_module.BACKENDS)
+BACKENDS = ("onnxruntime", "onnxruntime-cuda", *tensorrt_module.BACKENDS)
 
 
 def list_models(repository: Path = SHIPPED) -> list[ModelConfig]:
@@ -67,8 +67,14 @@ def read_config(repository: Path, name: str) -> ModelConfig:
     return config
 
 
-def load(repository: Path, name: str, backend: str = "onnxruntime") -> Engine:
+def load(repository: Path, name: str, backend: str = "onnxruntime", plans: Path | None = None) -> Engine:
     """Load a model and prove it: digest, tensors, golden data.
+
+    Args:
+        repository: the folder of model folders.
+        name: of the model.
+        backend: one of `BACKENDS`.
+        plans: folder to keep plans in; beside the model unless given. Only backends of plans look at it.
 
     Raises:
         RepositoryError: the folder or a file is missing or cannot be read.
@@ -79,18 +85,22 @@ def load(repository: Path, name: str, backend: str = "onnxruntime") -> Engine:
         BuildError: the backend runs plans, and this model's cannot be built or written.
     """
     config = read_config(repository, name)
-    if backend in tensorrt_module.BACKENDS:
-        from engines.tensorrt_load import load_plan
-
-        engine = load_plan(repository, config, backend)
-    else:
-        engine = open_engine(config, read_graph(repository, config), backend)
+    engine = load_unproved(repository, config, backend, plans)
     try:
         verify(engine, read_golden(repository / name / str(config.version) / GOLDEN))
     except EngineError:
         engine.close()
         raise
     return engine
+
+
+def load_unproved(repository: Path, config: ModelConfig, backend: str, plans: Path | None = None) -> Engine:
+    """As `load`, without the golden data: for measuring how far an engine lies from them."""
+    if backend in tensorrt_module.BACKENDS:
+        from engines.tensorrt_load import load_plan
+
+        return load_plan(repository, config, backend, plans)
+    return open_engine(config, read_graph(repository, config), backend)
 
 
 def read_graph(repository: Path, config: ModelConfig) -> bytes:
@@ -120,11 +130,11 @@ def open_engine(config: ModelConfig, graph: bytes, backend: str = "onnxruntime")
         from engines.tensorrt_load import build_engine
 
         return build_engine(config, graph, backend)
-    if backend != "onnxruntime":
+    if backend not in BACKENDS:
         raise BackendError(f"no backend {backend!r}; there is {', '.join(BACKENDS)}")
-    from engines.onnxruntime_backend import OnnxRuntimeEngine
+    from engines.onnxruntime_backend import CPU, CUDA, OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(config, graph)
+    return OnnxRuntimeEngine(config, graph, CPU if backend == "onnxruntime" else CUDA)
 
 
 def read_golden(path: Path) -> dict[str, F32]:

@@ -16,8 +16,14 @@ OLDEST = (7, 5)
 """Compute capability of Turing, the oldest that TensorRT 10 and TensorRT for RTX run on."""
 
 
-def load_plan(models: Path, config: ModelConfig, backend: str) -> Engine:
+def load_plan(models: Path, config: ModelConfig, backend: str, folder: Path | None = None) -> Engine:
     """An engine of a model's plan, which is built where there is none or a stale one; golden data unchecked.
+
+    Args:
+        models: the model repository.
+        config: the model's.
+        backend: `tensorrt` or `tensorrt-rtx`.
+        folder: where plans are kept, as `plans.obtain` has it; beside the model unless given.
 
     Raises:
         BackendError: a library is missing, or there is no GPU that the plan could run on.
@@ -25,9 +31,10 @@ def load_plan(models: Path, config: ModelConfig, backend: str) -> Engine:
         RepositoryError, DigestError, GraphError: the model is not in order.
     """
     module, driver = runtime(backend)
-    found = plans.obtain(models, config.name, backend)
+    found = plans.obtain(models, config.name, backend, plans=folder)
     check(found.provenance.key, config, str(module.__version__), capability(driver))
-    return TensorRTEngine(config, plans.read_plan(found.path), module, driver)
+    cache = found.path.with_suffix(".kernels")
+    return TensorRTEngine(config, plans.read_plan(found.path), module, driver, cache=cache)
 
 
 def build_engine(config: ModelConfig, graph: bytes, backend: str) -> Engine:

@@ -73,7 +73,7 @@ async def _model(settings: Settings) -> list[Finding]:
         require_series(config)
         policies = shipped(settings, config)
         engine = await asyncio.to_thread(
-            repository.load, settings.model_repository, settings.model, settings.backend
+            repository.load, settings.model_repository, settings.model, settings.backend, settings.plans
         )
     except (EngineError, PolicyError) as error:
         return [failed("model", str(error))]

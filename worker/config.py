@@ -95,10 +95,15 @@ class Settings(BaseSettings):
     # Model
     model: str = Field("vitals", description="model in the repository")
     model_repository: Path = Field(DEFAULT_MODELS, description="folder of model folders")
-    backend: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = Field(
+    backend: Literal["onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"] = Field(
         "onnxruntime",
-        description="runtime that computes the model: onnxruntime on the CPU, or a plan for an NVIDIA GPU "
-        "(compiled, never executed); one that cannot run here ends the start with the reason",
+        description="runtime that computes the model: onnxruntime on the CPU, its CUDA provider or a plan on "
+        "an NVIDIA GPU (both never executed); where one cannot run, onnxruntime serves and metrics tell",
+    )
+    plans: Path | None = Field(
+        None,
+        description="folder that plans are built into and loaded from; beside the model unless given, which "
+        "a read-only repository does not allow",
     )
     infer_timeout_s: float = Field(20.0, gt=0, le=300, description="an engine call longer than this is hung")
     engine_patience_s: float = Field(

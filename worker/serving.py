@@ -285,7 +285,7 @@ def _series_config(settings: Settings) -> ModelConfig:
 
 def _proven(settings: Settings, backend: str) -> tuple[Engine, Callable[[], None]]:
     """An engine that reproduces its golden data, and how to ask it for them again."""
-    engine = repository.load(settings.model_repository, settings.model, backend)
+    engine = repository.load(settings.model_repository, settings.model, backend, settings.plans)
     version = str(engine.config.version)
     golden = repository.read_golden(settings.model_repository / settings.model / version / repository.GOLDEN)
     return engine, lambda: repository.verify(engine, golden)
