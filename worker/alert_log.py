@@ -11,6 +11,7 @@ import msgspec
 
 from schemas.latch import Episode, Which
 from schemas.messages import Alert
+from schemas.model_config import NEWS2
 from worker import metrics
 from worker.config import Settings
 from worker.decode import milliseconds
@@ -44,20 +45,31 @@ async def last_alerts(
         RetryError: Kafka did not answer.
     """
     async with History(settings) as log:
-        return await read_last(log, settings.topic_alerts, place, voices, before)
+        return await read_last(log, settings.topic_alerts, place, voices, before, settings.shadow_version)
 
 
 async def read_last(
-    log: Log, topic: str, place: Place, voices: Mapping[Which, Voice], before: int
+    log: Log,
+    topic: str,
+    place: Place,
+    voices: Mapping[Which, Voice],
+    before: int,
+    shadow: int | None = None,
 ) -> LastAlerts:
-    """`last_alerts` of a log that is at hand."""
+    """`last_alerts` of a log that is at hand.
+
+    A served version takes over the episodes of the one before it. Shadows of several versions share a topic
+    and nothing else: with `shadow`, a model's alerts count if they are that version's.
+    """
     found = no_alerts()
     decoder = msgspec.json.Decoder(Alert)
     span = await log.span(topic, place.partition)
     async for records in log.read(topic, place.partition, *span):
         for record in records:
             try:
-                enter(found, decoder.decode(record.value or b""), place, voices, before)
+                alert = decoder.decode(record.value or b"")
+                if shadow in (None, alert.model.version) or alert.model.name == NEWS2:
+                    enter(found, alert, place, voices, before)
             except (msgspec.MsgspecError, ValueError, IndexError, RecursionError):
                 metrics.rejections.labels("alert-log", "invalid-message").inc()
     return found

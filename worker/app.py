@@ -20,7 +20,7 @@ from engines import repository
 from engines.engine import Engine
 from engines.steps import SeriesModel, require_series
 from schemas.errors import PolicyError
-from worker import early_warning, metrics, tracing
+from worker import early_warning, metrics, shadow, tracing
 from worker.alert_log import LastAlerts, last_alerts
 from worker.assignment import Lanes
 from worker.batch import Batcher
@@ -172,11 +172,13 @@ class Worker:
 
     def _load_engine(self) -> tuple[Engine, Callable[[], None]]:
         settings = self.settings
-        require_series(repository.read_config(settings.model_repository, settings.model))
-        engine = repository.load(settings.model_repository, settings.model, settings.backend)
+        chosen = settings.model_repository, settings.model
+        require_series(repository.read_config(*chosen, settings.shadow_version))
+        engine = repository.load(*chosen, settings.backend, settings.shadow_version)
         version = str(engine.config.version)
         folder = settings.model_repository / settings.model / version
         golden = repository.read_golden(folder / repository.GOLDEN)
+        shadow.announce(settings, engine.config)
         metrics.backend_in_use.labels(engine.config.name, version, engine.backend).set(1)
         log.info("model loaded", model=engine.config.name, version=version, backend=engine.backend)
         return engine, lambda: repository.verify(engine, golden)
@@ -218,7 +220,7 @@ class Worker:
         voices = early_warning.voices(config, engine.backend)
 
         def author(partition: Partition) -> Author:
-            return Author(partition.place, voices, settings.output_topics)
+            return Author(partition.place, voices, settings.output_topics, settings.shadow_version)
 
         async def alert_log(place: Place, before: int) -> LastAlerts:
             return await last_alerts(settings, place, voices, before)
@@ -272,6 +274,7 @@ class Worker:
             "backend": batcher.engine.backend if batcher else None,
             "model": batcher.engine.config.name if batcher else None,
             "version": batcher.engine.config.version if batcher else None,
+            "shadow": self.settings.shadow_version is not None,
         }
         ready = (
             state["joined"] and state["redis"] and state["checkpoints"] and all(lane.ready for lane in lanes)

@@ -73,10 +73,9 @@ async def _kafka(settings: Settings) -> list[Finding]:
 async def _model(settings: Settings) -> list[Finding]:
     try:
         news2 = news2_policy.load(settings.news2_policy)
-        require_series(repository.read_config(settings.model_repository, settings.model))
-        engine = await asyncio.to_thread(
-            repository.load, settings.model_repository, settings.model, settings.backend
-        )
+        chosen, version = (settings.model_repository, settings.model), settings.shadow_version
+        require_series(repository.read_config(*chosen, version))
+        engine = await asyncio.to_thread(repository.load, *chosen, settings.backend, version)
     except (EngineError, PolicyError) as error:
         return [failed("model", str(error))]
     try:

@@ -40,6 +40,9 @@ inference_duration = Histogram(
 )
 engine_failures = Counter("riskstream_engine_failures_total", "Failed engine calls", ["reason"])
 backend_in_use = Gauge("riskstream_backend_info", "1 for the backend in use", ["model", "version", "backend"])
+shadow = Gauge(
+    "riskstream_shadow_info", "1 for a worker that scores as a shadow and alerts nobody", ["model", "version"]
+)
 alerts = Counter(
     "riskstream_alerts_total",
     "Alerts by who raised them, a model or news2, transition and severity",
