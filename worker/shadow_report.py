@@ -79,7 +79,7 @@ async def compared(
     cluster, shadows = await _clusters(settings)
     async with History(settings) as log:
         period = await _period(log, settings, cluster, order.within)
-        return await _Comparison(log, settings, cluster, shadows, period, progress).compare(order)
+        return await Comparison(log, settings, cluster, shadows, period, progress).compare(order)
 
 
 async def _clusters(settings: Settings) -> tuple[Cluster, Cluster]:
@@ -117,7 +117,7 @@ async def _period(log: Log, settings: Settings, cluster: Cluster, within: Range)
 _Head = TypeVar("_Head", ScoreHead, AlertHead)
 
 
-class _Comparison:
+class Comparison:
     """A comparison under way."""
 
     def __init__(
@@ -172,7 +172,7 @@ class _Comparison:
             "unreadable": self._unreadable,
             "notes": notes,
             "figures": content.FIGURES,
-            "reproduce": reproduction(f"riskstream shadow --version {version}", ("numpy",)),
+            "reproduce": reproduction(_command(order, version), ("numpy",)),
         }
 
     async def _read_served(self, side: _Side) -> None:
@@ -199,7 +199,10 @@ class _Comparison:
         async for alert in self._heads(topic, AlertHead):
             of_version = version in (None, alert.model.version) or alert.model.name == NEWS2
             if of_version and self._is_of_input(alert.source):
-                alerts.add(alert)
+                try:
+                    alerts.add(alert)
+                except ValueError:  # its episode names no offset
+                    self._unreadable += 1
         return alerts
 
     async def _heads(self, topic: str, kind: type[_Head]) -> AsyncIterator[_Head]:
@@ -239,8 +242,7 @@ class _Comparison:
             others = f"; it holds the versions {', '.join(map(str, versions))}" if versions else ""
             raise FatalError(
                 f"topic {s.topic_shadow_scores} holds no score of {whose} and of the input in that "
-                f"time{others}; "
-                f"{shadow.elsewhere} are of other models or inputs"
+                f"time{others}; {shadow.elsewhere} are of other models or inputs"
             )
         return versions[0] if order.version is None else order.version
 
@@ -295,6 +297,12 @@ def _nothing_in_common(served: _Side, shadow: _Side) -> str:
         f"no input record has both a served score and a shadow's; served are offsets of partition {ours}, "
         f"the shadow's are of {theirs}. Wait until the shadow has reached what is served now"
     )
+
+
+def _command(order: Order, version: int) -> str:
+    since, until = (_iso(bound) for bound in order.within)
+    bounds = (f" --from {since}" if since else "") + (f" --to {until}" if until else "")
+    return f"riskstream shadow --version {version}{bounds}"
 
 
 def _iso(time_ms: int | None) -> str | None:
