@@ -130,12 +130,19 @@ def test_a_shadow_says_that_it_is_one(ran: Ran) -> None:
     assert json.loads(ran.ready)["version"] == VERSION
 
 
-def test_the_report_is_of_all_that_both_said(ran: Ran, tmp_path: Path) -> None:
-    report, html = tmp_path / "shadow.json", tmp_path / "shadow.html"
-    shown = command(ran, "--json", "--report", str(report), "--html", str(html))
+@pytest.fixture(scope="module")
+def found(ran: Ran, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The report that the command prints, with the page under `html`."""
+    folder = tmp_path_factory.mktemp("report")
+    file, html = folder / "shadow.json", folder / "shadow.html"
+    shown = command(ran, "--json", "--report", str(file), "--html", str(html))
     assert (shown.returncode, shown.stderr) == (0, "")
-    found = json.loads(shown.stdout)
-    assert json.loads(report.read_bytes()) == found
+    content: dict[str, Any] = json.loads(shown.stdout)
+    assert json.loads(file.read_bytes()) == content
+    return {**content, "html": html.read_text()}
+
+
+def test_the_report_is_of_all_that_both_said(ran: Ran, found: dict[str, Any]) -> None:
     apart = [ran.shadowed.risks[place] - risk for place, risk in ran.beside.risks.items()]
     assert found["scores"]["compared"] == len(apart) > 100
     assert (found["scores"]["only_served"], found["scores"]["only_shadow"]) == (0, 0)
@@ -148,7 +155,7 @@ def test_the_report_is_of_all_that_both_said(ran: Ran, tmp_path: Path) -> None:
             assert sum(found["alerts"][voice][side]["transitions"].values()) == counted
     episodes = found["alerts"]["news2"]["episodes"]
     assert episodes["only_served"] == episodes["only_shadow"] == 0
-    assert f"{len(apart):,}" in html.read_text()
+    assert f"{len(apart):,}" in found["html"]
 
 
 def report(ran: Ran, order: Order = Order(), **more: str) -> dict[str, Any]:  # noqa: B008 - immutable
@@ -156,11 +163,11 @@ def report(ran: Ran, order: Order = Order(), **more: str) -> dict[str, Any]:  # 
     return asyncio.run(compared(config.load(None, **(names | more)), order))
 
 
-def test_without_served_scores_it_compares_alerts_alone(ran: Ran) -> None:
-    found = report(ran, Order(within=Range(since=0)), topic_scores="no-such-topic")
-    assert found["scores"] is None
-    assert "alerts alone are compared" in found["notes"][0]
-    assert found["alerts"] == report(ran)["alerts"]
+def test_without_served_scores_it_compares_alerts_alone(ran: Ran, found: dict[str, Any]) -> None:
+    alone = report(ran, Order(within=Range(since=0)), topic_scores="no-such-topic")
+    assert alone["scores"] is None
+    assert "alerts alone are compared" in alone["notes"][0]
+    assert alone["alerts"] == found["alerts"]
 
 
 @pytest.mark.parametrize(
