@@ -28,6 +28,7 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from engines import repository
 from schemas.messages import Alert, DeadLetter, Score, VitalsRecord
 from worker import codec, config, recording
 from worker.cluster import describe
@@ -363,12 +364,13 @@ async def _stored(site: Site) -> dict[str, Any]:
     """Every stored patient of whom something still matters, in a form that can be compared."""
     settings = site.settings()
     cluster = await describe(settings, create=False)
+    model = repository.read_config(settings.model_repository, settings.model).digest
     store = Store(settings, cluster.vitals_id)
     patients: dict[str, Any] = {}
     try:
         for partition in range(PARTITIONS):
             found = await store.load(Place(cluster.id, settings.topic_vitals, partition))
-            here = [codec.decode(stored.hot, stored.bins, "")[0] for stored in found]
+            here = [codec.decode(stored.hot, stored.bins, model) for stored in found]
             newest = max((patient.touched_ms for patient in here), default=0)
             for patient in here:
                 # One silent for longer starts anew with its next record; when it is dropped is housekeeping.

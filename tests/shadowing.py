@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -52,4 +53,5 @@ def _write_golden(golden: dict[str, np.ndarray], config: ModelConfig, graph: byt
     engine = repository.open_engine(config, graph)
     found = engine.run({name.removeprefix("in/"): array for name, array in inputs.items()})
     engine.close()
-    np.savez(file, **inputs, **{f"out/{name}": array for name, array in found.items()})
+    arrays: dict[str, Any] = {**inputs, **{f"out/{name}": array for name, array in found.items()}}
+    np.savez(file, **arrays)

@@ -10,36 +10,34 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
 import structlog
 
-from engines import repository
-from engines.engine import Engine
-from engines.steps import SeriesModel, require_series
 from schemas.errors import PolicyError
-from worker import early_warning, metrics, shadow, tracing
+from schemas.model_config import ModelConfig
+from worker import metrics, shadow, tracing
 from worker.alert_log import LastAlerts, last_alerts
 from worker.assignment import Lanes
-from worker.batch import Batcher
 from worker.checkpoint import Checkpointer
 from worker.cluster import Cluster, complaints, describe, optional_topics
 from worker.config import Settings
 from worker.deadlines import STOP_S, shutdown_s
-from worker.drift import watch
 from worker.errors import FatalError, RetryError, StoreError
 from worker.feedback_topic import Carrier
 from worker.http import Health, serve
+from worker.intake import limits_of
 from worker.lanes import Stages
 from worker.messages import Author
-from worker.partition import Partition, Place
-from worker.pipeline import Pipeline, limits_of
+from worker.partition import Place
+from worker.pipeline import Pipeline
 from worker.policies import Policies, shipped
 from worker.policy_source import PolicyFile, PolicyTopic
 from worker.publish import Publisher
 from worker.restore import Restorer
+from worker.serving import Ladder, device_turns
 from worker.store import Store
 from worker.transport import chunk_app
 
@@ -53,7 +51,7 @@ class Worker:
         self.settings = settings
         self._stop = asyncio.Event()
         self._lanes: Lanes | None = None
-        self._batcher: Batcher | None = None
+        self._ladder = Ladder(settings, device_turns())
         self._checkpointer: Checkpointer | None = None
         self._store: Store | None = None
         self._publisher = Publisher(settings)
@@ -81,37 +79,35 @@ class Worker:
             await self._publisher.stop()
             if self._store is not None:
                 await self._store.close()
-            if self._batcher is not None:
-                await self._batcher.close()
-                self._batcher.engine.close()
+            await self._ladder.close()
             await runner.cleanup()
             await asyncio.to_thread(tracing.stop)
             log.info("stopped")
 
     async def _work(self) -> None:
-        engine, verify = await asyncio.to_thread(self._load_engine)
+        ladder = self._ladder
+        await ladder.start()
+        shadow.announce(self.settings, ladder.current.config)
         cluster = await self._until_up("Kafka", self._describe)
         await self._until_up("Kafka producer", self._publisher.start)
         if cluster is None or self._stop.is_set():
             return
         self._store = store = Store(self.settings, cluster.vitals_id)
-        self._batcher = Batcher(
-            engine, verify, self.settings.infer_timeout_s, self.settings.engine_patience_s
-        )
         self._lanes = Lanes(cluster.id)
         with tempfile.TemporaryDirectory(prefix="riskstream-") as folder:
             app = chunk_app(self.settings, self._lanes, folder)
-            policies, followed = await self._policies(engine, cluster)
-            self._lanes.stages = self._stages(app, engine, self._batcher, store, policies)
-            await self._serve(app, self._lanes, (self._watch_redis(store), *followed))
+            policies, followed = await self._policies(ladder.current.config, cluster)
+            ladder.policies = policies
+            self._lanes.stages = self._stages(app, store, policies)
+            await self._serve(app, self._lanes, (self._watch_redis(store), ladder.follow(), *followed))
 
     async def _policies(
-        self, engine: Engine, cluster: Cluster
+        self, model: ModelConfig, cluster: Cluster
     ) -> tuple[Policies, list[Coroutine[Any, Any, None]]]:
         """The policies in force, and what goes on beside the lanes: following their sources, feedback."""
         settings, followed = self.settings, []
         try:
-            policies = shipped(settings, engine.config)
+            policies = shipped(settings, model)
             if settings.policies is not None:
                 file = PolicyFile(settings.policies, policies)
                 file.load()
@@ -124,8 +120,7 @@ class Worker:
             await self._until_up("policies topic", topic.load)
             followed.append(topic.follow())
         if cluster.partitions.get(settings.topic_feedback):
-            voices = early_warning.voices(engine.config, engine.backend)
-            author = partial(Author, voices=voices, topics=settings.output_topics)
+            author = partial(Author, voices=self._ladder.current.voices, topics=settings.output_topics)
             followed.append(Carrier(settings, cluster, self._publisher.publish, author).run())
         for name in optional_topics(settings):
             if not cluster.partitions.get(name):
@@ -170,19 +165,6 @@ class Worker:
         deadline.daemon = True
         deadline.start()
 
-    def _load_engine(self) -> tuple[Engine, Callable[[], None]]:
-        settings = self.settings
-        chosen = settings.model_repository, settings.model
-        require_series(repository.read_config(*chosen, settings.shadow_version))
-        engine = repository.load(*chosen, settings.backend, settings.shadow_version)
-        version = str(engine.config.version)
-        folder = settings.model_repository / settings.model / version
-        golden = repository.read_golden(folder / repository.GOLDEN)
-        shadow.announce(settings, engine.config)
-        metrics.backend_in_use.labels(engine.config.name, version, engine.backend).set(1)
-        log.info("model loaded", model=engine.config.name, version=version, backend=engine.backend)
-        return engine, lambda: repository.verify(engine, golden)
-
     async def _describe(self) -> Cluster:
         cluster = await describe(self.settings, create=self.settings.create_topics)
         found = complaints(self.settings, cluster)
@@ -214,38 +196,31 @@ class Worker:
                 self._redis_up = False
             await asyncio.sleep(5.0)
 
-    def _stages(self, app: Any, engine: Engine, batcher: Batcher, store: Store, policies: Policies) -> Stages:
-        settings, config = self.settings, engine.config
-        model = SeriesModel(config)
-        voices = early_warning.voices(config, engine.backend)
-
-        def author(partition: Partition) -> Author:
-            return Author(partition.place, voices, settings.output_topics, settings.shadow_version)
+    def _stages(self, app: Any, store: Store, policies: Policies) -> Stages:
+        settings, ladder = self.settings, self._ladder
 
         async def alert_log(place: Place, before: int) -> LastAlerts:
-            return await last_alerts(settings, place, voices, before)
+            return await last_alerts(settings, place, ladder.current.voices, before)
 
         pipeline = Pipeline(
-            model,
+            ladder,
             policies,
-            batcher.infer,
             self._publisher.publish,
-            author,
+            settings.output_topics,
             limits_of(settings),
             publish_scores=settings.publish_scores,
-            watch=watch(settings.model_repository, config),
+            shadow=settings.shadow_version,
         )
         horizon_ms = round(settings.rebuild_horizon_h * 3_600_000)
-        restorer = Restorer(store, app.consumer, model, batcher.infer, horizon_ms)
-        checkpointer = Checkpointer(store, app.consumer, config.digest)
-        self._checkpointer = checkpointer
+        restorer = Restorer(store, app.consumer, lambda: ladder.current.config.digest, horizon_ms)
+        self._checkpointer = Checkpointer(store, app.consumer)
         return Stages(
             pipeline,
             restorer,
-            checkpointer,
+            self._checkpointer,
             app.consumer,
             alert_log,
-            batcher.answers,
+            ladder.answers,
             settings.checkpoint_interval_s,
         )
 
@@ -257,13 +232,13 @@ class Worker:
                     False,
                     f"partition {lane.place.partition} has lag and has not moved for {stalled:.0f} s",
                 )
-        if self._batcher is not None and self._batcher.hung:
+        if self._ladder.started and self._ladder.current.batcher.hung:
             return False, "the engine hangs"
         return True, ""
 
     def _ready(self) -> tuple[bool, dict[str, Any]]:
         lanes = self._lanes.owned if self._lanes else []
-        batcher = self._batcher
+        served = self._ladder.current if self._ladder.started else None
         state = {
             "joined": self._joined and self._lanes is not None and self._lanes.joined,
             "redis": self._redis_up,
@@ -271,15 +246,17 @@ class Worker:
             "partitions": len(lanes),
             "partitions_ready": sum(lane.ready for lane in lanes),
             "news2_alone": sum(lane.floored for lane in lanes),
-            "backend": batcher.engine.backend if batcher else None,
-            "model": batcher.engine.config.name if batcher else None,
-            "version": batcher.engine.config.version if batcher else None,
+            "backend": served.backend if served else None,
+            "rung": served.rung if served else None,
+            "model": served.config.name if served else None,
+            "version": served.config.version if served else None,
+            "refused": self._ladder.refused or None,
             "shadow": self.settings.shadow_version is not None,
         }
         ready = (
             state["joined"] and state["redis"] and state["checkpoints"] and all(lane.ready for lane in lanes)
         )
-        answers = batcher is not None and not batcher.hung and not state["news2_alone"]
+        answers = served is not None and not served.batcher.hung and not state["news2_alone"]
         return bool(ready and answers), state
 
 

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -38,12 +39,20 @@ class Batcher:
     A row that the engine fails on comes back as NaN, and fails no other row: the batch is halved until
     the row is found. Order between callers is not promised.
 
+    A batch with outputs that are not finite makes the engine prove itself on its golden data: the rows are at
+    fault if it does, the engine if not.
+
     While a call takes longer than the patience, every caller is refused at once, until it comes back. Then
     the patience is doubled, until a call comes back within what it was at first: a slow engine is waited for.
     """
 
     def __init__(
-        self, engine: Engine, verify: Callable[[], None], timeout_s: float, patience_s: float
+        self,
+        engine: Engine,
+        verify: Callable[[], None],
+        timeout_s: float,
+        patience_s: float,
+        turns: asyncio.Lock | None = None,
     ) -> None:
         """Serve an engine.
 
@@ -52,9 +61,12 @@ class Batcher:
             verify: raises an EngineError when the engine no longer reproduces its golden data.
             timeout_s: an engine call that takes longer is hung for good.
             patience_s: callers wait so long for an engine call.
+            turns: shared by the batchers of one device, which then take turns, a batch each.
         """
         self.engine = engine
         self.hung = False
+        self._closed = False
+        self._turns = turns
         self._verify = verify
         self._timeout_s = timeout_s
         self._patience_s = self._first_patience_s = patience_s
@@ -81,11 +93,17 @@ class Batcher:
             return outputs[0]
         return {name: np.concatenate([part[name] for part in outputs]) for name in outputs[0]}
 
+    @property
+    def busy(self) -> bool:
+        """Whether a call that nobody waits for any more has not come back."""
+        return self.hung or self._late is not None
+
     async def close(self) -> None:
-        """Stop; the engine's thread is left behind when it hangs."""
+        """Stop, and refuse whoever still comes; a thread whose call has not come back is left behind."""
+        self._closed = True
         if self._runner is not None:
             self._runner.cancel()
-        self._thread.shutdown(wait=not self.hung, cancel_futures=True)
+        self._thread.shutdown(wait=not self.busy, cancel_futures=True)
 
     def _submit(self, inputs: Tensors) -> asyncio.Future[dict[str, F32]]:
         done: asyncio.Future[dict[str, F32]] = asyncio.get_running_loop().create_future()
@@ -103,7 +121,8 @@ class Batcher:
             names = batch[0].inputs
             inputs = {name: np.concatenate([request.inputs[name] for request in batch]) for name in names}
             try:
-                outputs = await self._call(inputs)
+                async with self._turns or nullcontext():
+                    outputs = await self._call(inputs)
             except Exception as error:  # whatever it is, whoever waits must hear of it
                 for request in batch:
                     if not request.done.done():
@@ -124,8 +143,8 @@ class Batcher:
         while self._waiting and rows + self._waiting[0].rows <= self._largest:
             batch.append(self._waiting.popleft())
             rows += batch[-1].rows
-        full = bool(self._waiting) or rows == self._largest
-        metrics.batch_flushes.labels("full" if full else "idle").inc()
+        reason = "full" if rows == self._largest else "next-too-large" if self._waiting else "idle"
+        metrics.batch_flushes.labels(self.engine.config.name, reason).inc()
         return batch
 
     async def answers(self) -> bool:
@@ -145,6 +164,8 @@ class Batcher:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Do something in the engine's thread, within the patience."""
+        if self._closed:
+            raise EngineDownError("the engine has been replaced")
         if self.hung:
             raise EngineHungError("the engine hangs")
         if self._late is not None:
@@ -173,7 +194,7 @@ class Batcher:
 
     def _observe(self, rows: int, seconds: float) -> None:
         labels = (self.engine.config.name, self.engine.backend)
-        metrics.batch_size.observe(rows)
+        metrics.batch_size.labels(self.engine.config.name).observe(rows)
         metrics.inference_count.labels(*labels).inc(rows)
         metrics.execution_count.labels(*labels).inc()
         metrics.inference_duration.labels(*labels).observe(seconds)
@@ -181,20 +202,29 @@ class Batcher:
     def _run_sparing(self, inputs: Tensors) -> dict[str, F32]:
         """Run a batch, in the engine's thread; a row that fails by itself becomes NaN."""
         try:
-            return self.engine.run(inputs)
+            outputs = self.engine.run(inputs)
         except EngineError as error:
             metrics.engine_failures.labels(error.reason).inc()
+        else:
+            if not all(np.isfinite(array).all() for array in outputs.values()):
+                metrics.engine_failures.labels("not-finite").inc()
+                self._prove()
+            return outputs
         rows = len(next(iter(inputs.values())))
         if rows > 1:
             half = rows // 2
             first = self._run_sparing({name: array[:half] for name, array in inputs.items()})
             second = self._run_sparing({name: array[half:] for name, array in inputs.items()})
             return {name: np.concatenate([first[name], second[name]]) for name in first}
+        self._prove()
+        dims = self.engine.output_dims
+        return {name: np.full((1, *shape), np.nan, dtype=np.float32) for name, shape in dims.items()}
+
+    def _prove(self) -> None:
+        """Raise EngineDownError if the engine does not reproduce its golden data."""
         try:
             self._verify()
         except EngineError as broken:
             raise EngineDownError(
                 f"{self.engine.config.name} fails its golden data: {broken.reason}"
             ) from broken
-        dims = self.engine.output_dims
-        return {name: np.full((1, *shape), np.nan, dtype=np.float32) for name, shape in dims.items()}

@@ -52,10 +52,9 @@ class Checkpointer:
     failing: whether the last attempt of any partition was not completed.
     """
 
-    def __init__(self, store: Store, committer: Committer, model_digest: str) -> None:
+    def __init__(self, store: Store, committer: Committer) -> None:
         self._store = store
         self._committer = committer
-        self._model = model_digest
         self.redis_up = False
         self.failing = False
 
@@ -150,27 +149,28 @@ class Checkpointer:
 
     def _snapshot(self, partition: Partition) -> Snapshot:
         ids = sorted(partition.dirty)
-        writes = [self._write(partition.patients[key], partition.position) for key in ids]
+        writes = [_write(partition.patients[key], partition) for key in ids]
         gone = sorted(partition.gone - partition.patients.keys())
         writes += [Write(digest(key), b"", {}, ()) for key in gone]
         partition.dirty = set()
         partition.gone = set()
         return Snapshot(partition.position, partition.stream_ms(), writes, ids, gone)
 
-    def _write(self, patient: Patient, position: int) -> Write:
-        patient.applied = position
-        window = range(patient.open - WINDOW_BINS + 1, patient.open + 1)
-        bins = {hour: encode_bin(patient, hour) for hour in sorted(patient.dirty_bins) if hour in window}
-        drop = sorted(hour for hour in patient.stored_bins if hour not in window)
-        patient.stored_bins = {hour for hour in patient.stored_bins | bins.keys() if hour in window}
-        patient.dirty_bins = set()
-        return Write(digest(patient.id), encode_hot(patient, self._model), bins, drop)
-
     def _redis(self, up: bool, why: str) -> None:
         if up != self.redis_up:
             log.info("checkpoints are written" if up else "checkpoints wait, alerts go on", why=why)
         self.redis_up = up
         metrics.redis_up.set(up)
+
+
+def _write(patient: Patient, partition: Partition) -> Write:
+    patient.applied = partition.position
+    window = range(patient.open - WINDOW_BINS + 1, patient.open + 1)
+    bins = {hour: encode_bin(patient, hour) for hour in sorted(patient.dirty_bins) if hour in window}
+    drop = sorted(hour for hour in patient.stored_bins if hour not in window)
+    patient.stored_bins = {hour for hour in patient.stored_bins | bins.keys() if hour in window}
+    patient.dirty_bins = set()
+    return Write(digest(patient.id), encode_hot(patient, partition.model), bins, drop)
 
 
 def _undo(partition: Partition, snapshot: Snapshot) -> None:

@@ -53,7 +53,7 @@ def encode_hot(patient: Patient, model: str) -> bytes:
             *patient.latches["news2"],
             patient.care_unit,
             patient.care_unit_ms,
-            # A state that the engine failed on belongs to no model: it is computed anew when it is loaded.
+            # A state that is of no use belongs to no model: it is computed anew when it is loaded.
             "" if patient.failed else model,
         )
     )
@@ -79,8 +79,8 @@ def encode_bin(patient: Patient, hour: int) -> bytes:
     )
 
 
-def decode(hot: bytes, bins: dict[int, bytes], model: str) -> tuple[Patient, bool]:
-    """A patient from its stored values, and whether its recurrent state is of this model.
+def decode(hot: bytes, bins: dict[int, bytes], model: str) -> Patient:
+    """A patient from its stored values; a recurrent state of another model than this digest is outdated.
 
     Raises:
         LayoutError: the values are of another layout or damaged.
@@ -101,7 +101,9 @@ def decode(hot: bytes, bins: dict[int, bytes], model: str) -> tuple[Patient, boo
         raise LayoutError(f"stored state cannot be read: {type(error).__name__}") from None
     if patient.open >= 0:
         patient.carry_over()
-    return patient, stored.model == model
+    if stored.model != model:
+        patient.outdate()
+    return patient
 
 
 def _sealed(value: StoredPatient | StoredBin) -> bytes:

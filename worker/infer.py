@@ -89,7 +89,7 @@ def _keep(patient: Patient, hidden: F32) -> None:
     if np.isfinite(hidden).all():
         patient.hidden = hidden.copy()
     else:
-        patient.hidden, patient.failed = None, True
+        patient.outdate()
 
 
 async def _step(chains: list[Chain], model: SeriesModel, run: Run) -> tuple[F32, NDArray[np.intp]]:

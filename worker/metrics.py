@@ -25,8 +25,10 @@ end_to_end = Histogram(
     ["model"],
     buckets=_SLOW,
 )
-batch_size = Histogram("riskstream_batch_size_rows", "Rows in a batch", buckets=_ROWS)
-batch_flushes = Counter("riskstream_batch_flushes_total", "Batches by why they were closed", ["reason"])
+batch_size = Histogram("riskstream_batch_size_rows", "Rows in a batch", ["model"], buckets=_ROWS)
+batch_flushes = Counter(
+    "riskstream_batch_flushes_total", "Batches by why they were closed", ["model", "reason"]
+)
 queue_delay = Histogram(
     "riskstream_queue_delay_seconds", "Time a request waited for the engine", buckets=_FAST
 )
@@ -40,6 +42,21 @@ inference_duration = Histogram(
 )
 engine_failures = Counter("riskstream_engine_failures_total", "Failed engine calls", ["reason"])
 backend_in_use = Gauge("riskstream_backend_info", "1 for the backend in use", ["model", "version", "backend"])
+rung = Gauge(
+    "riskstream_ladder_rung",
+    "0 while the backend asked for serves, 1 while the next one stands in",
+    ["model"],
+)
+ladder_steps = Counter(
+    "riskstream_ladder_steps_total",
+    "Changes of the backend that serves, to which one and why",
+    ["model", "backend", "reason"],
+)
+model_swaps = Counter(
+    "riskstream_model_swaps_total",
+    "Versions of the model that came into the repository while the worker ran, by what became of them",
+    ["model", "outcome"],
+)
 shadow = Gauge(
     "riskstream_shadow_info", "1 for a worker that scores as a shadow and alerts nobody", ["model", "version"]
 )

@@ -34,6 +34,7 @@ class Partition:
     """Memory and progress of one partition.
 
     patients: by patient id.
+    model: digest of the model that the patients' recurrent states belong to.
     position: offset after the last record whose publishes are confirmed.
     live_from: records before it only rebuild state and publish nothing.
     seen_s: when this process last took a record of a patient, `perf_counter` seconds; housekeeping only.
@@ -51,6 +52,7 @@ class Partition:
     def __init__(self, place: Place, position: int, live_from: int) -> None:
         self.place = place
         self.patients: dict[str, Patient] = {}
+        self.model = ""
         self.position = position
         self.live_from = live_from
         self.dirty: set[str] = set()
@@ -91,6 +93,17 @@ class Partition:
         anew = Patient(patient_id)
         anew.stored_bins = known.stored_bins
         return anew
+
+    def belong(self, model: str) -> None:
+        """Go on with a model, by its digest. Another one's recurrent states mean nothing to it.
+
+        Each patient's is computed anew from its window, at its next record.
+        """
+        if model == self.model:
+            return
+        self.model = model
+        for patient in self.patients.values():
+            patient.outdate()
 
     def stream_ms(self) -> int:
         """Stream time: the second newest patient's last record, ms; the only patient's where there is one.

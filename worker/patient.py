@@ -64,7 +64,7 @@ class Patient:
     newest_ms: newest event time of a series value; the patient's clock.
     start, open: first non-empty bin of the window, and the bin in progress; -1 before any.
     hidden: recurrent state before the open bin, float32[...]; None for zeros.
-    failed: the engine failed on the state, so it must be computed anew.
+    failed: the state, another model's or one that the engine failed on, must be computed anew.
     carried: what the closed bins hand to the open one.
     carried_times: event time in ms of each carried value, int64[channels]; never changed in place.
     latches: what deciding remembers, of the model's risks and of NEWS2.
@@ -116,6 +116,10 @@ class Patient:
         self.care_unit_ms = 0
         self.dirty_bins: set[int] = set()
         self.stored_bins: set[int] = set()
+
+    def outdate(self) -> None:
+        """Have the recurrent state computed anew at the next record."""
+        self.hidden, self.failed = None, True
 
     def window(self) -> tuple[F32, F32]:
         """(values, counts), each float32[n, channels], of the closed bins from `start` on."""

@@ -1,6 +1,6 @@
 """The path of a chunk of records, from bytes to confirmed alerts.
 
-    decode -> normalise -> state      `_apply`: changes the patients in memory, plans what to compute
+    decode -> normalise -> state      `intake.py`: changes the patients in memory, plans what to compute
     NEWS2                             `_warn`: its own alerts, confirmed before the model is asked
     batch -> infer                    `infer`: calibrated risks, one for each record that changed a patient
     decide                            `_decide`: alert transitions; pure but for the latch it replaces
@@ -10,16 +10,19 @@
 What comes out depends only on the records, their order within each patient and the state before: not on
 chunk borders, batches, timing or restarts. The checkpoint (`checkpoint.py`) follows in its own time.
 
-When the engine does not answer, NEWS2 answers alone: the partition notes where (`unanswered`), and from there
-on chunks are applied and warned of only. That memory is never stored. Once the engine answers, the lane drops
-it and reads again from its checkpoint, so that the model's alerts are those of an undisturbed run.
+Which engine serves may change between chunks, and in the middle of one when it fails: then the next rung of
+the ladder (`serving.py`) is asked instead, and alerts name the one that gave the risk.
+
+When none answers, NEWS2 answers alone: the partition notes where (`unanswered`), and from there on chunks are
+applied and warned of only. That memory is never stored. Once the engine answers, the lane drops it and reads
+again from its checkpoint, so that the model's alerts are those of an undisturbed run.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,30 +30,29 @@ from numpy.typing import NDArray
 from engines.steps import Prediction, SeriesModel
 from schemas.latch import Which
 from schemas.messages import Rejection
-from schemas.model_config import NEWS2
+from schemas.model_config import Policy
 from schemas.news2_policy import News2Policy
 from worker import early_warning, metrics, tracing
 from worker.accounting import count, count_feedback, count_warnings, observe
-from worker.change import Change, Fate, Lapse
-from worker.config import Settings
+from worker.change import Change, Lapse
 from worker.decide import Step, decide, expire
-from worker.decode import Event, Feedback, Record, Refusal, decode
-from worker.drift import DriftWatch
+from worker.decode import Record
 from worker.early_warning import Warned
-from worker.errors import EngineDownError
+from worker.errors import EngineDownError, EngineHungError
 from worker.explain import explain
-from worker.feedback import FEEDBACK_IDS, Hearing, Said, quiet_of
-from worker.infer import Run, infer
+from worker.feedback import Hearing
+from worker.infer import infer
+from worker.intake import Limits, take_in
 from worker.messages import Author, Basis, basis, finite, uncertainty
-from worker.normalise import normalise, plausible
 from worker.partition import Partition
-from worker.patient import FORGET_MS, Patient
-from worker.plan import Plan, Scored, Standing
+from worker.patient import FORGET_MS
+from worker.plan import Plan, Scored
 from worker.policies import Policies
 from worker.publish import Outgoing
-from worker.state import apply, event_digest, plan_score, remember_event
+from worker.served import Served, Serving
 
 F32 = NDArray[np.float32]
+T = TypeVar("T")
 
 
 class Publish(Protocol):
@@ -59,58 +61,37 @@ class Publish(Protocol):
     async def __call__(self, messages: Sequence[Outgoing]) -> None: ...
 
 
-class Limits:
-    """What the path accepts; times in ms, sizes in bytes."""
-
-    def __init__(self, record_bytes: int, past_ms: int, future_ms: int) -> None:
-        self.record_bytes = record_bytes
-        self.past_ms = past_ms
-        self.future_ms = future_ms
-
-
-def limits_of(settings: Settings) -> Limits:
-    """The limits that a worker with these settings has."""
-    return Limits(
-        settings.max_record_bytes,
-        round(settings.past_tolerance_h * 3_600_000),
-        round(settings.future_tolerance_s * 1000),
-    )
-
-
 class Pipeline:
     """The path for one model, NEWS2 beside it.
 
     Args:
-        model: layout of the served model.
+        serving: says which version of the model serves, on which engine.
         policies: in force, of the model and of NEWS2.
-        run: the batcher's `infer`.
         publish: the publisher's `publish`.
-        author: gives the writer of a partition's messages.
+        topics: names of the alert, score and dead-letter topics.
         limits: what is accepted.
         publish_scores: whether every score is published too.
-        watch: counts what is scored, where the model has a reference to compare it with.
+        shadow: version of the model that scores as a shadow; None where it serves.
     """
 
     def __init__(
         self,
-        model: SeriesModel,
+        serving: Serving,
         policies: Policies,
-        run: Run,
         publish: Publish,
-        author: Callable[[Partition], Author],
+        topics: tuple[str, str, str],
         limits: Limits,
         *,
         publish_scores: bool,
-        watch: DriftWatch | None = None,
+        shadow: int | None = None,
     ) -> None:
-        self.model = model
+        self.serving = serving
         self.policies = policies
-        self._run = run
         self._publish = publish
-        self._author = author
+        self._topics = topics
         self._limits = limits
         self._publish_scores = publish_scores
-        self._watch = watch
+        self._shadow = shadow
 
     async def process(self, partition: Partition, chunk: Sequence[Record]) -> Change:
         """Take a partition's next records from bytes to confirmed messages; then move its position on.
@@ -124,20 +105,23 @@ class Pipeline:
 
     async def _process(self, partition: Partition, chunk: Sequence[Record]) -> Change:
         partition.whole = False
-        with _timed("apply"):
-            change = self._apply(partition, chunk)
-        await self._warn(partition, chunk, change)
-        if partition.unanswered is None:
-            try:
-                await self._answer(partition, chunk, change)
-                partition.whole = True
-            except EngineDownError as error:
-                metrics.engine_failures.labels(error.reason).inc()
-                partition.unanswered = partition.position
+        with self.serving.current.held() as served:
+            partition.belong(served.config.digest)
+            with _timed("apply"):
+                change = self._apply(partition, chunk, served.model)
+            await self._warn(partition, chunk, change, served)
+            if partition.unanswered is None:
+                try:
+                    await self._answer(partition, chunk, change, served)
+                    partition.whole = True
+                except EngineDownError:
+                    partition.unanswered = partition.position
         partition.position = chunk[-1].offset + 1
         return change
 
-    async def _warn(self, partition: Partition, chunk: Sequence[Record], change: Change) -> None:
+    async def _warn(
+        self, partition: Partition, chunk: Sequence[Record], change: Change, served: Served
+    ) -> None:
         """NEWS2's part of a chunk."""
         with _timed("news2"):
             policy_of, before_of = partial(self._news2, chunk), self.policies.news2_before
@@ -152,29 +136,48 @@ class Pipeline:
         ]
         if change.warned or lapsed:
             with _timed("warn"):
-                await self._publish(self._write_warnings(partition, chunk, change.warned, lapsed))
+                author = self._author(partition, served)
+                await self._publish(self._write_warnings(author, chunk, change.warned, lapsed))
             count_warnings(chunk, change, self.policies.severities("news2"))
 
-    async def _answer(self, partition: Partition, chunk: Sequence[Record], change: Change) -> None:
+    async def _answer(
+        self, partition: Partition, chunk: Sequence[Record], change: Change, served: Served
+    ) -> None:
         """The model's part of a chunk."""
         with _timed("infer"):
-            prediction = await self._infer(change.plan)
+            served, prediction = await self._asked(served, partial(self._infer, change.plan))
         with _timed("decide"):
-            self._decide(chunk, change, prediction.risk)
+            self._decide(chunk, change, prediction.risk, served.config.policy)
         if partition.replaying:
             metrics.replayed.inc(len(chunk))
             return
         with _timed("explain"):
-            contributions = await self._explain(change, prediction.risk)
+            _, contributions = await self._asked(served, partial(self._explain, change, prediction.risk))
         with _timed("write"):
-            messages = self._write(partition, chunk, change, prediction, contributions)
+            messages = self._write(partition, chunk, change, served, prediction, contributions)
         with _timed("publish"):
             await self._publish(messages)
-        count(partition.place.topic, change, self.model.config.name, self.policies.severities("risk"))
+        count(partition.place.topic, change, served.config.name, self.policies.severities("risk"))
         count_feedback(change.said)
-        observe(chunk, change, prediction.risk, self.model)
-        if self._watch is not None:
-            self._watch.observe(change.plan, prediction.risk)
+        observe(chunk, change, prediction.risk, served.model)
+        if served.watch is not None:
+            served.watch.observe(change.plan, prediction.risk)
+
+    async def _asked(self, served: Served, ask: Callable[[Served], Awaitable[T]]) -> tuple[Served, T]:
+        """Ask the engine; the next rung of the ladder if it does not answer. Who answered, and the answer.
+
+        Raises:
+            EngineDownError: no rung is left.
+        """
+        while True:
+            try:
+                return served, await ask(served)
+            except (EngineDownError, EngineHungError) as error:
+                metrics.engine_failures.labels(error.reason).inc()
+                instead = await self.serving.instead(served, error.reason)
+                if instead is None:
+                    raise
+                served = instead
 
     async def expire_silent(self, partition: Partition, now_ms: int) -> None:
         """Publish `expired` for episodes whose patients are silent, before a record of theirs brings it out.
@@ -194,96 +197,12 @@ class Pipeline:
                 if step is not None:
                     told.append((patient.id, which, step))
         if told:
-            author = self._author(partition)
+            author = self._author(partition, self.serving.current)
             await self._publish([author.alert(which, step, key, Basis()) for key, which, step in told])
             partition.expired_early |= {(key, which) for key, which, _ in told}
 
-    def _apply(self, partition: Partition, chunk: Sequence[Record]) -> Change:
-        answers = partition.unanswered is None
-        change = Change(chunk, keeps_windows=answers and (self.model.whole or not partition.replaying))
-        for index, record in enumerate(chunk):
-            event = decode(record, self._limits.record_bytes)
-            if isinstance(event, Refusal):
-                change.rejections[index] = [Rejection(event.reason, event.path)]
-            elif isinstance(event, Feedback):
-                change.fates[index] = self._apply_feedback(partition, record, event, index, change)
-            else:
-                change.fates[index] = self._apply_event(partition, record, event, index, change)
-        return change
-
-    def _apply_feedback(
-        self, partition: Partition, record: Record, event: Feedback, index: int, change: Change
-    ) -> Fate:
-        """Note what was said, for the latches to hear in its turn; the patient is otherwise as before."""
-        rejections = change.rejections[index] = []
-        quiet = quiet_of(event.said, partition.place, record.offset)
-        which = self._which(event.said.alert.model.name)
-        if quiet is None or which is None:
-            rejections.append(Rejection("unknown-alert", "$.alert"))
-            return "dead_lettered"
-        if not plausible(event.time_ms, record.timestamp, self._limits.past_ms, self._limits.future_ms):
-            rejections.append(Rejection("implausible-time", "$.time"))
-            return "dead_lettered"
-        # Of a patient who is not known nothing is kept, and the record's time says nothing of a patient's.
-        patient = partition.patients.get(event.patient) or Patient(event.patient)
-        if record.offset < patient.applied:
-            return "skipped"
-        # Ids are its sender's own: one that a vitals record has too must not make that a duplicate.
-        digest = event_digest(event.event_id, FEEDBACK_IDS)
-        if digest in patient.event_ids:
-            return "duplicate"
-        if patient.id in partition.patients:
-            remember_event(patient, digest)
-            partition.dirty.add(patient.id)
-        change.said.append(Said(index, patient, which, quiet, event.said))
-        return "stored"
-
-    def _which(self, model: str) -> Which | None:
-        names: dict[str, Which] = {self.model.config.name: "risk", NEWS2: "news2"}
-        return names.get(model)
-
-    def _apply_event(
-        self, partition: Partition, record: Record, event: Event, index: int, change: Change
-    ) -> Fate:
-        limits = self._limits
-        measurements, rejections = normalise(event, record.timestamp, limits.past_ms, limits.future_ms)
-        change.rejections[index] = rejections
-        if not measurements:
-            return "dead_lettered"
-        patient = partition.patient(event.patient, record.timestamp)
-        if record.offset < patient.applied:
-            change.rejections[index] = []
-            return "skipped"
-        digest = event_digest(event.event_id)
-        if digest in patient.event_ids:
-            change.rejections[index] = []
-            return "duplicate"
-        applied = apply(patient, event.event_id, measurements, self.model.channels, change.plan)
-        rejections.extend(applied.rejections)
-        if not applied.accepted:
-            return "dead_lettered"
-        before = Standing(patient.care_unit, patient.touched_ms)
-        self._enter(partition, patient, index, change)
-        change.accepted[index] = applied.accepted
-        remember_event(patient, digest)
-        if event.care_unit is not None and event.time_ms >= patient.care_unit_ms:
-            patient.care_unit, patient.care_unit_ms = event.care_unit, event.time_ms
-        patient.touched_ms = max(patient.touched_ms, record.timestamp)
-        partition.seen_s[patient.id] = time.perf_counter()
-        partition.dirty.add(patient.id)
-        partition.came(patient.id)
-        if not applied.scorable:
-            if patient.open >= 0:
-                plan_score(patient, index, change.beside, before)
-            return "stored"
-        plan_score(patient, index, change.plan, before)
-        return "scored"
-
-    def _enter(self, partition: Partition, patient: Patient, index: int, change: Change) -> None:
-        before = partition.patients.get(patient.id)
-        partition.patients[patient.id] = patient
-        if before is not None and before is not patient:
-            change.renewed.append((index, before))
+    def _apply(self, partition: Partition, chunk: Sequence[Record], model: SeriesModel) -> Change:
+        return take_in(partition, chunk, model, self._limits)
 
     def _lapsed(self, change: Change, which: Which) -> list[Lapse]:
         """What is left of patients that start anew: an open episode has expired.
@@ -300,10 +219,7 @@ class Pipeline:
                     found.append(Lapse(index, before.id, step))
         return found
 
-    async def _infer(self, plan: Plan) -> Prediction:
-        return await infer(plan, self.model, self._run)
-
-    def _decide(self, chunk: Sequence[Record], change: Change, risks: F32) -> None:
+    def _decide(self, chunk: Sequence[Record], change: Change, risks: F32, base: Policy) -> None:
         change.risks = risks
         hearing = Hearing(change.said, "risk")
         for i, scored in enumerate(change.plan.scored):
@@ -314,8 +230,8 @@ class Pipeline:
                 change.rejections[scored.at].append(Rejection("inference-failed"))
                 continue
             record, latch = chunk[scored.at], patient.latches["risk"]
-            policy = self.policies.risk(patient.id, scored.care_unit, record.timestamp)
-            before = self.policies.of("risk", patient.id, *scored.before)
+            policy = self.policies.risk(patient.id, scored.care_unit, record.timestamp, base)
+            before = self.policies.of("risk", patient.id, *scored.before, base)
             patient.latches["risk"], steps = decide(
                 policy, latch, scored.time_ms, risk, record.offset, before=before
             )
@@ -330,22 +246,9 @@ class Pipeline:
     def _assess(self, chunk: Sequence[Record], plan: Plan, i: int) -> early_warning.Assessment:
         return early_warning.assess(self._news2(chunk, plan.scored[i]), plan, i)
 
-    async def _explain(self, change: Change, risks: F32) -> dict[int, F32]:
-        """Contributions, float32[features], by number of the score, of every score that an alert rests on."""
-        alerting = [i for i, steps in change.steps.items() if any(s.transition != "expired" for s in steps)]
-        if not alerting:
-            return {}
-        found = await explain(change.plan, alerting, risks, self.model, self._run)
-        return dict(zip(alerting, found, strict=True))
-
     def _write_warnings(
-        self,
-        partition: Partition,
-        chunk: Sequence[Record],
-        warned: Sequence[Warned],
-        lapsed: Sequence[Lapse],
+        self, author: Author, chunk: Sequence[Record], warned: Sequence[Warned], lapsed: Sequence[Lapse]
     ) -> list[Outgoing]:
-        author = self._author(partition)
         found = [(x.at, author.alert("news2", x.step, x.patient_id, Basis())) for x in lapsed]
         for step, plan, i in warned:
             because = Basis()
@@ -361,10 +264,11 @@ class Pipeline:
         partition: Partition,
         chunk: Sequence[Record],
         change: Change,
+        served: Served,
         prediction: Prediction,
         contributions: Mapping[int, F32],
     ) -> list[Outgoing]:
-        author, plan, model = self._author(partition), change.plan, self.model
+        author, plan, model = self._author(partition, served), change.plan, served.model
         lapsed = self._lapsed(change, "risk")
         found = [(x.at, author.alert("risk", x.step, x.patient_id, Basis())) for x in lapsed]
         for i, scored in enumerate(plan.scored):
@@ -386,6 +290,20 @@ class Pipeline:
             if rejections:
                 messages.append(author.dead_letter(chunk[index], rejections, change.accepted[index]))
         return messages
+
+    async def _infer(self, plan: Plan, served: Served) -> Prediction:
+        return await infer(plan, served.model, served.run)
+
+    async def _explain(self, change: Change, risks: F32, served: Served) -> dict[int, F32]:
+        """Contributions, float32[features], by number of the score, of every score that an alert rests on."""
+        alerting = [i for i, steps in change.steps.items() if any(s.transition != "expired" for s in steps)]
+        if not alerting:
+            return {}
+        found = await explain(change.plan, alerting, risks, served.model, served.run)
+        return dict(zip(alerting, found, strict=True))
+
+    def _author(self, partition: Partition, served: Served) -> Author:
+        return Author(partition.place, served.voices, self._topics, self._shadow)
 
 
 def _in_turn(found: list[tuple[int, Outgoing]]) -> list[Outgoing]:

@@ -48,11 +48,22 @@ class Policies:
         self._sources: dict[str, list[PolicyChange]] = {}
         self._versions: dict[Scope, _Versions] = {}
         self._changed_models: set[str] = set()
-        self._made: dict[tuple[Which, tuple[bytes, ...]], AnyPolicy] = {}
+        self._made: dict[tuple[AnyPolicy, tuple[bytes, ...]], AnyPolicy] = {}
 
-    def risk(self, patient_id: str, care_unit: str | None, timestamp_ms: int) -> Policy:
-        """The model's policy for a patient, at a record's timestamp."""
-        found = self.of("risk", patient_id, care_unit, timestamp_ms)
+    def ship(self, risk: Policy) -> list[str]:
+        """Go on with the policy of another version of the model.
+
+        Returns:
+            Why changes that were held are left out from now on; empty when none is.
+        """
+        self.shipped = {**self.shipped, "risk": risk}
+        return [why for source, held in list(self._sources.items()) for why in self.replace(source, held)]
+
+    def risk(
+        self, patient_id: str, care_unit: str | None, timestamp_ms: int, base: Policy | None = None
+    ) -> Policy:
+        """The model's policy for a patient, at a record's timestamp; arguments as of `of`."""
+        found = self.of("risk", patient_id, care_unit, timestamp_ms, base)
         assert isinstance(found, Policy)
         return found
 
@@ -70,22 +81,39 @@ class Policies:
         """Names of the shipped policy's severities, whatever changes name."""
         return frozenset(level.severity for level in self.shipped[which].levels)
 
-    def of(self, which: Which, patient_id: str, care_unit: str | None, timestamp_ms: int) -> AnyPolicy:
+    def of(
+        self,
+        which: Which,
+        patient_id: str,
+        care_unit: str | None,
+        timestamp_ms: int,
+        base: AnyPolicy | None = None,
+    ) -> AnyPolicy:
         """The policy of one of a patient's latches, at a record's timestamp.
 
         The same changes in force give the same object, so that rows can be grouped by it.
+
+        Args:
+            base: what the changes are laid over, where that is not what ships now.
         """
-        name = self._names[which]
+        name, base = self._names[which], base or self.shipped[which]
         if name not in self._changed_models:
-            return self.shipped[which]
+            return base
         layers = self._layers(name, patient_id, care_unit, timestamp_ms)
         if not layers:
-            return self.shipped[which]
-        key = (which, tuple(change.key for change in layers))
+            return base
+        key = (base, tuple(change.key for change in layers))
         policy = self._made.get(key)
         if policy is None:
-            policy = self._made[key] = changed(self.shipped[which], layers)
+            policy = self._made[key] = self._changed(base, layers)
         return policy
+
+    def _changed(self, base: AnyPolicy, layers: list[PolicyChange]) -> AnyPolicy:
+        try:
+            return changed(base, layers)
+        except PolicyError:
+            # They fit what ships now, and the version before it has a chunk to finish.
+            return base
 
     def _layers(
         self, name: str, patient_id: str, care_unit: str | None, timestamp_ms: int

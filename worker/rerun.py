@@ -7,21 +7,21 @@ foretell with it, audits verify with it. It runs `worker/pipeline.py` itself.
 from collections.abc import Sequence
 
 from engines.engine import Engine
-from engines.steps import SeriesModel
 from schemas.latch import Which
-from worker import early_warning
 from worker.batch import Batcher
 from worker.change import Change
 from worker.config import Settings
 from worker.decide import expire
 from worker.decode import Record
 from worker.errors import EngineDownError
+from worker.intake import limits_of
 from worker.messages import Author, Basis
 from worker.partition import Partition
 from worker.patient import FORGET_MS
-from worker.pipeline import Pipeline, limits_of
+from worker.pipeline import Pipeline
 from worker.policies import Policies
 from worker.publish import Outgoing
+from worker.served import Alone, Served
 
 
 class Rerun:
@@ -36,18 +36,18 @@ class Rerun:
     """
 
     def __init__(self, engine: Engine, policies: Policies, settings: Settings) -> None:
-        self.voices = early_warning.voices(engine.config, engine.backend)
         self._published: list[Outgoing] = []
         self._chunk_records = settings.chunk_records
         self._topics = settings.output_topics
         # Nobody waits here: a slow engine is waited for, so that NEWS2 never answers alone.
         self._batcher = Batcher(engine, lambda: None, settings.infer_timeout_s, settings.infer_timeout_s)
+        served = Served(engine.config, engine.backend, self._batcher.infer)
+        self.voices = served.voices
         self.pipeline = Pipeline(
-            SeriesModel(engine.config),
+            Alone(served),
             policies,
-            self._batcher.infer,
             self._publish,
-            self._author,
+            settings.output_topics,
             limits_of(settings),
             publish_scores=settings.publish_scores,
         )

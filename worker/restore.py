@@ -12,20 +12,17 @@ covers a silent patient's 48 h, a window before that, and what a trace remembers
 the alert log.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from engines.steps import SeriesModel
 from schemas.latch import Episode
 from worker import metrics
 from worker.alert_log import LastAlerts
 from worker.codec import LayoutError, decode
 from worker.decide import remembered
-from worker.errors import EngineDownError, OwnershipError, StoreError
-from worker.infer import Run, infer
+from worker.errors import OwnershipError, StoreError
 from worker.partition import Lease, Partition, Place
-from worker.plan import Plan
 from worker.policies import Policies
-from worker.state import plan_encoding
 from worker.store import Marker, Store
 from worker.transport import Committed
 
@@ -48,11 +45,11 @@ class Restored(NamedTuple):
 class Restorer:
     """Decides where a partition starts and loads its state."""
 
-    def __init__(self, store: Store, log: Log, model: SeriesModel, run: Run, horizon_ms: int) -> None:
+    def __init__(self, store: Store, log: Log, model: Callable[[], str], horizon_ms: int) -> None:
+        """`model` gives the digest of the model that serves."""
         self._store = store
         self._log = log
         self._model = model
-        self._run = run
         self._horizon_ms = horizon_ms
 
     async def restore(self, place: Place) -> Restored:
@@ -114,22 +111,13 @@ class Restorer:
     async def _load(self, place: Place, committed: Committed, marker: Marker, first: int) -> Restored:
         assert marker.offset is not None
         partition = Partition(place, marker.offset, max(committed.offset, marker.offset))
-        plan = Plan(0)
+        partition.model = self._model()
         try:
             for stored in await self._store.load(place):
-                patient, same_model = decode(stored.hot, stored.bins, self._model.config.digest)
+                patient = decode(stored.hot, stored.bins, partition.model)
                 partition.patients[patient.id] = patient
-                if not same_model and patient.open >= 0:
-                    patient.hidden = None  # another model's, perhaps of another width
-                    plan_encoding(patient, plan)
-                    partition.dirty.add(patient.id)
         except (LayoutError, StoreError):
             return await self._rebuild(place, committed, first)
-        try:
-            await infer(plan, self._model, self._run)
-        except EngineDownError as error:
-            metrics.engine_failures.labels(error.reason).inc()
-            partition.unanswered, partition.whole = partition.position, False
         metrics.restores.labels("replayed" if partition.replaying else "loaded").inc()
         return Restored(partition, False)
 

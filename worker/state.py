@@ -120,11 +120,6 @@ def _window(patient: Patient) -> Window:
     )
 
 
-def plan_encoding(patient: Patient, plan: Plan) -> None:
-    """Plan to compute the recurrent state anew from the whole window, as after a change of model."""
-    _plan_steps(patient, patient.open, patient.start, plan, restart=True)
-
-
 def _plan_steps(patient: Patient, before_open: int, before_start: int, plan: Plan, *, restart: bool) -> None:
     """Extend the patient's chain from the state before the old open bin to that before the new one."""
     if patient.open == before_open and not restart:

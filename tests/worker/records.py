@@ -13,13 +13,14 @@ from engines.steps import SeriesModel
 from schemas import news2_policy
 from schemas.features import FEATURES
 from schemas.messages import Alert, DeadLetter, Score
-from worker import early_warning
 from worker.change import Change
+from worker.intake import Limits
 from worker.messages import Author, moment
 from worker.partition import Partition, Place
-from worker.pipeline import Limits, Pipeline
+from worker.pipeline import Pipeline
 from worker.policies import Policies
 from worker.publish import Outgoing
+from worker.served import Alone, Served
 
 T0 = 1_767_225_600_000
 """2026-01-01T00:00:00Z, ms since the epoch."""
@@ -145,20 +146,23 @@ class Outbox:
 class LocalPath:
     """A pipeline over an engine in this thread, one partition, and what it published."""
 
-    def __init__(self, engine: Engine, place: Place = PLACE, *, publish_scores: bool = True) -> None:
+    def __init__(
+        self, engine: Engine, place: Place = PLACE, *, publish_scores: bool = True, shadow: int | None = None
+    ) -> None:
         self.engine = engine
         self.outbox = Outbox()
         self.model = SeriesModel(engine.config)
-        self.voices = early_warning.voices(engine.config, engine.backend)
+        self.served = Served(engine.config, engine.backend, self.run)
+        self.voices = self.served.voices
         self.author = Author(place, self.voices, TOPICS)
         self.pipeline = Pipeline(
-            self.model,
+            Alone(self.served),
             Policies(engine.config.name, engine.config.policy, NEWS2),
-            self.run,
             self.outbox,
-            lambda _: self.author,
+            TOPICS,
             LIMITS,
             publish_scores=publish_scores,
+            shadow=shadow,
         )
         self.partition = Partition(place, 0, 0)
 

@@ -52,8 +52,8 @@ class Life:
         self.path = LocalPath(engine)
         self.path.outbox.messages = outbox.messages
         self.log = log
-        self.checkpointer = Checkpointer(store, log, engine.config.digest)
-        self.restorer = Restorer(store, log, self.path.model, self.path.run, HORIZON_MS)
+        self.checkpointer = Checkpointer(store, log)
+        self.restorer = Restorer(store, log, lambda: self.path.served.config.digest, HORIZON_MS)
         self.rebuilt = False
 
     @property

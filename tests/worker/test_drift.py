@@ -156,7 +156,7 @@ async def test_the_path_counts_patient_hours_by_bin(engine: Engine) -> None:
     reference = other(engine, data="by bin")
     path = LocalPath(engine)
     watch = DriftWatch(path.model, reference)
-    path.pipeline._watch = watch
+    path.served.watch = watch
     records = beats(patients=3, hours=4)
     await path.process(records, chunk=5)
     watch.count()
@@ -174,7 +174,7 @@ async def test_a_rebuild_counts_nothing(engine: Engine) -> None:
     reference = other(engine, data="rebuilt")
     path = LocalPath(engine)
     watch = DriftWatch(path.model, reference)
-    path.pipeline._watch = watch
+    path.served.watch = watch
     records = beats(patients=2, hours=4)
     path.partition = Partition(PLACE, 0, len(records))
     await path.process(records)

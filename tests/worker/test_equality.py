@@ -16,20 +16,19 @@ import pytest
 
 from engines import repository, steps
 from engines.engine import Engine
-from engines.steps import SeriesModel
 from schemas import news2_policy
 from schemas.messages import VitalsRecord
 from schemas.window import HOUR_MS, WINDOW_BINS, Rows, rows
 from tests import killing
-from worker import early_warning
 from worker.batch import Batcher
 from worker.decode import Event, decode
-from worker.messages import Author
+from worker.intake import Limits
 from worker.normalise import normalise
 from worker.partition import Partition, Place
-from worker.pipeline import Limits, Pipeline
+from worker.pipeline import Pipeline
 from worker.policies import Policies
 from worker.publish import Outgoing
+from worker.served import Alone, Served
 
 STAYS = 200
 YEAR_MS = 366 * 24 * HOUR_MS
@@ -97,14 +96,10 @@ def run(engine: Engine, chunks: Sequence[Sequence[Record]]) -> Run:
         async def publish(messages: Sequence[Outgoing]) -> None:
             published.extend(messages)
 
-        voices = early_warning.voices(engine.config, engine.backend)
-
-        def author(partition: Partition) -> Author:
-            return Author(partition.place, voices, ("alerts", "scores", "dead"))
-
-        model = SeriesModel(engine.config)
         policies = Policies(engine.config.name, engine.config.policy, NEWS2)
-        pipeline = Pipeline(model, policies, batcher.infer, publish, author, LIMITS, publish_scores=True)
+        serving = Alone(Served(engine.config, engine.backend, batcher.infer))
+        topics = ("alerts", "scores", "dead")
+        pipeline = Pipeline(serving, policies, publish, topics, LIMITS, publish_scores=True)
         partition = Partition(Place("cluster", "vitals", 0), 0, 0)
         for chunk in chunks:
             await pipeline.process(partition, chunk)

@@ -59,10 +59,10 @@ class Ward:
             self.engine, lambda: repository.verify(self.engine, golden), timeout_s, PATIENCE_S
         )
         self.path = LocalPath(engine)
-        self.path.pipeline._run = self.batcher.infer
+        self.path.served.run = self.batcher.infer
         self.log = SoughtLog(log)
-        restorer = Restorer(store, self.log, self.path.model, self.batcher.infer, HORIZON_MS)
-        checkpointer = Checkpointer(store, self.log, engine.config.digest)
+        restorer = Restorer(store, self.log, lambda: engine.config.digest, HORIZON_MS)
+        checkpointer = Checkpointer(store, self.log)
 
         async def alert_log(place: Place, before: int) -> LastAlerts:
             return no_alerts()
@@ -182,7 +182,7 @@ async def test_killed_while_news2_answers_alone_repeats_alerts_under_the_same_id
     async def down(inputs: Mapping[str, F32]) -> dict[str, F32]:
         raise EngineDownError("the device is gone")
 
-    first.path.pipeline._run = down
+    first.path.served.run = down
     await first.work(len(log.records))
     assert first.partition.unanswered == 30
 
@@ -208,7 +208,7 @@ async def test_rebuild_without_an_engine_keeps_news2_alerting(engine: Engine, st
         raise EngineDownError("the device is gone")
 
     second = Life(engine, store, log, outbox)
-    second.path.pipeline._run = down
+    second.path.served.run = down
     await second.begin()
     assert second.rebuilt
     await second.work(len(log.records))
@@ -248,24 +248,33 @@ async def test_an_engine_that_stays_hung_ends_the_lane(engine: Engine, store: St
         assert isinstance(site.lane.failure(), EngineHungError)
 
 
-async def test_another_models_state_without_an_engine_begins_on_the_floor(
+async def test_another_models_state_is_computed_anew_once_the_engine_answers(
     engine: Engine, store: Store
 ) -> None:
     log, outbox = log_of(40), Outbox()
     first = Life(engine, store, log, outbox)
-    first.checkpointer = Checkpointer(store, log, "another" * 8)
     await first.begin()
     await first.work(40)
+    first.partition.model = "another" * 8
     await first.checkpointer.checkpoint(first.partition)
 
     async def down(inputs: Mapping[str, F32]) -> dict[str, F32]:
         raise EngineDownError("the device is gone")
 
     second = Life(engine, store, log, outbox)
-    second.restorer._run = down
+    second.path.served.run = down
     await second.begin()
-
-    assert second.partition.unanswered == 40
     await second.work(len(log.records))
+    assert second.partition.unanswered == 40
     quiet = await undisturbed(engine, log)
     assert outbox.by_voice()["news2"] == quiet.outbox.by_voice()["news2"]
+
+    third = Life(engine, store, log, outbox)
+    await third.begin()
+    assert all(patient.failed for patient in third.partition.patients.values())
+    await third.work(len(log.records))
+    assert {m.value for m in outbox.messages} == {m.value for m in quiet.outbox.messages}
+    there, here = remains(quiet.partition), remains(third.partition)
+    silent = {key for key, patient in third.partition.patients.items() if patient.failed}
+    assert silent == {"well"}  # no record of theirs has come since
+    assert all(here[key] == there[key] for key in here.keys() - silent)

@@ -53,8 +53,8 @@ class Station:
     def __init__(self, engine: Engine, store: Store, log: SoughtLog) -> None:
         self.path = LocalPath(engine)
         self.log = log
-        restorer = Restorer(store, log, self.path.model, self.path.run, HORIZON_MS)
-        checkpointer = Checkpointer(store, log, engine.config.digest)
+        restorer = Restorer(store, log, lambda: engine.config.digest, HORIZON_MS)
+        checkpointer = Checkpointer(store, log)
 
         async def empty(place: Place, before: int) -> LastAlerts:
             return no_alerts()
@@ -241,7 +241,7 @@ async def test_chunk_given_up_halfway_is_never_stored(engine: Engine, store: Sto
         await asyncio.wait_for(path.process(log.records), 2.0)
 
     with pytest.raises(OwnershipError):
-        await Checkpointer(store, log, engine.config.digest).checkpoint(path.partition)
+        await Checkpointer(store, log).checkpoint(path.partition)
 
     assert await store.load(PLACE) == []
     assert log.committed is None

@@ -7,19 +7,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from engines import repository
 from engines.engine import Engine
-from schemas.messages import Alert
 from tests.shadowing import VERSION, two_versions
-from tests.worker.records import PLACE, TOPICS, LocalPath, worsening
+from tests.worker.records import PLACE, LocalPath, worsening
 from tests.worker.shelf import ALERTS, published
 from worker import cli, config, metrics, shadow
 from worker.alert_log import read_last
 from worker.config import ConfigError, Settings
-from worker.messages import Author
+from worker.serving import Ladder
 from worker.shadow import shadowed
 
 ROOT = Path(cli.__file__).resolve().parent.parent
@@ -75,8 +73,7 @@ def test_being_made_a_shadow_twice_is_refused() -> None:
 
 def test_headers_tell_a_shadows_messages_and_bodies_do_not(engine: Engine) -> None:
     records = worsening("p", 0, 12)
-    served, shade = LocalPath(engine), LocalPath(engine)
-    shade.author = Author(PLACE, shade.voices, TOPICS, shadow=7)
+    served, shade = LocalPath(engine), LocalPath(engine, shadow=7)
     for path in (served, shade):
         path.process_now(records)
     assert [m.value for m in shade.outbox.messages] == [m.value for m in served.outbox.messages]
@@ -108,9 +105,9 @@ def test_a_shadow_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_worker_that_serves_does_not(engine: Engine) -> None:
-    before = list(metrics.shadow.collect()[0].samples)
+    before = [metric.samples for metric in metrics.shadow.collect()]
     shadow.announce(config.load(), engine.config)
-    assert list(metrics.shadow.collect()[0].samples) == before
+    assert [metric.samples for metric in metrics.shadow.collect()] == before
 
 
 @pytest.mark.parametrize(
@@ -154,9 +151,24 @@ def test_the_second_version_of_these_tests_says_something_else(tmp_path: Path) -
         engine = repository.load(folder, "vitals", version=version)
         path = LocalPath(engine)
         path.process_now(worsening("p", 0, 12))
-        said.append([msgspec.json.decode(m.value, type=Alert).model for m in path.outbox.of(ALERTS)])
-        risks = [score.risk for score in path.outbox.scores]
-        assert len(set(risks)) == len(risks) == 12
-        said.append(risks)
+        assert {alert.model.version for alert in path.outbox.alerts} == {version or 1}
+        said.append([score.risk for score in path.outbox.scores])
         engine.close()
-    assert said[1] != said[3]
+    assert len(said[0]) == len(said[1]) == 12
+    assert said[0] != said[1]
+
+
+async def test_a_shadow_stays_with_its_version_when_that_is_served(tmp_path: Path) -> None:
+    folder = two_versions(tmp_path)
+    ladders = [
+        Ladder(config.load(model_repository=folder, shadow_version=version)) for version in (None, VERSION)
+    ]
+    for ladder in ladders:
+        await ladder.start()
+    assert [ladder.current.config.version for ladder in ladders] == [1, VERSION]
+    promoted = (folder / "vitals" / str(VERSION) / "config.json").read_bytes()
+    (folder / "vitals" / "config.json").write_bytes(promoted)
+    assert [await ladder.look() for ladder in ladders] == [True, False]
+    assert [ladder.current.config.version for ladder in ladders] == [VERSION, VERSION]
+    for ladder in ladders:
+        await ladder.close()

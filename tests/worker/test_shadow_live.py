@@ -69,8 +69,8 @@ async def _run(site: Site, folder: Path) -> Ran:
         await asyncio.gather(*(killing.committed_to_the_end(each, ends) for each in (site, shadow)))
         told = await killing.get(second, "metrics"), await killing.get(second, "health/ready")
         assert await worker.stop() == await second.stop() == 0, worker.tail() + second.tail()
-    left = [await killing.outcome(each) for each in (alone, site, shadow)]
-    return Ran(site, shadow, site.environment(**more), *left, *told)
+    before, beside, shadowed = [await killing.outcome(each) for each in (alone, site, shadow)]
+    return Ran(site, shadow, site.environment(**more), before, beside, shadowed, *told)
 
 
 def headers(site: Site, kind: str) -> set[bytes]:

@@ -12,18 +12,18 @@ import pytest
 
 from engines import repository
 from engines.engine import F32
-from engines.steps import SeriesModel
 from schemas import news2_policy
 from schemas.features import BY_LOINC, FEATURES, IS_STATIC
 from schemas.messages import Alert, VitalsRecord
 from schemas.units import accept
-from worker import early_warning, simulate
-from worker.messages import Author
+from worker import simulate
+from worker.intake import Limits
 from worker.partition import Partition, Place
 from worker.pathways import PATHWAYS
-from worker.pipeline import Limits, Pipeline
+from worker.pipeline import Pipeline
 from worker.policies import Policies
 from worker.publish import Outgoing
+from worker.served import Alone, Served
 from worker.simulate import SimulationError
 
 HOUR = timedelta(hours=1)
@@ -170,10 +170,7 @@ class Input(NamedTuple):
 async def alerted(records: Sequence[VitalsRecord]) -> set[str]:
     """Patients with an alert, under the shipped model and policy."""
     engine = repository.load(repository.SHIPPED, "vitals")
-    model = SeriesModel(engine.config)
     place = Place("test", "vitals", 0)
-    voices = early_warning.voices(engine.config, engine.backend)
-    author = Author(place, voices, ("risk-alerts", "risk-scores", "dead-letters"))
     size = engine.config.dynamic_batching.max_batch_size
     published: list[Outgoing] = []
 
@@ -186,11 +183,10 @@ async def alerted(records: Sequence[VitalsRecord]) -> set[str]:
         published.extend(messages)
 
     pipeline = Pipeline(
-        model,
+        Alone(Served(engine.config, engine.backend, run)),
         Policies(engine.config.name, engine.config.policy, news2_policy.load()),
-        run,
         publish,
-        lambda _: author,
+        ("risk-alerts", "risk-scores", "dead-letters"),
         Limits(1 << 20, 3_600_000, 3_600_000),
         publish_scores=False,
     )

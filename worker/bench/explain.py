@@ -20,20 +20,20 @@ from engines.engine import F32, Engine
 from engines.explain import contributions, ordinary, shapley
 from engines.steps import SeriesModel
 from schemas.window import NEVER, Rows
-from worker import early_warning
 from worker.batch import Batcher
 from worker.bench import report
 from worker.bench.pipeline import PACKAGES, PLACE, records_of
 from worker.change import Change
 from worker.config import Settings
-from worker.infer import Run, window_of
-from worker.messages import Author
+from worker.infer import window_of
+from worker.intake import limits_of
 from worker.partition import Partition
-from worker.pipeline import Pipeline, limits_of
+from worker.pipeline import Pipeline
 from worker.plan import Scored
 from worker.policies import shipped
 from worker.publish import Outgoing
 from worker.recording import Recording, SourceError
+from worker.served import Alone, Served
 
 TOP = 3
 """Inputs that a reader of an alert looks at."""
@@ -56,12 +56,12 @@ class Listening(Pipeline):
     explained: list[Explained]
     seconds: float
 
-    async def _explain(self, change: Change, risks: F32) -> dict[int, F32]:
+    async def _explain(self, change: Change, risks: F32, served: Served) -> dict[int, F32]:
         started = time.process_time()
-        found = await super()._explain(change, risks)
+        found = await super()._explain(change, risks, served)
         self.seconds += time.process_time() - started
         self.explained += [
-            Explained(change.plan.scored[i], float(risks[i]), served) for i, served in found.items()
+            Explained(change.plan.scored[i], float(risks[i]), parts) for i, parts in found.items()
         ]
         return found
 
@@ -191,19 +191,15 @@ async def _path(recording: Recording, engine: Engine, settings: Settings) -> tup
     """The path after the recording, and the number of its records."""
     batcher = Batcher(engine, lambda: None, settings.infer_timeout_s, settings.engine_patience_s)
     policies = shipped(settings, engine.config)
-    voices = early_warning.voices(engine.config, engine.backend)
-    author = Author(PLACE, voices, ("alerts", "scores", "dead-letters"))
 
     async def nowhere(messages: Sequence[Outgoing]) -> None:
         return
 
-    run: Run = batcher.infer
     path = Listening(
-        SeriesModel(engine.config),
+        Alone(Served(engine.config, engine.backend, batcher.infer)),
         policies,
-        run,
         nowhere,
-        lambda _: author,
+        settings.output_topics,
         limits_of(settings),
         publish_scores=False,
     )

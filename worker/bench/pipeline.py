@@ -22,8 +22,9 @@ import numpy as np
 from engines import repository
 from engines.engine import F32, Engine
 from engines.steps import Prediction, SeriesModel
+from schemas.model_config import Policy
 from schemas.window import WINDOW_BINS
-from worker import early_warning, tracing
+from worker import tracing
 from worker.batch import Batcher
 from worker.bench import report
 from worker.change import Change
@@ -31,14 +32,15 @@ from worker.codec import encode_bin, encode_hot
 from worker.config import Settings
 from worker.decode import Event, Record, decode
 from worker.drift import watch
-from worker.messages import Author
+from worker.intake import limits_of
 from worker.normalise import normalise
 from worker.partition import Partition, Place
-from worker.pipeline import Pipeline, limits_of
+from worker.pipeline import Pipeline
 from worker.plan import Plan
 from worker.policies import shipped
 from worker.publish import Outgoing
 from worker.recording import Recording
+from worker.served import Alone, Served
 
 STAGES = (
     "decode",
@@ -90,36 +92,39 @@ class TimedPipeline(Pipeline):
 
     clock: Clock
 
-    def _apply(self, partition: Partition, chunk: Sequence[Record]) -> Change:
+    def _apply(self, partition: Partition, chunk: Sequence[Record], model: SeriesModel) -> Change:
         with self.clock.timed("apply"):
-            return super()._apply(partition, chunk)
+            return super()._apply(partition, chunk, model)
 
-    async def _warn(self, partition: Partition, chunk: Sequence[Record], change: Change) -> None:
+    async def _warn(
+        self, partition: Partition, chunk: Sequence[Record], change: Change, served: Served
+    ) -> None:
         with self.clock.timed("news2"):
-            await super()._warn(partition, chunk, change)
+            await super()._warn(partition, chunk, change, served)
 
-    async def _infer(self, plan: Plan) -> Prediction:
+    async def _infer(self, plan: Plan, served: Served) -> Prediction:
         with self.clock.timed("infer"):
-            return await super()._infer(plan)
+            return await super()._infer(plan, served)
 
-    def _decide(self, chunk: Sequence[Record], change: Change, risks: F32) -> None:
+    def _decide(self, chunk: Sequence[Record], change: Change, risks: F32, base: Policy) -> None:
         with self.clock.timed("decide"):
-            super()._decide(chunk, change, risks)
+            super()._decide(chunk, change, risks, base)
 
-    async def _explain(self, change: Change, risks: F32) -> dict[int, F32]:
+    async def _explain(self, change: Change, risks: F32, served: Served) -> dict[int, F32]:
         with self.clock.timed("explain"):
-            return await super()._explain(change, risks)
+            return await super()._explain(change, risks, served)
 
     def _write(
         self,
         partition: Partition,
         chunk: Sequence[Record],
         change: Change,
+        served: Served,
         prediction: Prediction,
         contributions: Mapping[int, F32],
     ) -> list[Outgoing]:
         with self.clock.timed("write"):
-            return super()._write(partition, chunk, change, prediction, contributions)
+            return super()._write(partition, chunk, change, served, prediction, contributions)
 
 
 def run(
@@ -208,21 +213,19 @@ def _traced(offset: int) -> tuple[tuple[str, bytes], ...]:
 async def _path(records: Sequence[Record], engine: Engine, settings: Settings, clock: Clock) -> Partition:
     batcher = Batcher(engine, lambda: None, settings.infer_timeout_s, settings.engine_patience_s)
     policies = shipped(settings, engine.config)
-    voices = early_warning.voices(engine.config, engine.backend)
-    author = Author(PLACE, voices, ("alerts", "scores", "dead-letters"))
+    counts = watch(settings.model_repository, engine.config)
+    served = Served(engine.config, engine.backend, batcher.infer, counts)
 
     async def nowhere(messages: Sequence[Outgoing]) -> None:
         return
 
     pipeline = TimedPipeline(
-        SeriesModel(engine.config),
+        Alone(served),
         policies,
-        batcher.infer,
         nowhere,
-        lambda _: author,
+        settings.output_topics,
         limits_of(settings),
         publish_scores=settings.publish_scores,
-        watch=watch(settings.model_repository, engine.config),
     )
     pipeline.clock = clock
     partition, due = Partition(PLACE, 0, 0), CHECKPOINT_EVERY

@@ -1,0 +1,143 @@
+"""Records -> their patients' memory: decode, normalise, state.
+
+Each record gets its fate here, but for what an engine may yet refuse. No I/O and no decision: what is to be
+computed and decided stands in the `Change`.
+"""
+
+import time
+from collections.abc import Sequence
+
+from engines.steps import SeriesModel
+from schemas.latch import Which
+from schemas.messages import Rejection
+from schemas.model_config import NEWS2
+from worker.change import Change, Fate
+from worker.config import Settings
+from worker.decode import Event, Feedback, Record, Refusal, decode
+from worker.feedback import FEEDBACK_IDS, Said, quiet_of
+from worker.normalise import normalise, plausible
+from worker.partition import Partition
+from worker.patient import Patient
+from worker.plan import Standing
+from worker.state import apply, event_digest, plan_score, remember_event
+
+
+class Limits:
+    """What the path accepts; times in ms, sizes in bytes."""
+
+    def __init__(self, record_bytes: int, past_ms: int, future_ms: int) -> None:
+        self.record_bytes = record_bytes
+        self.past_ms = past_ms
+        self.future_ms = future_ms
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The limits that a worker with these settings has."""
+    return Limits(
+        settings.max_record_bytes,
+        round(settings.past_tolerance_h * 3_600_000),
+        round(settings.future_tolerance_s * 1000),
+    )
+
+
+def take_in(partition: Partition, chunk: Sequence[Record], model: SeriesModel, limits: Limits) -> Change:
+    """Take a partition's next records into its patients' memory.
+
+    Args:
+        partition: its patients are changed.
+        chunk: the records.
+        model: layout of the model that is served; what it must step over and score is planned.
+        limits: what is accepted.
+    """
+    answers = partition.unanswered is None
+    change = Change(chunk, keeps_windows=answers and (model.whole or not partition.replaying))
+    intake = _Intake(partition, change, model, limits)
+    for index, record in enumerate(chunk):
+        event = decode(record, limits.record_bytes)
+        if isinstance(event, Refusal):
+            change.rejections[index] = [Rejection(event.reason, event.path)]
+        elif isinstance(event, Feedback):
+            change.fates[index] = intake.feedback(record, event, index)
+        else:
+            change.fates[index] = intake.event(record, event, index)
+    return change
+
+
+class _Intake:
+    """One chunk's way into the memory; each method takes one record, and gives its fate."""
+
+    def __init__(self, partition: Partition, change: Change, model: SeriesModel, limits: Limits) -> None:
+        self._partition = partition
+        self._change = change
+        self._model = model
+        self._limits = limits
+        self._names: dict[str, Which] = {model.config.name: "risk", NEWS2: "news2"}
+
+    def feedback(self, record: Record, event: Feedback, index: int) -> Fate:
+        """Note what was said, for the latches to hear in its turn; the patient is otherwise as before."""
+        partition, change, limits = self._partition, self._change, self._limits
+        rejections = change.rejections[index] = []
+        quiet = quiet_of(event.said, partition.place, record.offset)
+        which = self._names.get(event.said.alert.model.name)
+        if quiet is None or which is None:
+            rejections.append(Rejection("unknown-alert", "$.alert"))
+            return "dead_lettered"
+        if not plausible(event.time_ms, record.timestamp, limits.past_ms, limits.future_ms):
+            rejections.append(Rejection("implausible-time", "$.time"))
+            return "dead_lettered"
+        # Of a patient who is not known nothing is kept, and the record's time says nothing of a patient's.
+        patient = partition.patients.get(event.patient) or Patient(event.patient)
+        if record.offset < patient.applied:
+            return "skipped"
+        # Ids are its sender's own: one that a vitals record has too must not make that a duplicate.
+        digest = event_digest(event.event_id, FEEDBACK_IDS)
+        if digest in patient.event_ids:
+            return "duplicate"
+        if patient.id in partition.patients:
+            remember_event(patient, digest)
+            partition.dirty.add(patient.id)
+        change.said.append(Said(index, patient, which, quiet, event.said))
+        return "stored"
+
+    def event(self, record: Record, event: Event, index: int) -> Fate:
+        """Apply a record's observations."""
+        partition, change, limits = self._partition, self._change, self._limits
+        measurements, rejections = normalise(event, record.timestamp, limits.past_ms, limits.future_ms)
+        change.rejections[index] = rejections
+        if not measurements:
+            return "dead_lettered"
+        patient = partition.patient(event.patient, record.timestamp)
+        if record.offset < patient.applied:
+            change.rejections[index] = []
+            return "skipped"
+        digest = event_digest(event.event_id)
+        if digest in patient.event_ids:
+            change.rejections[index] = []
+            return "duplicate"
+        applied = apply(patient, event.event_id, measurements, self._model.channels, change.plan)
+        rejections.extend(applied.rejections)
+        if not applied.accepted:
+            return "dead_lettered"
+        before = Standing(patient.care_unit, patient.touched_ms)
+        self._enter(patient, index)
+        change.accepted[index] = applied.accepted
+        remember_event(patient, digest)
+        if event.care_unit is not None and event.time_ms >= patient.care_unit_ms:
+            patient.care_unit, patient.care_unit_ms = event.care_unit, event.time_ms
+        patient.touched_ms = max(patient.touched_ms, record.timestamp)
+        partition.seen_s[patient.id] = time.perf_counter()
+        partition.dirty.add(patient.id)
+        partition.came(patient.id)
+        if not applied.scorable:
+            if patient.open >= 0:
+                plan_score(patient, index, change.beside, before)
+            return "stored"
+        plan_score(patient, index, change.plan, before)
+        return "scored"
+
+    def _enter(self, patient: Patient, index: int) -> None:
+        patients = self._partition.patients
+        before = patients.get(patient.id)
+        patients[patient.id] = patient
+        if before is not None and before is not patient:
+            self._change.renewed.append((index, before))
