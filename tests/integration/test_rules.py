@@ -32,7 +32,7 @@ def test_a_rule_that_never_fires_is_noticed(tmp_path: Path) -> None:
     for name in ("recording.yml", "tests.yml"):
         (tmp_path / name).write_text((FOLDER / name).read_text())
     broken = (
-        (FOLDER / "alerts.yml").read_text().replace("riskstream_redis_up == 0", "riskstream_redis_up == 2")
+        (FOLDER / "alerts.yml").read_text().replace('redis_up{job="riskstream"} == 0', 'redis_up{job="riskstream"} == 2')
     )
     (tmp_path / "alerts.yml").write_text(broken)
     with pytest.raises(AssertionError, match="RiskstreamRedisDown"):
