@@ -21,11 +21,12 @@ there. `engines/versions.py` changes which version is served.
 import hashlib
 import io
 import zipfile
+from math import isqrt
 from pathlib import Path
 
 import numpy as np
 
-from engines import tensorrt_module
+from engines import memory, tensorrt_module
 from engines.engine import F32, Engine
 from engines.errors import BackendError, DigestError, GoldenError, RepositoryError
 from schemas import model_config
@@ -113,16 +114,26 @@ def companions(repository: Path, config: ModelConfig) -> Path:
     return top if served and not (top / SWITCHING).exists() else own
 
 
-def load(repository: Path, name: str, backend: str = "onnxruntime", version: int | None = None) -> Engine:
-    """Load a model and prove it: digest, tensors, golden data.
+def load(
+    repository: Path,
+    name: str,
+    backend: str = "onnxruntime",
+    version: int | None = None,
+    memory_limit: int | None = None,
+) -> Engine:
+    """Load a model and prove it: memory, digest, tensors, golden data, the same in batches of other sizes.
+
+    By then whatever the runtime makes when a batch size first comes is made.
 
     Args:
         repository: folder of model folders.
         name: of the model.
         backend: one of `BACKENDS`.
         version: the served one unless given.
+        memory_limit: bytes that it may take: of the GPU's memory where one computes it, else the machine's.
 
     Raises:
+        MemoryBudgetError: it needs more than that, or than there is; nothing was loaded.
         RepositoryError: the folder or a file is missing or cannot be read.
         DigestError: model.onnx is not the file named by config.json.
         GraphError: the graph cannot be loaded or does not fit config.json.
@@ -134,11 +145,14 @@ def load(repository: Path, name: str, backend: str = "onnxruntime", version: int
     if backend in tensorrt_module.BACKENDS:
         from engines.tensorrt_load import load_plan
 
-        engine = load_plan(repository, config, backend)
+        engine = load_plan(repository, config, backend, memory_limit)
     else:
+        _require_memory(repository, config, backend, memory_limit)
         engine = open_engine(config, read_graph(repository, config), backend)
     try:
-        verify(engine, golden_of(repository, config))
+        golden = golden_of(repository, config)
+        verify(engine, golden)
+        warm_up(engine, golden)
     except BaseException:
         engine.close()
         raise
@@ -213,6 +227,7 @@ def verify(engine: Engine, golden: dict[str, F32]) -> None:
     expected = {key.removeprefix("out/"): array for key, array in golden.items() if key.startswith("out/")}
     name, tolerance = engine.config.name, engine.config.golden_tolerance
     actual = engine.run(inputs)
+    rows = len(next(iter(actual.values())))
     if expected.keys() != actual.keys():
         raise GoldenError(f"{name}: golden.npz has outputs {sorted(expected)}, the engine {sorted(actual)}")
     for tensor, array in expected.items():
@@ -224,8 +239,41 @@ def verify(engine: Engine, golden: dict[str, F32]) -> None:
         difference = float(np.max(np.abs(array - came)))
         if not difference <= tolerance:  # so that NaN fails
             raise GoldenError(
-                f"{name}: {tensor} differs from golden.npz by {difference:.3g}, over {tolerance:g}"
+                f"{name}: {tensor} differs from golden.npz by {difference:.3g}, over {tolerance:g}, in a "
+                f"batch of {rows}"
             )
+
+
+def warm_up(engine: Engine, golden: dict[str, F32]) -> None:
+    """Run the golden rows again in batches of one, of some and of as many as there may be, and compare.
+
+    Runtimes choose kernels and allocate buffers when a size first comes: here, not under the first patients.
+
+    Raises:
+        GoldenError, InputError: as `verify`.
+    """
+    compared = {key: array for key, array in golden.items() if key.startswith(("in/", "out/"))}
+    rows = len(next(iter(compared.values())))
+    most = engine.config.dynamic_batching.max_batch_size
+    sizes = {1, min(2, most)} if engine.one_by_one else {1, isqrt(most), most}
+    for size in sorted(sizes):
+        chosen = np.arange(size) % rows
+        verify(engine, {key: array[chosen] for key, array in compared.items()})
+
+
+def _require_memory(repository: Path, config: ModelConfig, backend: str, limit: int | None) -> None:
+    """Refuse a graph that would not fit, before it is read."""
+    if backend != "onnxruntime":
+        return
+    from engines.onnxruntime_backend import runs_one_by_one
+
+    file = repository / config.name / str(config.version) / GRAPH
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        raise RepositoryError(f"cannot read {file}: {error.strerror}") from error
+    needed = memory.of_graph(config, size, one_by_one=runs_one_by_one(config))
+    memory.require(config, needed, limit, memory.available(), "the machine")
 
 
 def _config(path: Path, name: str) -> ModelConfig:
