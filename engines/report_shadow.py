@@ -50,8 +50,8 @@ def _verdict(content: Content) -> list[str]:
     if content["scores"] is not None:
         apart = content["scores"]["difference"]
         said.append(
-            f"The shadow's risks are {signed(apart['mean'])} from the served ones on average; half of them "
-            f"differ by less than {apart['p50_absolute']:.3f}, one in a hundred by more than "
+            f"The shadow's risks differ from the served ones by {signed(apart['mean'])} on average, half of "
+            f"them by less than {apart['p50_absolute']:.3f}, one in a hundred by more than "
             f"{apart['p99_absolute']:.3f}."
         )
     model = content["alerts"]["model"]

@@ -42,7 +42,7 @@ def _perturbed(graph: bytes) -> bytes:
     for tensor in model.graph.initializer:
         if tensor.name.endswith("head.weight"):
             weights = numpy_helper.to_array(tensor)
-            noise = rng.normal(0.0, 0.2 * np.abs(weights).mean(), weights.shape).astype(np.float32)
+            noise = rng.normal(0.0, np.abs(weights).mean(), weights.shape).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(weights + noise, tensor.name))
     made: bytes = model.SerializeToString()
     return made
