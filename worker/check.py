@@ -76,7 +76,11 @@ async def _model(settings: Settings) -> list[Finding]:
         chosen, version = (settings.model_repository, settings.model), settings.shadow_version
         require_series(repository.read_config(*chosen, version))
         engine = await asyncio.to_thread(
-            repository.load, *chosen, settings.backend, version, memory_limit=settings.model_memory_limit
+            repository.load,
+            *chosen,
+            settings.backend,
+            version=version,
+            memory_limit=settings.model_memory_limit,
         )
     except (EngineError, PolicyError) as error:
         return [failed("model", str(error))]
