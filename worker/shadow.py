@@ -20,7 +20,8 @@ def shadowed(settings: Settings) -> Settings:
     """The settings of the shadow that `shadow_version` asks for; the settings themselves where it is unset.
 
     The group, and with it commits and the keys in Redis, are the shadow's own, and so is every topic that it
-    writes to. It carries no feedback into the vitals topic: the served workers do, and it reads it there.
+    writes to. It carries no feedback into the vitals topic: the served workers do, and it reads it there. It makes
+    no findings.
 
     Raises:
         ConfigError: a shadow's topic is another's too or has no name, or the group's name grows too long.
@@ -40,6 +41,7 @@ def shadowed(settings: Settings) -> Settings:
             "topic_scores": settings.topic_shadow_scores,
             "topic_dead_letters": settings.topic_shadow_dead_letters,
             "topic_feedback": "",
+            "topic_findings": "",
             "publish_scores": True,
         }
     )

@@ -45,6 +45,7 @@ def test_a_shadow_has_its_own_group_topics_and_no_feedback_to_carry() -> None:
         "topic_scores": "shadow-scores",
         "topic_dead_letters": "shadow-dead-letters",
         "topic_feedback": "",
+        "topic_findings": "",
         "publish_scores": True,
     }
 
