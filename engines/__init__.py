@@ -8,7 +8,7 @@ physionet2012:DIR
     -> physionet2012.read -> Stay -> bins -> schemas.window.rows
     -> steps.run_stays -> float32[stays, hours]      the served engine over whole stays
     -> evaluate_stays.report -> JSON -> report.page -> HTML
-    -> train.vitals -> model folder                  extra `train`; imported by no other module
+    -> train.vitals -> model folder                  extra `train`; imported by no module that serves
 medmnist:FILE, images:DIR
     -> images.decode -> float32[height, width, 1 | 3] -> images.prepare -> float32[channels, height, width]
     -> evaluate_images.predict, train.imaging        the same preparation for training and serving
@@ -20,7 +20,8 @@ engine.py               the interface; checks once what every backend may rely o
 onnxruntime_backend.py  the only home of onnxruntime
 repository.py           model folders in Triton's layout
 plans.py                plans beside their model, each with its provenance; never a stale one
-tensorrt_*.py           the only home of TensorRT; building. precision.py: graphs in fp16. compare.py: drift
+tensorrt_*.py           the only home of TensorRT; building. precision.py: graphs in fp16
+bench.py, compare.py    how fast backends are, and how far apart. gpu_report.py: all of it, on a GPU
 steps.py                what each kind of series model reads; an engine over whole stays, hour by hour
 physionet2012.py        reader of the Challenge 2012 format
 images.py, dicom.py     pictures decoded and made to fit; the only homes of Pillow and of pydicom

@@ -79,6 +79,7 @@ async def _model(settings: Settings) -> list[Finding]:
             repository.load,
             *chosen,
             settings.backend,
+            settings.plans,
             version=version,
             memory_limit=settings.model_memory_limit,
         )

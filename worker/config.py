@@ -105,10 +105,15 @@ class Settings(BaseSettings):
         ge=1,
         description="score as a shadow with this version of the model: alert nobody, write to shadow topics",
     )
-    backend: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = Field(
+    backend: Literal["onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"] = Field(
         "onnxruntime",
-        description="runtime that computes the model: onnxruntime on the CPU, or a plan for an NVIDIA GPU "
-        "(compiled, never executed); one that cannot run here ends the start with the reason",
+        description="runtime that computes the model: onnxruntime on the CPU, its CUDA provider or a plan on "
+        "an NVIDIA GPU (both never executed); where one cannot run, onnxruntime serves and metrics tell",
+    )
+    plans: Path | None = Field(
+        None,
+        description="folder that plans are built into and loaded from; beside the model unless given, which "
+        "a read-only repository does not allow",
     )
     model_memory_mb: int | None = Field(
         None,

@@ -288,7 +288,14 @@ def _series_config(settings: Settings) -> ModelConfig:
 def _proven(settings: Settings, backend: str) -> tuple[Engine, Callable[[], None]]:
     """An engine that reproduces its golden data, and how to ask it for them again."""
     models = settings.model_repository
-    engine = repository.load(models, settings.model, backend, version=settings.shadow_version)
+    engine = repository.load(
+        models,
+        settings.model,
+        backend,
+        settings.plans,
+        version=settings.shadow_version,
+        memory_limit=settings.model_memory_limit,
+    )
     golden = repository.golden_of(models, engine.config)
     return engine, lambda: repository.verify(engine, golden)
 

@@ -20,8 +20,8 @@ def shadowed(settings: Settings) -> Settings:
     """The settings of the shadow that `shadow_version` asks for; the settings themselves where it is unset.
 
     The group, and with it commits and the keys in Redis, are the shadow's own, and so is every topic that it
-    writes to. It makes no findings, and carries no feedback into the vitals topic: the served workers do, and it
-    reads it there.
+    writes to. It makes no findings, and carries no feedback into the vitals topic, where it reads what the
+    workers that serve have carried.
 
     Raises:
         ConfigError: a shadow's topic is another's too or has no name, or the group's name grows too long.
