@@ -16,7 +16,6 @@ from engines.errors import DatasetError
 from engines.evaluate_stays import rows_of
 from engines.physionet2012 import Stay
 from engines.precision import to_fp16
-from engines.repository import GOLDEN
 from engines.steps import run_steps
 from schemas.model_config import ModelConfig
 
@@ -50,7 +49,7 @@ def fp16_pair(models: Path, name: str) -> Pair:
 def on_golden(pair: Pair, models: Path) -> Content:
     """Differences of every output on the model's golden inputs: "max", "mean", "relative" to the largest."""
     config = pair.reference.config
-    golden = repository.read_golden(models / config.name / str(config.version) / GOLDEN)
+    golden = repository.golden_of(models, config)
     inputs = {key.removeprefix("in/"): array for key, array in golden.items() if key.startswith("in/")}
     expected, came = pair.reference.run(inputs), pair.other.run(inputs)
     found = {}

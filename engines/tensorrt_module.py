@@ -82,6 +82,16 @@ def primary_context(driver: Any) -> Any:
     return driver.Device(0).retain_primary_context()
 
 
+def free_memory(driver: Any) -> int:
+    """Bytes of the first GPU's memory that are free."""
+    context = primary_context(driver)
+    context.push()
+    try:
+        return int(driver.mem_get_info()[0])
+    finally:
+        context.pop()
+
+
 def capability(driver: Any) -> tuple[int, int]:
     """Compute capability of the first GPU, such as (8, 9)."""
     major, minor = driver.Device(0).compute_capability()

@@ -75,7 +75,11 @@ async def _model(settings: Settings) -> list[Finding]:
         news2 = news2_policy.load(settings.news2_policy)
         require_series(repository.read_config(settings.model_repository, settings.model))
         engine = await asyncio.to_thread(
-            repository.load, settings.model_repository, settings.model, settings.backend
+            repository.load,
+            settings.model_repository,
+            settings.model,
+            settings.backend,
+            memory_limit=settings.model_memory_limit,
         )
     except (EngineError, PolicyError) as error:
         return [failed("model", str(error))]

@@ -19,7 +19,7 @@ from engines.tensorrt_build import Profile
 from schemas.features import BY_LOINC
 from worker import simulate
 from worker.cli_files import check_writable
-from worker.cli_told import bar, shown, told
+from worker.cli_told import Version, bar, shown, told
 
 Name = Annotated[str, typer.Argument(help="model in the repository", metavar="NAME")]
 Repository = Annotated[Path, typer.Option("--repository", help="folder of model folders")]
@@ -43,6 +43,7 @@ def build(
     ] = None,
     model_repository: Repository = repository.SHIPPED,
     plan_folder: Plans = None,
+    version: Version = None,
     as_json: AsJson = False,
 ) -> None:
     """Build a model's plan for TensorRT or TensorRT for RTX, unless a current one is there already.
@@ -51,7 +52,9 @@ def build(
     """
     with told():
         sizes = None if profile is None else Profile.parse(profile)
-        found = plans.obtain(model_repository, name, backend, precision, sizes, architecture, plan_folder)
+        found = plans.obtain(
+            model_repository, name, backend, precision, sizes, architecture, plan_folder, version
+        )
     if as_json:
         _print_json(
             {"how": found.how, "why": found.why, "plan": str(found.path)}
@@ -70,6 +73,7 @@ def inspect(
     ],
     model_repository: Repository = repository.SHIPPED,
     plan_folder: Plans = None,
+    version: Version = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the tensors, types and profiles of plans, what they were built of and whether they are current."""
@@ -77,7 +81,7 @@ def inspect(
         if Path(plan).suffix == ".plan":
             found = [plans.inspect(Path(plan))]
         else:
-            config = repository.read_config(model_repository, plan)
+            config = repository.read_config(model_repository, plan, version)
             folder = plans.folder_of(model_repository, config, plan_folder)
             found = [plans.inspect(file, config) for file in sorted(folder.glob("*.plan"))]
             if not found:

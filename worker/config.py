@@ -102,6 +102,12 @@ class Settings(BaseSettings):
         description="runtime that computes the model: onnxruntime on the CPU, or a plan for an NVIDIA GPU "
         "(compiled, never executed); one that cannot run here ends the start with the reason",
     )
+    model_memory_mb: int | None = Field(
+        None,
+        ge=1,
+        description="MiB that a model may take, of the GPU's memory where one computes it, else of the "
+        "machine's; a model estimated above it is refused before it is loaded",
+    )
     infer_timeout_s: float = Field(20.0, gt=0, le=300, description="an engine call longer than this is hung")
     engine_patience_s: float = Field(
         2.0, gt=0, le=300, description="NEWS2 answers alone while an engine call takes longer than this"
@@ -192,6 +198,11 @@ class Settings(BaseSettings):
     def bootstrap_servers(self) -> list[str]:
         """Kafka bootstrap servers, one host:port each."""
         return [server.strip() for server in self.broker.split(",") if server.strip()]
+
+    @property
+    def model_memory_limit(self) -> int | None:
+        """Bytes that a model may take; None for no limit of its own."""
+        return None if self.model_memory_mb is None else self.model_memory_mb << 20
 
     @property
     def output_topics(self) -> tuple[str, str, str]:

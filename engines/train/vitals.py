@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import card, drift, drift_reference, evaluate, judge, metrics, physionet2012, report
-from engines.baselines import BASELINES, Baseline, compared
+from engines.baselines import Baseline, compared
 from engines.errors import DatasetError
 from engines.folds import FOLDS, Folds, fold_name
 from engines.forecasts import Forecasts
 from engines.physionet2012 import Stay
-from engines.repository import BACKTEST, CONFIG, EVALUATION, GOLDEN, GRAPH, PAGE
+from engines.repository import BACKTEST, BASELINES, CONFIG, EVALUATION, GOLDEN, GRAPH, PAGE
 from engines.robustness import Probe
 from engines.train import baselines, calibrate, export, facts
 from engines.train.data import Material, aligned_rows, chosen, training_rows
