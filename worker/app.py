@@ -30,6 +30,7 @@ from worker.feedback_topic import Carrier
 from worker.http import Health, serve
 from worker.intake import limits_of
 from worker.lanes import Stages
+from worker.loading import device_turns
 from worker.messages import Author
 from worker.partition import Place
 from worker.pipeline import Pipeline
@@ -37,7 +38,7 @@ from worker.policies import Policies, shipped
 from worker.policy_source import PolicyFile, PolicyTopic
 from worker.publish import Publisher
 from worker.restore import Restorer
-from worker.serving import Ladder, device_turns
+from worker.serving import Ladder
 from worker.store import Store
 from worker.transport import chunk_app
 
@@ -86,7 +87,8 @@ class Worker:
 
     async def _work(self) -> None:
         ladder = self._ladder
-        await ladder.start()
+        if not await self._unless_stopped(ladder.start()):
+            return
         cluster = await self._until_up("Kafka", self._describe)
         await self._until_up("Kafka producer", self._publisher.start)
         if cluster is None or self._stop.is_set():
@@ -170,6 +172,18 @@ class Worker:
         if found:
             raise FatalError("; ".join(found))
         return cluster
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Whether something slow ended before the process was told to stop; if not, it is given up."""
+        doing, stop = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
+        await asyncio.wait((doing, stop), return_when=asyncio.FIRST_COMPLETED)
+        ended = doing.done()
+        for task in (doing, stop):
+            task.cancel()
+        await asyncio.gather(stop, *(() if ended else (doing,)), return_exceptions=True)
+        if ended:
+            doing.result()
+        return ended
 
     async def _until_up(self, what: str, connect: Any) -> Any:
         """Try until it works or the process is told to stop (then None)."""
