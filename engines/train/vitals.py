@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import card, drift, drift_reference, evaluate, judge, metrics, physionet2012, report
+from engines import card, drift, drift_reference, evaluate, judge, metrics, physionet2012, report, versions
 from engines.baselines import Baseline, compared
 from engines.errors import DatasetError
 from engines.folds import FOLDS, Folds, fold_name
@@ -184,9 +184,11 @@ def train(
         The content of evaluation.json.
 
     Raises:
+        RepositoryError: the model has versions beside the one that would be replaced.
         DatasetError: the data set cannot be read, or a stay has no outcome.
         EngineError: a training process was killed.
     """
+    versions.require_replaceable(out, name, VERSION)
     progress("reading stays", 0, 0)
     stays = physionet2012.read(source)
     _check(stays, plan)

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from engines import repository, versions
+from engines import repository, shipping, versions
 from engines.errors import DigestError, EngineError, GoldenError, KindError, RepositoryError
 from schemas.model_config import ModelConfig
 from tests.engines.conftest import config_of, golden_of, graph, tiny_inputs, tiny_outputs
@@ -301,7 +301,7 @@ def test_a_change_that_was_stopped_is_settled_before_a_policy_is_shipped(
         with pytest.raises(Stopped):
             versions.serve(two, "tiny", 4)
     assert (two / "tiny" / repository.SWITCHING).exists()
-    versions.settle(two / "tiny")
+    shipping.check(two / "tiny", repository.read_config(two, "tiny"))
     assert {name: (two / "tiny" / name).read_bytes() for name in COMPANIONS[3]} == COMPANIONS[3]
     assert not (two / "tiny" / repository.SWITCHING).exists()
     assert [entry.version for entry in versions.history(two, "tiny")] == [3]
@@ -368,3 +368,11 @@ def test_a_reader_never_finds_a_part_of_a_config(two: Path) -> None:
         reader.join()
     assert not faults
     assert found <= {shipped, repository.read_config(two, "tiny", 4)}
+
+
+def test_what_stands_beside_other_versions_is_not_replaced(two: Path) -> None:
+    with pytest.raises(RepositoryError, match="holds other versions too: 4; train into another repository"):
+        versions.require_replaceable(two, "tiny", 3)
+    shutil.rmtree(two / "tiny/4")
+    versions.require_replaceable(two, "tiny", 3)
+    versions.require_replaceable(two, "absent", 3)
