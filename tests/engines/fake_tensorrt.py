@@ -54,7 +54,7 @@ class FakeTensorRT:
     """The module. `deaths` lists what was destroyed, in order; `refusal` is why no plan loads.
 
     `failures` are the numbers of the executions that fail, from 1 on; `executions` are all batch sizes.
-    `meanwhile` is called within every execution.
+    `meanwhile` is called within every execution. While `spoiled`, NaN is all that comes out.
     """
 
     __name__ = "tensorrt_rtx"
@@ -70,6 +70,7 @@ class FakeTensorRT:
         self.context_bytes = 1 << 16
         self.failures: set[int] = set()
         self.executions: list[int] = []
+        self.spoiled = False
         self.meanwhile: Callable[[], object] = lambda: None
 
     def Runtime(self, log: Any) -> "_Runtime":
@@ -167,7 +168,7 @@ class _Context:
             self._log.log(_Severity.ERROR, "a kernel failed")
             return False
         memory = {name: module.driver.at(address) for name, address in self._addresses.items()}
-        shapes, session = dict(self._shapes), self._session
+        shapes, session, spoiled = dict(self._shapes), self._session, module.spoiled
         outputs = [name for name, (mode, _) in self._tensors.items() if mode is _Mode.OUTPUT]
 
         def compute() -> None:
@@ -176,7 +177,7 @@ class _Context:
                 for name, shape in shapes.items()
             }
             for name, array in zip(outputs, session.run(outputs, feed), strict=True):
-                memory[name].content[: array.size] = array.reshape(-1)
+                memory[name].content[: array.size] = np.nan if spoiled else array.reshape(-1)
 
         module.driver.enqueue(
             module.driver.streams[handle],
