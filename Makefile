@@ -50,6 +50,20 @@ chromium: $(VENV)/.chromium ## the ward page in a headless Chromium (needs that 
 training: $(VENV)/.train ## training from end to end, on small sets that the tests make (fetches PyTorch, some gigabytes)
 	@$(BIN)/python -m pytest tests/engines/test_train*.py $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(VENV)/.dev ## damaged and hostile pictures through the decoder processes (ARGS="--count 50000 --seed 0")
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+.PHONY: gpu
+gpu: ## every engine on this machine's NVIDIA GPU, into docs/benchmarks.md (ARGS="--data physionet2012:DIR"; fetches gigabytes)
+	@if nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then $(MAKE) --no-print-directory VENV=.venv-gpu gpu-report; \
+	else echo "No NVIDIA GPU here (nvidia-smi lists none): nothing was run or written."; fi
+
+# In a virtual environment of its own: onnxruntime-gpu takes onnxruntime's place there.
+.PHONY: gpu-report
+gpu-report: $(VENV)/.train
+	@$(BIN)/python -m engines.gpu_report $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.demo ## the project's own comparisons; reports in build/
 	@mkdir -p build
@@ -66,7 +80,7 @@ rules: $(VENV)/.dev ## write the Prometheus Operator's copy of the rules again
 
 .PHONY: clean
 clean: ## remove the virtual environment, caches and reports
-	@rm -rf $(VENV) .cache build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) .venv-gpu .cache build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
 	@for python in $(PYTHONS); do \

@@ -8,7 +8,7 @@ physionet2012:DIR
     -> physionet2012.read -> Stay -> bins -> schemas.window.rows
     -> steps.run_stays -> float32[stays, hours]      the served engine over whole stays
     -> evaluate_stays.report -> JSON -> report.page -> HTML
-    -> train.vitals -> model folder                  extra `train`; imported by no other module
+    -> train.vitals -> model folder                  extra `train`; imported by no module that serves
 medmnist:FILE, images:DIR
     -> images.decode -> float32[height, width, 1 | 3] -> images.prepare -> float32[channels, height, width]
     -> evaluate_images.predict, train.imaging        the same preparation for training and serving
@@ -20,10 +20,14 @@ engine.py               the interface; checks once what every backend may rely o
 onnxruntime_backend.py  the only home of onnxruntime
 repository.py           model folders in Triton's layout
 plans.py                plans beside their model, each with its provenance; never a stale one
-tensorrt_*.py           the only home of TensorRT; building. precision.py: graphs in fp16. compare.py: drift
+tensorrt_*.py           the only home of TensorRT; building. precision.py: graphs in fp16
+bench.py, compare.py    how fast backends are, and how far apart. gpu_report.py: all of it, on a GPU
 steps.py                what each kind of series model reads; an engine over whole stays, hour by hour
 physionet2012.py        reader of the Challenge 2012 format
-images.py, dicom.py     pictures decoded and made to fit; the only homes of Pillow and of pydicom
+images.py               pictures decoded and made to fit; the only home of Pillow
+dicom.py, dicom_*.py    DICOM: attributes, stored pixels, grey values; the only homes of pydicom
+codestream.py           what a compressed stream claims, before it is decoded; limits.py: what is too large
+decoded.py              what is known of a decoded picture: words, identity, quality flags
 labelled.py             pictures of known class; medmnist.py, image_folder.py: where they come from
 activation.py           where an image model looked, held to occlusion. disturbances.py: pictures made worse
 metrics.py, judge.py    how good risks are: figures, bootstrap intervals, curves; numpy only

@@ -59,7 +59,7 @@ def check(models: Path, name: str, backend: str = "onnxruntime", version: int | 
         return [Finding("config", False, str(error))]
     findings = [Finding("config", True, f"{config.kind}, version {config.version}")]
     try:
-        engine = repository.load(models, name, backend, version)
+        engine = repository.load(models, name, backend, version=version)
     except EngineError as error:
         return [*findings, Finding("files", False, f"{error.reason}: {error}")]
     findings.append(Finding("files", True, f"digest {config.digest[:12]}, tensors and golden data agree"))

@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 
 from engines import repository
 from engines.engine import F32, Engine, Parts
-from engines.errors import BackendError, EngineError, InputError
+from engines.errors import BackendError, EngineError, ExtraError, InputError
 from schemas.model_config import ModelConfig
 
 REFERENCE = "onnxruntime"
 
 ALL = repository.BACKENDS
-"""Every backend there is, whether it can run here or not."""
+"""Every backend that serves, whether it can run here or not."""
+
+PYTORCH = {"pytorch": "cpu", "pytorch-cuda": "cuda"}
+"""What can be measured beside them when it is named, and its device: the network run eagerly by PyTorch."""
 
 PERCENTILES = (50, 90, 99)
 
@@ -85,13 +88,16 @@ def sizes_of(config: ModelConfig, asked: str | None = None) -> tuple[int, ...]:
 
 
 @contextmanager
-def opened(models: Path, name: str, backends: Sequence[str] | None = None) -> Iterator[Opened]:
+def opened(
+    models: Path, name: str, backends: Sequence[str] | None = None, plans: Path | None = None
+) -> Iterator[Opened]:
     """The reference and other backends of a model, each proved on its golden data; closed at the end.
 
     Args:
         models: the repository.
         name: of the model.
-        backends: which must run; every one that can, unless given.
+        backends: which must run, of `ALL` and `PYTORCH`; every one of `ALL` that can, unless given.
+        plans: folder to keep plans in; beside the model unless given.
 
     Raises:
         EngineError: the reference, or a backend that is asked for by name, cannot be loaded.
@@ -101,7 +107,7 @@ def opened(models: Path, name: str, backends: Sequence[str] | None = None) -> It
     try:
         for backend in (REFERENCE, *(other for other in backends or ALL if other != REFERENCE)):
             try:
-                engines[backend] = _load(models, name, backend)
+                engines[backend] = _load(models, name, backend, plans)
             except EngineError as error:
                 if backends or backend == REFERENCE:
                     raise
@@ -112,10 +118,24 @@ def opened(models: Path, name: str, backends: Sequence[str] | None = None) -> It
             engine.close()
 
 
-def _load(models: Path, name: str, backend: str) -> Engine:
+def _load(models: Path, name: str, backend: str, plans: Path | None) -> Engine:
+    if backend in PYTORCH:
+        return _pytorch(models, name, PYTORCH[backend])
     if backend not in ALL:
-        raise BackendError(f"no backend {backend!r} to measure; there is {', '.join(ALL)}")
-    return repository.load(models, name, backend)
+        raise BackendError(f"no backend {backend!r} to measure; there is {', '.join((*ALL, *PYTORCH))}")
+    return repository.load(models, name, backend, plans)
+
+
+def _pytorch(models: Path, name: str, device: str) -> Engine:
+    try:
+        from engines.train.pytorch import PyTorchEngine
+    except ModuleNotFoundError as error:
+        raise ExtraError(f"measuring PyTorch needs {error.name}: pip install 'riskstream[train]'") from error
+    config = repository.read_config(models, name)
+    engine = PyTorchEngine(config, repository.read_graph(models, config), device)
+    folder = models / name / str(config.version)
+    repository.verify(engine, repository.read_golden(folder / repository.GOLDEN))
+    return engine
 
 
 def golden_inputs(models: Path, config: ModelConfig) -> dict[str, F32]:

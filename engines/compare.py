@@ -1,6 +1,8 @@
 """How far one engine's answers lie from another's, and how many decisions that changes.
 
-A decision is whether a risk stands at or above a threshold of the model's alert policy.
+A decision is whether a risk stands at or above a threshold of the model's alert policy. A relative difference
+is measured against the greater of the two magnitudes, so that it is at most 2, and against a thousandth of
+the output's greatest magnitude where both are smaller: a rounding error beside a zero is none of note.
 """
 
 from collections.abc import Callable
@@ -12,11 +14,11 @@ from numpy.typing import NDArray
 
 from engines import evaluate_images, physionet2012, repository
 from engines.engine import F32, Engine
-from engines.errors import DatasetError
+from engines.errors import BackendError, DatasetError, InputError
 from engines.evaluate_stays import rows_of
 from engines.physionet2012 import Stay
 from engines.precision import to_fp16
-from engines.steps import run_steps
+from engines.steps import run_stays
 from schemas.model_config import ModelConfig
 
 Progress = Callable[[str, int, int], None]
@@ -24,12 +26,22 @@ Progress = Callable[[str, int, int], None]
 
 Content = dict[str, Any]
 
+REFERENCE = "onnxruntime"
+
+SMALL = 1e-3
+"""Share of an output's greatest magnitude below which relative differences are those to this much."""
+
 
 class Pair(NamedTuple):
     """Two engines of one model."""
 
     reference: Engine
     other: Engine
+
+    def close(self) -> None:
+        """Close both."""
+        self.reference.close()
+        self.other.close()
 
 
 def fp16_pair(models: Path, name: str) -> Pair:
@@ -46,24 +58,47 @@ def fp16_pair(models: Path, name: str) -> Pair:
     return Pair(reference, repository.open_engine(reference.config, to_fp16(graph)))
 
 
+def backend_pair(
+    models: Path, name: str, backend: str, against: str = REFERENCE, plans: Path | None = None
+) -> Pair:
+    """A model on two backends, both opened before either computes; neither held to the golden data.
+
+    Args:
+        models: the repository.
+        name: of the model.
+        backend: what is looked at.
+        against: the reference.
+        plans: folder to keep plans in; beside the model unless given.
+
+    Raises:
+        InputError: both are the same.
+        EngineError: the model cannot be loaded, or one of the backends cannot run here.
+    """
+    if backend == against:
+        raise InputError(f"{backend} against itself shows nothing; there is {', '.join(repository.BACKENDS)}")
+    config = repository.read_config(models, name)
+    other = repository.load_unproved(models, config, backend, plans)
+    try:
+        return Pair(repository.load_unproved(models, config, against, plans), other)
+    except BaseException:
+        other.close()
+        raise
+
+
 def on_golden(pair: Pair, models: Path) -> Content:
-    """Differences of every output on the model's golden inputs: "max", "mean", "relative" to the largest."""
+    """`difference` of every output and state on the model's golden inputs, by name."""
     config = pair.reference.config
     golden = repository.golden_of(models, config)
     inputs = {key.removeprefix("in/"): array for key, array in golden.items() if key.startswith("in/")}
     expected, came = pair.reference.run(inputs), pair.other.run(inputs)
-    found = {}
-    for name, array in expected.items():
-        apart = np.abs(array.astype(np.float64) - came[name])
-        largest = float(np.abs(array).max(initial=0.0))
-        found[name] = _spread(apart) | {"relative": float(apart.max()) / largest if largest else 0.0}
+    found = {name: difference(array, came[name], name) for name, array in expected.items()}
     return {"rows": len(next(iter(inputs.values()))), "outputs": found}
 
 
 def on_stays(pair: Pair, stays: list[Stay], source: str, progress: Progress) -> Content:
-    """Differences of the risk at the end of each of 48 hours, carried states and all."""
+    """Differences of the outputs at the end of each of 48 hours; each engine carries its own states."""
     made = rows_of(stays, progress)
-    risks = []
+    predictions = []
     for what, engine in zip(("reference", "compared"), pair, strict=True):
         done = 0
 
@@ -72,11 +107,19 @@ def on_stays(pair: Pair, stays: list[Stay], source: str, progress: Progress) -> 
             done += number
             progress(f"scoring stays, {what}", done, len(stays))
 
-        risks.append(run_steps(engine, made, on_batch))
-    content = risk_drift(pair.reference.config, risks[0], risks[1])
-    apart = np.abs(risks[0].astype(np.float64) - risks[1])
-    hours = {str(hour): _spread(column) for hour, column in enumerate(apart.T, start=1)}
-    return {"source": source, "stays": len(stays), **content, "hours": hours}
+        predictions.append(run_stays(engine, made, on_batch))
+    reference, other = predictions
+    outputs = {
+        name: difference(array, getattr(other, name), name)
+        for name, array in reference._asdict().items()
+        if array is not None
+    }
+    hours = {
+        str(hour): difference(reference.risk[:, hour - 1], other.risk[:, hour - 1], "risk")
+        for hour in range(1, reference.risk.shape[1] + 1)
+    }
+    content = risk_drift(pair.reference.config, reference.risk, other.risk)
+    return {"source": source, "stays": len(stays), **content, "outputs": outputs, "hours": hours}
 
 
 def on_data(pair: Pair, source: str, progress: Progress) -> Content:
@@ -94,8 +137,10 @@ def on_data(pair: Pair, source: str, progress: Progress) -> Content:
     if config.kind != "image":
         return on_stays(pair, physionet2012.read(physionet2012.parse_source(source)), named, progress)
     images = evaluate_images.read_source(source, labelled=False)
-    risks = [evaluate_images.risk_of(config, evaluate_images.predict(engine, images)) for engine in pair]
-    return {"source": named, "images": len(images), **risk_drift(config, risks[0], risks[1])}
+    found = [evaluate_images.predict(engine, images) for engine in pair]
+    risks = [evaluate_images.risk_of(config, probability) for probability in found]
+    outputs = {"probability": difference(found[0], found[1], "probability")}
+    return {"source": named, "images": len(images), **risk_drift(config, *risks), "outputs": outputs}
 
 
 def risk_drift(
@@ -104,7 +149,10 @@ def risk_drift(
     """Differences of risks, any shape, and the decisions that they change at each level of the policy.
 
     Returns:
-        "risk": {"max", "mean"}; "decisions": [{"severity", "enter", "changed", "of"}].
+        "risk": their `difference`; "decisions": [{"severity", "enter", "changed", "of"}].
+
+    Raises:
+        BackendError: a risk is not finite.
     """
     decisions = [
         {
@@ -115,9 +163,30 @@ def risk_drift(
         }
         for level in config.policy.levels
     ]
-    apart = np.abs(reference.astype(np.float64) - other.astype(np.float64))
-    return {"risk": _spread(apart), "decisions": decisions}
+    return {"risk": difference(reference, other, "risk"), "decisions": decisions}
+
+
+def difference(
+    reference: F32 | NDArray[np.float64], other: F32 | NDArray[np.float64], name: str
+) -> dict[str, Any]:
+    """How far apart two arrays of one shape are.
+
+    Returns:
+        "max", "mean" and "p99" of the absolute differences, and "relative", the same of the relative ones:
+        |reference - other| over the greatest of |reference|, |other| and `SMALL` of the greatest
+        |reference|; 0 where all of these are.
+
+    Raises:
+        BackendError: a value is not finite.
+    """
+    first, second = reference.astype(np.float64), other.astype(np.float64)
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise BackendError(f"{name} is not finite everywhere: nothing to compare")
+    apart, magnitude = np.abs(first - second), np.abs(first)
+    scale = np.maximum(np.maximum(magnitude, np.abs(second)), SMALL * magnitude.max(initial=0.0))
+    relative = np.divide(apart, scale, out=np.zeros_like(apart), where=scale > 0)
+    return _spread(apart) | {"relative": _spread(relative)}
 
 
 def _spread(apart: NDArray[np.float64]) -> dict[str, float]:
-    return {"max": float(apart.max()), "mean": float(apart.mean())}
+    return {"max": float(apart.max()), "mean": float(apart.mean()), "p99": float(np.percentile(apart, 99))}

@@ -4,10 +4,13 @@ Nothing is loaded to learn it, so it knows the graph's size and the config's ten
 
 onnxruntime, of the machine's memory; its constants are from resident memory around loads:
     graph    `GRAPH_COPIES` times the file: its bytes, the parsed graph, the weights, their packed form
-    rows     `ROW_COPIES` times the tensors of the largest batch: staging, results, what lies between
-    alone    where rows run one by one, hidden layers of one row: `WINDOW_COPIES` times a window's tensors, or
-             `PLANES` channels of a picture's size
+    rows     of the largest batch, or one where they run one by one: staging, results, what lies between;
+             `ROW_COPIES` times a row's tensors, `WINDOW_COPIES` times a whole window's, or `PLANES` channels
+             of a picture's size
     session  `SESSION_BYTES`, whatever the model
+
+onnxruntime-cuda, of the GPU's memory the same, and of the machine's the graph's share. What CUDA takes for a
+process, whatever it runs, is in neither. No GPU has been measured.
 
 plans, of the GPU's memory, and of the machine's the same without the plan's own share:
     plan     `PLAN_COPIES` times the file: its bytes on their way, the weights and kernels
@@ -54,21 +57,20 @@ class Level(NamedTuple):
 
 
 def of_graph(config: ModelConfig, graph_bytes: int, *, one_by_one: bool) -> int:
-    """Bytes of the machine's memory that ONNX Runtime will take for a model, with warm-up.
+    """Bytes that ONNX Runtime will take for a model, with warm-up, of the memory that it computes in.
 
     Args:
         config: of the model.
         graph_bytes: size of model.onnx.
         one_by_one: a batch's rows run alone, so that its size does not matter.
     """
-    row = row_bytes(config)
-    if not one_by_one:
-        rows = ROW_COPIES * row * config.dynamic_batching.max_batch_size
-    elif config.image is not None:
-        rows = PLANES * FLOAT_BYTES * config.image.height * config.image.width
+    rows = 1 if one_by_one else config.dynamic_batching.max_batch_size
+    if config.image is not None:
+        each = PLANES * FLOAT_BYTES * config.image.height * config.image.width
     else:
-        rows = WINDOW_COPIES * row
-    return GRAPH_COPIES * graph_bytes + rows + SESSION_BYTES
+        whole = config.kind == "windowed-series" and not config.state
+        each = (WINDOW_COPIES if whole else ROW_COPIES) * row_bytes(config)
+    return GRAPH_COPIES * graph_bytes + rows * each + SESSION_BYTES
 
 
 def of_plan(config: ModelConfig, plan_bytes: int, rows: int) -> tuple[int, int]:

@@ -1,14 +1,19 @@
-"""ONNX Runtime on the CPU: the reference backend, and the only home of onnxruntime.
+"""ONNX Runtime, and its only home: the reference backend on the CPU, and by name its CUDA provider on a GPU.
 
-Its kernels differ by matrix height (one row takes a matrix-vector path) and at the ends of vectors, and
+Its CPU kernels differ by matrix height (one row takes a matrix-vector path) and at the ends of vectors, and
 some look at memory alignment. So that a row's bytes never depend on its batch, it runs on a single thread, in
 buffers of the engine's own that are aligned, and
 
     rows of features    padded with zero rows to a multiple of `TILE`
     windows and images  one by one: they are large, so company would save little, and padding cost sixteenfold
+
+On the CUDA provider all go in batches, padded in the same way, and a row's bytes may depend on its batch.
+That provider was written against the documents of ONNX Runtime and has never been executed.
 """
 
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from time import perf_counter
 
 import numpy as np
@@ -24,7 +29,8 @@ TILE = 16
 ALIGNMENT = 64
 """Bytes: a cache line and the widest vector."""
 
-PROVIDER = "CPUExecutionProvider"
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+"""Names of ONNX Runtime's execution providers: who computes a session's nodes."""
 
 
 def runs_one_by_one(config: ModelConfig) -> bool:
@@ -33,25 +39,26 @@ def runs_one_by_one(config: ModelConfig) -> bool:
 
 
 class OnnxRuntimeEngine(Engine):
-    """A graph in an ONNX Runtime session on the CPU."""
+    """A graph in an ONNX Runtime session, every node of it on one provider."""
 
-    def __init__(self, config: ModelConfig, graph: bytes) -> None:
+    def __init__(self, config: ModelConfig, graph: bytes, provider: str = CPU) -> None:
         """Load a graph.
 
         Args:
             config: the model's config.
             graph: content of model.onnx.
+            provider: `CPU` or `CUDA`.
 
         Raises:
             GraphError: ONNX Runtime cannot load the graph, or its tensors are not the config's.
-            BackendError: the session does not run on the CPU provider alone.
+            BackendError: the provider is not there, or would leave nodes to another one.
         """
-        super().__init__(config, "onnxruntime-cpu")
-        self._session: ort.InferenceSession | None = _session(graph)
+        super().__init__(config, "onnxruntime-cpu" if provider == CPU else "onnxruntime-cuda")
+        self._session: ort.InferenceSession | None = _session(graph) if provider == CPU else _on_gpu(graph)
         _compare("input", self.input_dims, self._session.get_inputs())
         _compare("output", self.output_dims, self._session.get_outputs())
         self._names = list(self.output_dims)
-        self.one_by_one = runs_one_by_one(config)
+        self.one_by_one = provider == CPU and runs_one_by_one(config)
         self._room = 0
         self._staged: dict[str, F32] = {}
 
@@ -124,21 +131,64 @@ class OnnxRuntimeEngine(Engine):
 
 def _session(graph: bytes) -> ort.InferenceSession:
     available = ort.get_available_providers()
-    if PROVIDER not in available:  # it would warn and take another
-        raise BackendError(f"this ONNX Runtime has no {PROVIDER}; it has {', '.join(available)}")
+    if CPU not in available:  # it would warn and take another
+        raise BackendError(f"this ONNX Runtime has no {CPU}; it has {', '.join(available)}")
+    try:
+        session = ort.InferenceSession(graph, _options(), providers=[CPU])
+    except Exception as error:  # as above
+        raise GraphError(f"ONNX Runtime {ort.__version__} cannot load model.onnx: {error}") from error
+    if session.get_providers() != [CPU]:
+        raise BackendError(f"asked ONNX Runtime for {CPU} alone, got {session.get_providers()}")
+    return session
+
+
+def _on_gpu(graph: bytes) -> ort.InferenceSession:
+    """A session on the CUDA provider, or none: the three ways back to the CPU are shut.
+
+    A node that the provider does not take is refused by the session option; a session that cannot be made on
+    it, and a run that fails on it, are retried on the CPU unless `enable_fallback` is 0.
+    """
+    available = ort.get_available_providers()
+    if CUDA not in available:
+        raise BackendError(
+            f"onnxruntime-cuda cannot run here: this ONNX Runtime {ort.__version__} has no {CUDA} (it has "
+            f"{', '.join(available)}): {_remedy()}"
+        )
+    if hasattr(ort, "preload_dlls"):  # CUDA's libraries out of pip's packages, from ONNX Runtime 1.21 on
+        with redirect_stdout(sys.stderr):  # it prints what it misses; a command's output may be JSON
+            ort.preload_dlls()
+    options = _options()
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        provider = (CUDA, {"use_tf32": "0"})  # fp32 is meant as fp32
+        session = ort.InferenceSession(graph, options, providers=[provider], enable_fallback=0)
+    except Exception as error:  # as above
+        raise BackendError(
+            f"onnxruntime-cuda cannot run here: ONNX Runtime {ort.__version__} does not put model.onnx on "
+            f"the GPU ({error}); what it missed stands in its log. Be sure of the right build: {_remedy()}"
+        ) from error
+    if session.get_providers()[0] != CUDA:  # the CPU's may follow: it is always registered
+        raise BackendError(f"asked ONNX Runtime for {CUDA}, got {session.get_providers()}: {_remedy()}")
+    return session
+
+
+def _remedy() -> str:
+    return (
+        "pip uninstall onnxruntime, then pip install "
+        f"'onnxruntime-gpu[cuda,cudnn]=={ort.__version__}' in its place (both are the module onnxruntime). "
+        "From 1.27 on it is built for CUDA 13 and needs NVIDIA's driver 580 or later, from 1.19 on for CUDA "
+        "12 with driver 525 or later; cuDNN 9 for both. nvidia-smi says which driver there is"
+    )
+
+
+def _options() -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 4  # failures come as exceptions
-    try:
-        session = ort.InferenceSession(graph, options, providers=[PROVIDER])
-    except Exception as error:  # as above
-        raise GraphError(f"ONNX Runtime {ort.__version__} cannot load model.onnx: {error}") from error
-    if session.get_providers() != [PROVIDER]:
-        raise BackendError(f"asked ONNX Runtime for {PROVIDER} alone, got {session.get_providers()}")
-    return session
+    return options
 
 
 def _compare(side: str, expected: Mapping[str, tuple[int, ...]], actual: list[ort.NodeArg]) -> None:

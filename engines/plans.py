@@ -265,7 +265,8 @@ def _write(path: Path, content: bytes) -> None:
         beside.replace(path)
     except OSError as error:
         raise BuildError(
-            f"cannot write {path}: {error.strerror}; --plans names another folder for plans"
+            f"cannot write {path}: {error.strerror}; another folder for plans is named by --plans, for a "
+            "worker by RISKSTREAM_PLANS"
         ) from error
 
 

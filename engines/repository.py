@@ -46,7 +46,7 @@ COMPANIONS = (CARD, MODEL_CARD, EVALUATION, PAGE, REFERENCE, BACKTEST, BASELINES
 SWITCHING = ".switching"
 """There while the companions at the top are exchanged, until the config is; `engines/versions.py`."""
 
-BACKENDS = ("onnxruntime", *tensorrt_module.BACKENDS)
+BACKENDS = ("onnxruntime", "onnxruntime-cuda", *tensorrt_module.BACKENDS)
 
 
 def list_models(repository: Path = SHIPPED) -> list[ModelConfig]:
@@ -118,6 +118,7 @@ def load(
     repository: Path,
     name: str,
     backend: str = "onnxruntime",
+    plans: Path | None = None,
     version: int | None = None,
     memory_limit: int | None = None,
 ) -> Engine:
@@ -126,9 +127,10 @@ def load(
     By then whatever the runtime makes when a batch size first comes is made.
 
     Args:
-        repository: folder of model folders.
+        repository: the folder of model folders.
         name: of the model.
         backend: one of `BACKENDS`.
+        plans: folder to keep plans in; beside the model unless given. Only backends of plans look at it.
         version: the served one unless given.
         memory_limit: bytes that it may take: of the GPU's memory where one computes it, else the machine's.
 
@@ -142,13 +144,7 @@ def load(
         BuildError: the backend runs plans, and this model's cannot be built or written.
     """
     config = read_config(repository, name, version)
-    if backend in tensorrt_module.BACKENDS:
-        from engines.tensorrt_load import load_plan
-
-        engine = load_plan(repository, config, backend, memory_limit)
-    else:
-        _require_memory(repository, config, backend, memory_limit)
-        engine = open_engine(config, read_graph(repository, config), backend)
+    engine = load_unproved(repository, config, backend, plans, memory_limit)
     try:
         golden = golden_of(repository, config)
         verify(engine, golden)
@@ -157,6 +153,22 @@ def load(
         engine.close()
         raise
     return engine
+
+
+def load_unproved(
+    repository: Path,
+    config: ModelConfig,
+    backend: str,
+    plans: Path | None = None,
+    memory_limit: int | None = None,
+) -> Engine:
+    """As `load`, without the golden data: for measuring how far an engine lies from them."""
+    if backend in tensorrt_module.BACKENDS:
+        from engines.tensorrt_load import load_plan
+
+        return load_plan(repository, config, backend, plans, memory_limit)
+    _require_memory(repository, config, backend, memory_limit)
+    return open_engine(config, read_graph(repository, config), backend)
 
 
 def read_graph(repository: Path, config: ModelConfig) -> bytes:
@@ -195,11 +207,11 @@ def open_engine(config: ModelConfig, graph: bytes, backend: str = "onnxruntime")
         from engines.tensorrt_load import build_engine
 
         return build_engine(config, graph, backend)
-    if backend != "onnxruntime":
+    if backend not in BACKENDS:
         raise BackendError(f"no backend {backend!r}; there is {', '.join(BACKENDS)}")
-    from engines.onnxruntime_backend import OnnxRuntimeEngine
+    from engines.onnxruntime_backend import CPU, CUDA, OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(config, graph)
+    return OnnxRuntimeEngine(config, graph, CPU if backend == "onnxruntime" else CUDA)
 
 
 def read_golden(path: Path) -> dict[str, F32]:
@@ -263,16 +275,18 @@ def warm_up(engine: Engine, golden: dict[str, F32]) -> None:
 
 def _require_memory(repository: Path, config: ModelConfig, backend: str, limit: int | None) -> None:
     """Refuse a graph that would not fit, before it is read."""
-    if backend != "onnxruntime":
-        return
     from engines.onnxruntime_backend import runs_one_by_one
 
+    on_gpu = backend == "onnxruntime-cuda"
     file = repository / config.name / str(config.version) / GRAPH
     try:
         size = file.stat().st_size
     except OSError as error:
         raise RepositoryError(f"cannot read {file}: {error.strerror}") from error
-    needed = memory.of_graph(config, size, one_by_one=runs_one_by_one(config))
+    needed = memory.of_graph(config, size, one_by_one=not on_gpu and runs_one_by_one(config))
+    if on_gpu:
+        memory.require(config, needed, limit, tensorrt_module.free_memory_if_known(), "the GPU")
+        needed, limit = memory.GRAPH_COPIES * size, None
     memory.require(config, needed, limit, memory.available(), "the machine")
 
 

@@ -6,9 +6,11 @@
 A large batch goes in two halves through two sets of buffers: one half is copied while the other is computed.
 """
 
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -42,7 +44,13 @@ class TensorRTEngine(Engine):
     """
 
     def __init__(
-        self, config: ModelConfig, plan: bytes, module: Any, driver: Any, split_bytes: int = SPLIT_BYTES
+        self,
+        config: ModelConfig,
+        plan: bytes,
+        module: Any,
+        driver: Any,
+        split_bytes: int = SPLIT_BYTES,
+        cache: Path | None = None,
     ) -> None:
         """Load a plan and allocate all memory it will use.
 
@@ -52,6 +60,8 @@ class TensorRTEngine(Engine):
             module: `tensorrt` or `tensorrt_rtx`.
             driver: PyCUDA's, from `cuda_driver`.
             split_bytes: inputs from this size on go in halves.
+            cache: file for the kernels that TensorRT for RTX compiles when it loads a plan: read now, written
+                at the close, so that the next load need not compile them. TensorRT has no such cache.
 
         Raises:
             BackendError: the runtime does not load the plan, or the GPU fails or has too little memory.
@@ -60,6 +70,7 @@ class TensorRTEngine(Engine):
         """
         super().__init__(config, f"{module.__name__.replace('_', '-')}-cuda")
         self._module, self._driver, self._split_bytes = module, driver, split_bytes
+        self._cache_file = cache
         self._lock = threading.Lock()
         self._closed = False
         # What lives on the GPU is held by these alone, never by a local: an error's traceback would keep that
@@ -67,6 +78,7 @@ class TensorRTEngine(Engine):
         self._runtime: Any = None
         self._engine: Any = None
         self._context: Any = None
+        self._cache: Any = None
         self._copying: Any = None
         self._computing: Any = None
         self._buffers: list[Buffers] = []
@@ -187,6 +199,13 @@ class TensorRTEngine(Engine):
         # TensorRT for RTX would change to kernels of a shape's own while it serves, and so a row's bytes.
         options = self._engine.create_runtime_config()
         options.dynamic_shapes_kernel_specialization_strategy = strategy.NONE
+        if self._cache_file is not None:
+            self._cache = options.create_runtime_cache()
+            with suppress(
+                OSError
+            ):  # there is none yet; one of another GPU, driver or version is not taken in
+                self._cache.deserialize(self._cache_file.read_bytes())
+            options.set_runtime_cache(self._cache)
         return self._engine.create_execution_context(options)
 
     def _compare(self) -> None:
@@ -278,12 +297,25 @@ class TensorRTEngine(Engine):
                 with suppress(self._driver.Error):
                     stream.synchronize()
 
+    def _keep_cache(self) -> None:
+        """Write the compiled kernels; where that cannot be, the next load compiles them again."""
+        content = None if self._cache is None else self._cache.serialize()
+        if content is not None and self._cache_file is not None:
+            beside = self._cache_file.with_name(f".{self._cache_file.name}.{os.getpid()}")
+            with suppress(OSError):
+                beside.write_bytes(bytes(content))
+                beside.replace(self._cache_file)
+
     def _free(self) -> None:
         """The last made first. The context is current, and nothing is under way."""
         while self._buffers:
             self._buffers.pop().free()
         self._computing = self._copying = None
+        loaded = self._context is not None
         self._context = None
+        if loaded:
+            self._keep_cache()
+        self._cache = None
         self._engine = None
         self._runtime = None
 

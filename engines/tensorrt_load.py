@@ -16,13 +16,20 @@ OLDEST = (7, 5)
 """Compute capability of Turing, the oldest that TensorRT 10 and TensorRT for RTX run on."""
 
 
-def load_plan(models: Path, config: ModelConfig, backend: str, memory_limit: int | None = None) -> Engine:
+def load_plan(
+    models: Path,
+    config: ModelConfig,
+    backend: str,
+    folder: Path | None = None,
+    memory_limit: int | None = None,
+) -> Engine:
     """An engine of a model's plan, which is built where there is none or a stale one; golden data unchecked.
 
     Args:
         models: the model repository.
-        config: of the model.
+        config: the model's.
         backend: `tensorrt` or `tensorrt-rtx`.
+        folder: where plans are kept, as `plans.obtain` has it; beside the model unless given.
         memory_limit: bytes that it may take of the GPU's memory.
 
     Raises:
@@ -32,13 +39,14 @@ def load_plan(models: Path, config: ModelConfig, backend: str, memory_limit: int
         RepositoryError, DigestError, GraphError: the model is not in order.
     """
     module, driver = runtime(backend)
-    found = plans.obtain(models, config.name, backend, version=config.version)
+    found = plans.obtain(models, config.name, backend, plans=folder, version=config.version)
     check(found.provenance.key, config, str(module.__version__), capability(driver))
     made = found.provenance
     host, device = memory.of_plan(config, made.plan_bytes, made.key.profile[2])
     memory.require(config, host, None, memory.available(), "the machine")
     memory.require(config, device, memory_limit, free_memory(driver), "the GPU")
-    return TensorRTEngine(config, plans.read_plan(found.path), module, driver)
+    cache = found.path.with_suffix(".kernels")
+    return TensorRTEngine(config, plans.read_plan(found.path), module, driver, cache=cache)
 
 
 def build_engine(config: ModelConfig, graph: bytes, backend: str) -> Engine:

@@ -92,6 +92,14 @@ def free_memory(driver: Any) -> int:
         context.pop()
 
 
+def free_memory_if_known() -> int | None:
+    """As `free_memory`, for backends that do without PyCUDA; None where it or a GPU is not there to ask."""
+    try:
+        return free_memory(cuda_driver())
+    except (ExtraError, BackendError):
+        return None
+
+
 def capability(driver: Any) -> tuple[int, int]:
     """Compute capability of the first GPU, such as (8, 9)."""
     major, minor = driver.Device(0).compute_capability()

@@ -207,7 +207,9 @@ class _Models:
     async def _load(self, name: str) -> tuple[Engine, Rerun]:
         settings = self._settings
         require_series(repository.read_config(settings.model_repository, name))
-        engine = await asyncio.to_thread(repository.load, settings.model_repository, name, settings.backend)
+        engine = await asyncio.to_thread(
+            repository.load, settings.model_repository, name, settings.backend, settings.plans
+        )
         return engine, Rerun(engine, await in_force(settings, self.cluster, engine.config), settings)
 
     def _missing(self, name: str, alerts: Iterable[Published]) -> list[str]:

@@ -1,4 +1,4 @@
-"""`riskstream model build`, `riskstream model inspect` and `riskstream model compare`."""
+"""`riskstream model build` and `riskstream model inspect`."""
 
 import json
 import sys
@@ -10,16 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from engines import compare as comparison
 from engines import plans, repository
 from engines.errors import BuildError
-from engines.physionet2012 import Sample, Stay
-from engines.plans import NEVER_RUN, Precision
+from engines.plans import Precision
 from engines.tensorrt_build import Profile
-from schemas.features import BY_LOINC
-from worker import simulate
-from worker.cli_files import check_writable
-from worker.cli_told import Version, bar, shown, told
+from worker.cli_told import Version, told
 
 Name = Annotated[str, typer.Argument(help="model in the repository", metavar="NAME")]
 Repository = Annotated[Path, typer.Option("--repository", help="folder of model folders")]
@@ -93,65 +88,6 @@ def inspect(
         _print_plan(content)
 
 
-def compare(
-    name: Name,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="also on a data set: physionet2012:DIR, medmnist:FILE or images:DIR", metavar="SOURCE"
-        ),
-    ] = None,
-    patients: Annotated[int, typer.Option(min=1, help="simulated patients, for a model of series")] = 200,
-    model_repository: Repository = repository.SHIPPED,
-    report: Annotated[Path | None, typer.Option(help="write the figures as JSON")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show how far a model's risks drift when it is computed in fp16, on ONNX Runtime, and what that decides.
-
-    On the golden inputs, on simulated patients hour by hour, and on a data set if one is named.
-    """
-    with told(), bar() as progress:
-        check_writable(report)
-        pair = comparison.fp16_pair(model_repository, name)
-        show = shown(progress)
-        config = pair.reference.config
-        found = []
-        if config.kind != "image":
-            stays = [_stay(patient) for patient in simulate.patients(patients)]
-            found.append(comparison.on_stays(pair, stays, "simulated patients", show))
-        if data is not None:
-            found.append(comparison.on_data(pair, data, show))
-        content = {
-            "model": {"name": config.name, "version": config.version, "digest": config.digest},
-            "reference": {"backend": pair.reference.backend, "precision": "fp32"},
-            "compared": {"backend": pair.other.backend, "precision": "fp16"},
-            "golden": comparison.on_golden(pair, model_repository),
-            "data": found,
-        }
-        if report is not None:
-            report.write_text(json.dumps(content, indent=2) + "\n")
-    if as_json:
-        _print_json(content)
-        return
-    _print_drift(name, content)
-
-
-def _stay(patient: simulate.Patient) -> Stay:
-    """A simulated patient's first 48 hours in the data set's terms."""
-    samples = tuple(
-        Sample(
-            int((record.time - patient.admitted).total_seconds() // 60),
-            BY_LOINC[seen.code],
-            seen.code,
-            seen.value,
-            seen.unit,
-        )
-        for record in simulate.chart(patient)
-        for seen in record.observations
-    )
-    return Stay(patient.id, samples, None)
-
-
 def _print_plan(content: dict[str, Any]) -> None:
     key = content["key"]
     about = (
@@ -165,27 +101,6 @@ def _print_plan(content: dict[str, Any]) -> None:
     console.print(table)
     console.print(f"{content['plan']}: {content['state']}", markup=False, highlight=False, soft_wrap=True)
     console.print(content["engine"]["note"], highlight=False, markup=False)
-
-
-def _print_drift(name: str, content: dict[str, Any]) -> None:
-    table = Table("data", "hour", "greatest", "mean", "decisions changed", title=f"{name}: fp16 against fp32")
-    for tensor, figures in content["golden"]["outputs"].items():
-        table.add_row(f"golden, {tensor}", "", f"{figures['max']:.2e}", f"{figures['mean']:.2e}", "")
-    for part in content["data"]:
-        changed = ", ".join(f"{d['changed']:,} of {d['of']:,} ({d['severity']})" for d in part["decisions"])
-        rows = {"all": part["risk"]} | {
-            h: part["hours"][h] for h in ("1", "6", "12", "24", "48") if "hours" in part
-        }
-        for hour, figures in rows.items():
-            table.add_row(
-                part["source"],
-                hour,
-                f"{figures['max']:.2e}",
-                f"{figures['mean']:.2e}",
-                changed if hour == "all" else "",
-            )
-    Console().print(table)
-    Console().print(f"Types alone, on ONNX Runtime; plans for a GPU: {NEVER_RUN}.", highlight=False)
 
 
 def _print_json(content: object) -> None:

@@ -3,6 +3,7 @@
 import typer
 
 from worker import (
+    cli_compare,
     cli_drift,
     cli_engine,
     cli_evaluate,
@@ -18,7 +19,7 @@ app.command()(cli_evaluate.evaluate)
 app.command()(cli_evaluate.report)
 app.command()(cli_engine.build)
 app.command()(cli_engine.inspect)
-app.command()(cli_engine.compare)
+app.command()(cli_compare.compare)
 app.command()(cli_model_bench.bench)
 app.command(name="list")(cli_repository.list_)
 app.command()(cli_repository.check)

@@ -18,7 +18,7 @@ from engines.engine import Parts
 from engines.errors import ExtraError, InputError
 from schemas.model_config import ModelConfig
 from worker.bench import report as bench_report
-from worker.cli_engine import AsJson, Name, Repository
+from worker.cli_engine import AsJson, Name, Plans, Repository
 from worker.cli_files import check_writable
 from worker.cli_told import bar, shown, told
 
@@ -27,7 +27,16 @@ LEGEND = (
     "copying out; rows per second, and as multiples of batch 1 and of the reference"
 )
 
-PACKAGES = ("riskstream", "numpy", "onnxruntime", "tensorrt", "tensorrt-rtx", "pycuda")
+PACKAGES = (
+    "riskstream",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "pycuda",
+    "torch",
+)
 
 
 def bench(
@@ -35,7 +44,8 @@ def bench(
     backend: Annotated[
         list[str] | None,
         typer.Option(
-            help="a backend that must run beside onnxruntime; repeatable; all that can unless given"
+            help="a backend that must run beside onnxruntime, such as pytorch, which is measured only when "
+            "it is named; repeatable; all that serve and can run unless given"
         ),
     ] = None,
     batch: Annotated[
@@ -50,6 +60,7 @@ def bench(
     ] = 2.0,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="rounds; figures are medians")] = 5,
     model_repository: Repository = repository.SHIPPED,
+    plan_folder: Plans = None,
     report: Annotated[Path | None, typer.Option(help="write the figures as JSON")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="draw them, as .svg or .png; needs the extra `report`")
@@ -65,7 +76,7 @@ def bench(
         check_writable(report, plot)
         _check_plot(plot)
         sizes = measurement.sizes_of(repository.read_config(model_repository, name), batch)
-        with measurement.opened(model_repository, name, backend) as found:
+        with measurement.opened(model_repository, name, backend, plan_folder) as found:
             content = _content(model_repository, found, Order(sizes, seconds, rounds), shown(progress))
         if report is not None:
             bench_report.write(content, report)

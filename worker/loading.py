@@ -12,7 +12,7 @@ import structlog
 
 from engines import repository
 from engines.engine import Engine
-from engines.errors import BackendError, EngineError, GraphError
+from engines.errors import BackendError, EngineError
 from engines.steps import require_series
 from schemas.model_config import ModelConfig
 from worker.batch import Batcher
@@ -161,20 +161,23 @@ def _series_config(settings: Settings) -> ModelConfig:
 def _proven(settings: Settings, config: ModelConfig, backend: str, with_watch: bool) -> Proven:
     models = settings.model_repository
     try:
-        engine = repository.load(models, config.name, backend, config.version, settings.model_memory_limit)
+        # By the config in hand: by now config.json may name another version, or be damaged.
+        golden = repository.golden_of(models, config)
+        engine = repository.load_unproved(
+            models, config, backend, settings.plans, settings.model_memory_limit
+        )
+        try:
+            repository.verify(engine, golden)
+            repository.warm_up(engine, golden)
+            counts = watch(models, config) if with_watch else None
+        except BaseException:
+            engine.close()
+            raise
     except EngineError:
         raise
     except Exception as error:
         # A damaged file or a vendor's library may raise anything; the version before goes on all the same.
         raise BackendError(f"{config.name} cannot be loaded on {backend}: {type(error).__name__}") from error
-    try:
-        if engine.config.digest != config.digest:
-            raise GraphError("the repository changed while the model was loaded")
-        golden = repository.golden_of(models, engine.config)
-        counts = watch(models, engine.config) if with_watch else None
-    except BaseException:
-        engine.close()
-        raise
     return Proven(engine, lambda: repository.verify(engine, golden), counts)
 
 

@@ -103,7 +103,9 @@ async def replay(
         await _prepare(settings, order, inputs)
     name = order.model or settings.model
     require_series(repository.read_config(settings.model_repository, name))
-    engine = await asyncio.to_thread(repository.load, settings.model_repository, name, settings.backend)
+    engine = await asyncio.to_thread(
+        repository.load, settings.model_repository, name, settings.backend, settings.plans
+    )
     policies = await in_force(settings, cluster, engine.config)
     rerun = Rerun(engine, policies, target_settings(settings, order))
     publisher = Publisher(settings)

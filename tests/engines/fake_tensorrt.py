@@ -46,15 +46,38 @@ class _Capability(Enum):
     SM89 = 1
 
 
+class _Cache:
+    """Compiled kernels: a word for every context that was made with it."""
+
+    def __init__(self) -> None:
+        self.content = b""
+
+    def deserialize(self, blob: bytes) -> bool:
+        taken = blob.startswith(b"kernels")
+        self.content = blob if taken else self.content
+        return taken
+
+    def serialize(self) -> bytes:
+        return self.content
+
+
 class _Options:
     dynamic_shapes_kernel_specialization_strategy = _Strategy.LAZY
+    cache: _Cache | None = None
+
+    def create_runtime_cache(self) -> _Cache:
+        return _Cache()
+
+    def set_runtime_cache(self, cache: _Cache) -> None:
+        self.cache = cache
 
 
 class FakeTensorRT:
     """The module. `deaths` lists what was destroyed, in order; `refusal` is why no plan loads.
 
     `failures` are the numbers of the executions that fail, from 1 on; `executions` are all batch sizes.
-    `meanwhile` is called within every execution. While `spoiled`, NaN is all that comes out.
+    `meanwhile` is called within every execution. `cached` is what each context with a cache found in it.
+    While `spoiled`, NaN is all that comes out.
     """
 
     __name__ = "tensorrt_rtx"
@@ -71,6 +94,7 @@ class FakeTensorRT:
         self.failures: set[int] = set()
         self.executions: list[int] = []
         self.spoiled = False
+        self.cached: list[bytes] = []
         self.meanwhile: Callable[[], object] = lambda: None
 
     def Runtime(self, log: Any) -> "_Runtime":
@@ -138,6 +162,9 @@ class _Engine:
         if self._module.no_context:
             self._log.log(_Severity.ERROR, "not enough device memory for the context")
             return None
+        if options.cache is not None:
+            self._module.cached.append(options.cache.content)
+            options.cache.content += b"kernels."
         return _Context(self._module, self._log, self._session, self._tensors)
 
     def __del__(self) -> None:

@@ -146,7 +146,7 @@ def test_running_in_parts_refuses_what_running_refuses() -> None:
 def test_the_reference_runs_and_others_say_why_not(repository_path: Path) -> None:
     with bench.opened(repository_path, "tiny") as found:
         assert [engine.backend for engine in found.engines.values()] == ["onnxruntime-cpu"]
-        assert list(found.refused) == ["tensorrt", "tensorrt-rtx"]
+        assert list(found.refused) == ["onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
         assert str(found.refused["tensorrt"]).startswith("tensorrt cannot run here: ")
         engine = found.engines["onnxruntime"]
     with pytest.raises(BackendError, match="closed"):
@@ -157,7 +157,7 @@ def test_the_reference_runs_and_others_say_why_not(repository_path: Path) -> Non
     ("backend", "message"),
     [
         ("tensorrt-rtx", r"tensorrt-rtx cannot run here: .*pip install 'riskstream"),
-        ("cuda", "no backend 'cuda' to measure; there is onnxruntime, tensorrt, tensorrt-rtx"),
+        ("cuda", "no backend 'cuda' to measure; there is onnxruntime, onnxruntime-cuda, tensorrt"),
     ],
 )
 def test_a_backend_asked_for_by_name_must_run(repository_path: Path, backend: str, message: str) -> None:

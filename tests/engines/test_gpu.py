@@ -1,23 +1,29 @@
-"""TensorRT and TensorRT for RTX on a GPU: the contract, the shipped models' golden data, and leaks.
+"""TensorRT, TensorRT for RTX and ONNX Runtime on a GPU: the contract, golden data of what ships, and leaks.
 
 Skipped, with the reason, where a backend cannot run. Only these tests are evidence that a GPU runs a plan.
 """
 
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from engines import bench, repository, tensorrt_load
 from engines.engine import Engine
-from engines.errors import BackendError
+from engines.errors import BackendError, EngineError
 from engines.tensorrt_engine import TensorRTEngine
 from engines.tensorrt_module import BACKENDS, cuda_driver, primary_context
 from schemas.model_config import ModelConfig
-from tests.engines.conftest import config_of, graph, tiny_inputs
+from tests.engines.conftest import config_of, graph, tiny_inputs, tiny_outputs
 from tests.engines.contract import EngineContract, Opener
+from tests.engines.kernel_tensorrt import KernelTensorRT
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:The CUDA compiler succeeded")]
 
 SHIPPED = [config.name for config in repository.list_models()]
 
@@ -27,10 +33,18 @@ LEAK_BYTES = 8 << 20
 """A runtime keeps caches of its own; loads that leaked would keep 100 contexts and 1,200 buffers."""
 
 
+ONNX_RUNTIME = "onnxruntime-cuda"
+
+
 def require(backend: str) -> None:
-    """Skip where the backend's libraries or a GPU are missing; a plan that then fails to run is a failure."""
+    """Skip where the backend's libraries or a GPU are missing; what then fails to run is a failure."""
     try:
-        tensorrt_load.runtime(backend)
+        if backend in BACKENDS:
+            tensorrt_load.runtime(backend)
+        elif not Path("/dev/nvidiactl").exists():
+            pytest.skip(f"{backend} cannot run here: no NVIDIA driver has made /dev/nvidiactl")
+        elif "CUDAExecutionProvider" not in ort.get_available_providers():
+            repository.open_engine(config_of(graph()), graph(), backend)
     except BackendError as error:
         pytest.skip(str(error))
 
@@ -48,6 +62,10 @@ class OnAGpu(EngineContract):
         return opened
 
 
+class TestOnnxRuntimeCuda(OnAGpu):
+    backend = ONNX_RUNTIME
+
+
 class TestTensorRT(OnAGpu):
     backend = "tensorrt"
 
@@ -58,6 +76,13 @@ class TestTensorRTForRtx(OnAGpu):
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
+    require(request.param)
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(params=(ONNX_RUNTIME, *BACKENDS))
+def served(request: pytest.FixtureRequest) -> str:
     require(request.param)
     name: str = request.param
     return name
@@ -80,10 +105,8 @@ def models(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_models_reproduce_golden_data_and_the_reference(
-    backend: str, name: str, models: Path
-) -> None:
-    engine = repository.load(models, name, backend)
+def test_shipped_models_reproduce_golden_data_and_the_reference(served: str, name: str, models: Path) -> None:
+    engine = repository.load(models, name, served)
     reference = repository.load(models, name)
     inputs = bench.repeated(bench.golden_inputs(models, engine.config), 64)
     expected = reference.run(inputs)
@@ -126,6 +149,61 @@ def test_a_hundred_loads_leave_the_gpus_memory_as_it_was(backend: str) -> None:
         load()
         with pytest.raises(BackendError):
             TensorRTEngine(config, plan[: len(plan) // 2], module, driver)
+    assert before - free_bytes() < LEAK_BYTES
+
+
+CYCLES = 50_000_000
+"""For which a kernel keeps the GPU busy: some 30 ms, in which the host queues all that is to overlap."""
+
+
+@contextmanager
+def kernel(split_bytes: int, cycles: int = 0) -> Iterator[TensorRTEngine]:
+    """PyCUDA's half of the engine with a kernel in TensorRT's place; skipped where it cannot be."""
+    try:
+        driver = cuda_driver()
+    except EngineError as error:
+        pytest.skip(str(error))
+    if shutil.which("nvcc") is None:
+        pytest.skip("the kernel is compiled by nvcc of the CUDA toolkit, which is not on the PATH")
+    module = KernelTensorRT(cycles)
+    engine = TensorRTEngine(config_of(graph()), b"", module, driver, split_bytes)
+    module.engine = engine
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("split_bytes", [1, 1 << 20])
+def test_a_kernel_through_the_buffers_in_other_threads(split_bytes: int) -> None:
+    with kernel(split_bytes) as engine, ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two:
+        for thread in (one, two, one):
+            for rows in (1, 7, 16, 31, 32):
+                inputs = tiny_inputs(rows, rows)
+                outputs, parts = thread.submit(engine.run_in_parts, inputs).result()
+                again = thread.submit(engine.run, inputs).result()
+                assert parts is not None
+                assert min(parts) > 0
+                for tensor, expected in tiny_outputs(inputs).items():
+                    np.testing.assert_allclose(outputs[tensor], expected, atol=1e-6)
+                    np.testing.assert_array_equal(again[tensor], outputs[tensor])
+
+
+def test_the_second_half_arrives_while_the_first_is_computed() -> None:
+    with kernel(1, CYCLES) as engine:
+        for _ in range(2):  # a kernel's first launch also loads it
+            engine.run(tiny_inputs(32))
+        first, second = (buffers.events for buffers in engine._buffers)
+        assert first["computed"].time_since(second["arrived"]) > 0  # milliseconds, by the GPU's clock
+        assert second["computed"].time_since(first["computed"]) > 0
+
+
+def test_loads_of_a_kernel_leave_the_gpus_memory_as_it_was() -> None:
+    with kernel(1):
+        before = free_bytes()
+        for _ in range(LOADS):
+            with kernel(1) as engine:
+                engine.run(tiny_inputs(32))
     assert before - free_bytes() < LEAK_BYTES
 
 

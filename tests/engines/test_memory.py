@@ -3,14 +3,16 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 import pytest
 
-from engines import memory, repository
-from engines.errors import MemoryBudgetError
+from engines import memory, repository, tensorrt_module
+from engines.errors import ExtraError, MemoryBudgetError
 from schemas.model_config import Batching
 from tests.engines.conftest import config_of, graph
+from tests.engines.fake_cuda import FakeDriver
 from tests.kinds import model_of
 
 MIB = 1 << 20
@@ -109,6 +111,28 @@ def test_more_than_there_is_is_refused(repository_path: Path, monkeypatch: pytes
         repository.load(repository_path, "tiny", memory_limit=100 * MIB)
     monkeypatch.setattr(memory, "available", lambda: None)  # nobody knows
     repository.load(repository_path, "tiny").close()
+
+
+def test_on_the_gpu_its_memory_counts(repository_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_module, "free_memory_if_known", lambda: 2 * MIB)
+    with pytest.raises(MemoryBudgetError, match="needs about 5 MiB of the GPU's memory, 2 MiB are available"):
+        repository.load(repository_path, "tiny", "onnxruntime-cuda")
+    monkeypatch.setattr(tensorrt_module, "free_memory_if_known", lambda: None)
+    with pytest.raises(MemoryBudgetError, match="needs about 5 MiB of the GPU's memory, its budget is 1 MiB"):
+        repository.load(repository_path, "tiny", "onnxruntime-cuda", memory_limit=MIB)
+
+
+def test_a_gpu_that_cannot_be_asked_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeDriver()
+    monkeypatch.setattr(tensorrt_module, "cuda_driver", lambda: driver)
+    assert tensorrt_module.free_memory_if_known() == driver.mem_get_info()[0]
+    driver.expect_clean()
+
+    def cuda_driver() -> ModuleType:
+        raise ExtraError("no PyCUDA")
+
+    monkeypatch.setattr(tensorrt_module, "cuda_driver", cuda_driver)
+    assert tensorrt_module.free_memory_if_known() is None
 
 
 def system(root: Path, files: dict[str, str]) -> Path:

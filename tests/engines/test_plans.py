@@ -163,7 +163,9 @@ def test_a_graph_without_products_has_no_fp16_plan(repository_path: Path) -> Non
 
 def test_a_folder_that_cannot_be_written(repository_path: Path) -> None:
     (repository_path / "file").touch()
-    with pytest.raises(BuildError, match="--plans names another folder"):
+    with pytest.raises(
+        BuildError, match="another folder for plans is named by --plans, for a worker by RISKSTREAM_PLANS"
+    ):
         plans.obtain(repository_path, "tiny", RTX, plans=repository_path / "file")
 
 

@@ -20,6 +20,7 @@ from engines.tensorrt_engine import TensorRTEngine
 from tests.engines.conftest import config_of, golden_of, graph, tiny_inputs, tiny_outputs
 from tests.engines.fake_cuda import FakeDriver
 from tests.engines.fake_tensorrt import FakeTensorRT
+from worker import config, loading
 
 GRAPH = graph()
 CONFIG = config_of(GRAPH)
@@ -269,10 +270,41 @@ def test_the_repository_builds_loads_and_verifies(fakes: FakeTensorRT, repositor
     for _ in range(2):
         engine = repository.load(repository_path, "tiny", "tensorrt-rtx")
         engine.close()
-        assert sorted(file.suffix for file in folder.iterdir()) == [".json", ".plan"]
+        assert sorted(file.suffix for file in folder.iterdir()) == [".json", ".kernels", ".plan"]
     golden_and_warm_up = [16, 16, 16, 32]  # 5 rows, then 1, 5 and 32
     assert fakes.executions == golden_and_warm_up * 2
     fakes.driver.expect_clean()
+
+
+def test_plans_and_compiled_kernels_are_kept_where_a_worker_says(
+    fakes: FakeTensorRT, repository_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "kept"
+    monkeypatch.setenv("RISKSTREAM_PLANS", str(folder))
+    settings = config.load(model="tiny", backend="tensorrt-rtx", model_repository=repository_path)
+    served = repository.read_config(repository_path, "tiny")
+    for _ in range(2):
+        loading._proven(settings, served, settings.backend, False).engine.close()
+    assert not (repository_path / "tiny/3/plans").exists()
+    [kernels] = (folder / "tiny" / "3").glob("*.kernels")
+    assert fakes.cached == [b"", b"kernels."]
+    assert kernels.read_bytes() == b"kernels.kernels."
+    kernels.write_bytes(b"damaged")
+    repository.load(repository_path, settings.model, settings.backend, settings.plans).close()
+    assert fakes.cached[-1] == b""
+    kernels.unlink()
+    kernels.mkdir()  # it can be neither read nor written
+    repository.load(repository_path, settings.model, settings.backend, settings.plans).close()
+    assert fakes.cached[-1] == b""
+    fakes.driver.expect_clean()
+
+
+def test_a_folder_that_cannot_be_written_names_the_setting(
+    fakes: FakeTensorRT, repository_path: Path
+) -> None:
+    (repository_path / "tiny/3/plans").write_text("a file")
+    with pytest.raises(BuildError, match="for a worker by RISKSTREAM_PLANS"):
+        repository.load(repository_path, "tiny", "tensorrt-rtx")
 
 
 def test_an_engine_that_computes_something_else_is_closed(fakes: FakeTensorRT, repository_path: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -86,9 +87,9 @@ def name_version(models: Path, config: ModelConfig) -> None:
     beside.replace(models / config.name / repository.CONFIG)
 
 
-def settings(models: Path, backend: str = "onnxruntime", **more: object) -> Settings:
+def settings(models: Path, backend: str = "onnxruntime", **more: Any) -> Settings:
     """A worker's settings for the step model."""
-    usual = {"model": "small", "engine_patience_s": PATIENCE_S, "infer_timeout_s": 30.0}
+    usual: dict[str, Any] = {"model": "small", "engine_patience_s": PATIENCE_S, "infer_timeout_s": 30.0}
     return settings_of.load(model_repository=models, backend=backend, **(usual | more))
 
 

@@ -15,7 +15,7 @@ def sample(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
-@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("backend", ["onnxruntime-cuda", "tensorrt", "tensorrt-rtx"])
 async def test_a_missing_library_is_replaced_by_the_reference(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

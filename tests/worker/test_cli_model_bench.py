@@ -38,7 +38,7 @@ def test_figures_of_every_kind_of_model(models: Path, tmp_path: Path) -> None:
     assert len(content["model"]["digest"]) == 64
     assert {"cpu", "cores"} <= content["machine"].keys()
     assert {"python", "numpy", "onnxruntime"} <= content["versions"].keys()
-    assert content["refused"].keys() == {"tensorrt", "tensorrt-rtx"}
+    assert content["refused"].keys() == {"onnxruntime-cuda", "tensorrt", "tensorrt-rtx"}
     assert content["refused"]["tensorrt"]["reason"] == "backend"
     assert len(content["load_average"]["before"]) == 3
     [found] = content["backends"].values()

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +16,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines import onnxruntime_backend, repository
+from engines.engine import Engine
 from engines.errors import BackendError
+from schemas.model_config import ModelConfig
 from tests import kinds
 from tests.worker.ladders import (
     FAKE,
@@ -183,7 +186,7 @@ async def test_nan_from_the_first_rung_is_answered_by_the_next_within_the_chunk(
     library.driver.expect_clean()
 
 
-def with_pitfall(node: Callable[[], list[onnx.NodeProto]], **constants: object) -> tuple[object, bytes]:
+def with_pitfall(node: Callable[[], list[onnx.NodeProto]], **constants: object) -> tuple[ModelConfig, bytes]:
     """The step model, its risk summed with what nodes make as `pit` of the heart rate, `hr`."""
     config, graph = small()
     made = onnx.load_from_string(graph)
@@ -230,10 +233,10 @@ def memory_pit() -> list[onnx.NodeProto]:
 async def test_a_row_that_onnx_runtime_fails_on_costs_its_own_record_alone(
     tmp_path: Path, pit: Callable[[], list[onnx.NodeProto]]
 ) -> None:
-    constants = {"forty": np.float32(40), "zero": np.float32(0)}
+    constants: dict[str, object] = {"forty": np.float32(40), "zero": np.float32(0)}
     if pit is memory_pit:
         constants |= {"six": np.float32(6), "petabyte": np.array([10**15]), "one64": np.array([1])}
-    put(tmp_path, *with_pitfall(pit, **constants))  # type: ignore[arg-type]
+    put(tmp_path, *with_pitfall(pit, **constants))
     slow = [
         record(
             100 + n, "slow", T0 + n * HOUR, observation("heart_rate", 35 if n == 1 else 60), event_id=f"s{n}"
@@ -531,17 +534,22 @@ async def test_a_worker_that_stops_closes_its_engine(models: Path) -> None:
 
 async def test_a_worker_stops_while_it_loads(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entered, free, closed = threading.Event(), threading.Event(), threading.Event()
-    load = repository.load
+    load = repository.load_unproved
 
-    def slow(*arguments: object) -> object:
-        engine = load(*arguments)  # type: ignore[arg-type]
+    def slow(*arguments: Any) -> Engine:
+        engine = load(*arguments)
         close = engine.close
-        engine.close = lambda: (close(), closed.set())  # type: ignore[method-assign, assignment, return-value]
+
+        def and_tell() -> None:
+            close()
+            closed.set()
+
+        engine.close = and_tell  # type: ignore[method-assign]
         entered.set()
         free.wait(20)
         return engine
 
-    monkeypatch.setattr(repository, "load", slow)
+    monkeypatch.setattr(repository, "load_unproved", slow)
     worker = Worker(settings(models, broker="127.0.0.1:9", http_port=0))
     running = asyncio.create_task(worker.run())
     await asyncio.to_thread(entered.wait, 20)

@@ -6,13 +6,12 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from engines import versions
 from schemas.messages import Alert
 from schemas.model_config import Level, ModelConfig
 from tests import kinds
@@ -51,7 +50,7 @@ def anonymous(messages: Sequence[Outgoing], *configs: ModelConfig) -> list[Outgo
         for config in configs:
             value = value.replace(config.digest.encode(), b"DIGEST")
             value = value.replace(b'"version":%d,"digest":"DIGEST"' % config.version, b'"digest":"DIGEST"')
-            value = value.replace(b'"model":"small","version":%d,' % config.version, b'"model":"small",')
+            value = value.replace(b'"model_version":%d,' % config.version, b"")
         made.append(message._replace(value=value))
     return made
 
@@ -80,9 +79,7 @@ async def test_alerts_name_the_version_that_computed_them_and_a_rollback_is_a_sw
         assert (in_use(b"onnxruntime-cpu", 2), in_use(b"onnxruntime-cpu", 1)) == (1, 0)
         mark = len(walk.outbox.messages)
         await walk.process(records()[HALF : HALF + 8])
-        versions.rollback(models, "small") if (models / "small/served.json").exists() else name_version(
-            models, first[0]
-        )
+        name_version(models, first[0])
         assert await ladder.look()
         again = len(walk.outbox.messages)
         await walk.process(records()[HALF + 8 :])
@@ -227,7 +224,7 @@ async def test_a_refusal_outlives_a_change_of_the_rung(models: Path) -> None:
 
 
 async def test_a_failed_engine_is_replaced_by_its_own_version_though_another_is_named(
-    models: Path, monkeypatch: pytest.MonkeyPatch
+    models: Path,
 ) -> None:
     """Between the naming of a version and the look at it, the version that serves can still be loaded."""
     first = small()[0]
@@ -308,11 +305,8 @@ def opened() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-@pytest.fixture
-def quick() -> Iterator[None]:
-    """Threads that were told to end have ended."""
-    yield
-    gc.collect()
+def spread(what: str, seconds: list[float]) -> str:
+    return f"{what} {statistics.median(seconds) * 1e3:.1f} ms (longest {max(seconds) * 1e3:.1f})"
 
 
 async def swapped_under_load(models: Path, count: int, told: list[str]) -> None:
@@ -324,8 +318,11 @@ async def swapped_under_load(models: Path, count: int, told: list[str]) -> None:
     flow = Flow(8, 48)
     async with started(models, "onnxruntime", engine_patience_s=10.0) as ladder:
         walk = Walk(ladder)
-        took, after_swap, steady = [], [], []
-        done, sizes = False, []
+        took: list[float] = []
+        after_swap: list[float] = []
+        steady: list[float] = []
+        sizes: list[tuple[float, int, int]] = []
+        done = False
 
         async def swap() -> None:
             nonlocal done
@@ -369,11 +366,10 @@ async def swapped_under_load(models: Path, count: int, told: list[str]) -> None:
     assert rounds
     warm, last = sizes[len(sizes) // 4], sizes[-1]
     told.append(
-        f"{count} swaps, {rounds} rounds of {len(flow.records)} records; a swap {statistics.median(took) * 1e3:.1f} ms "
-        f"(longest {max(took) * 1e3:.1f}); a chunk of 16 {statistics.median(steady) * 1e3:.1f} ms (longest "
-        f"{max(steady) * 1e3:.1f}), the first after a swap {statistics.median(after_swap) * 1e3:.1f} ms (longest "
-        f"{max(after_swap) * 1e3:.1f}); resident {warm[0]:.1f} -> {last[0]:.1f} MiB "
-        f"({last[0] / warm[0] - 1:+.2%}), threads {warm[1]} -> {last[1]}, files {warm[2]} -> {last[2]}"
+        f"{count} swaps, {rounds} rounds of {len(flow.records)} records; {spread('a swap', took)}; "
+        f"{spread('a chunk of 16', steady)}; {spread('the first after a swap', after_swap)}; "
+        f"resident {warm[0]:.1f} -> {last[0]:.1f} MiB ({last[0] / warm[0] - 1:+.2%}), "
+        f"threads {warm[1]} -> {last[1]}, files {warm[2]} -> {last[2]}"
     )
     assert last[1] <= warm[1] + 2
     assert last[2] <= warm[2] + 2
