@@ -6,6 +6,7 @@ It asks and changes nothing. Its parts run side by side, each with the same dead
 import asyncio
 import time
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from worker.decide import TREND_MS
 from worker.errors import WorkerError
 from worker.finding import Finding, failed, ok, warning
 from worker.http import Occupant, occupant
+from worker.loading import REFERENCE
 from worker.policies import shipped
 from worker.policy_source import PolicyFile
 from worker.topic_facts import gather_facts
@@ -78,14 +80,7 @@ async def _model(settings: Settings) -> list[Finding]:
     try:
         news2 = news2_policy.load(settings.news2_policy)
         require_series(repository.read_config(settings.model_repository, settings.model))
-        engine = await asyncio.to_thread(
-            repository.load,
-            settings.model_repository,
-            settings.model,
-            settings.backend,
-            settings.plans,
-            memory_limit=settings.model_memory_limit,
-        )
+        engine, degraded = await asyncio.to_thread(_loaded, settings)
     except (EngineError, PolicyError) as error:
         return [failed("model", str(error))]
     try:
@@ -102,11 +97,25 @@ async def _model(settings: Settings) -> list[Finding]:
         _speed(settings, took_s, config.dynamic_batching.max_batch_size),
         _reference(settings, config),
         *_policies(settings, config),
+        *degraded,
     ]
     if hours < needed:
         return [failed("model", f"rebuild_horizon_h is {hours:g}; the policies need {needed:g}"), *others]
     told = f"{config.name} version {config.version} on {engine.backend}, golden data agree"
     return [ok("model", f"{told}; NEWS2 policy {news2.version}"), *others]
+
+
+def _loaded(settings: Settings) -> tuple[Engine, list[Finding]]:
+    """The engine that a worker would start with, and a warning where that is not the one asked for."""
+    load = partial(repository.load, settings.model_repository, settings.model)
+    try:
+        return load(settings.backend, settings.plans, memory_limit=settings.model_memory_limit), []
+    except EngineError as error:
+        if settings.backend == REFERENCE:
+            raise
+        advice = f"a worker serves on {REFERENCE} meanwhile; mend it, or set RISKSTREAM_BACKEND={REFERENCE}"
+        told = [warning("model: backend", str(error), advice)]
+    return load(REFERENCE, memory_limit=settings.model_memory_limit), told
 
 
 def _reference(settings: Settings, config: ModelConfig) -> Finding:
