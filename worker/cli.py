@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -91,20 +92,31 @@ def run(
 
 
 async def _run(worker: "Worker") -> None:
+    from engines.errors import EngineError
     from worker.errors import FatalError
 
     try:
         await worker.run()
-    except FatalError as error:
-        _end(error)
+    except (FatalError, EngineError) as error:
+        sys.stderr.write(f"riskstream: {error}\n")
+        _end(1)
+    if _engines_hang():
+        _end(0)
 
 
-def _end(error: Exception) -> NoReturn:
+def _engines_hang() -> bool:
+    """Whether a thread of an engine or of a load has not ended, though all were told to."""
+    ours = [thread for thread in threading.enumerate() if thread.name.startswith(("engine", "loading"))]
+    for thread in ours:
+        thread.join(1.0)
+    return any(thread.is_alive() for thread in ours)
+
+
+def _end(status: int) -> NoReturn:
     """End the process at once: leaving the ordinary way would wait for a thread that hangs in the engine."""
-    sys.stderr.write(f"riskstream: {error}\n")
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(status)
 
 
 @app.command()
