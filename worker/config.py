@@ -111,6 +111,17 @@ class Settings(BaseSettings):
         None, description="JSON file of changes of alert policies; read again when it changes"
     )
 
+    # Pictures
+    imaging_decoders: int = Field(
+        2, ge=1, le=64, description="processes that decode pictures, one picture each at a time"
+    )
+    imaging_decode_timeout_s: float = Field(
+        20.0, gt=0, le=300, description="a picture that takes longer to decode is refused"
+    )
+    imaging_decode_memory_mb: int = Field(
+        1536, ge=64, le=16_384, description="MiB that decoding one picture may take"
+    )
+
     # The path
     checkpoint_interval_s: float = Field(1.0, gt=0, le=60)
     max_record_bytes: int = Field(
