@@ -45,9 +45,9 @@ def imaging(
 ) -> None:
     """Publish imaging events to the imaging topic, one for each picture.
 
-    DICOM files say whose they are and of when. For other pictures say it by --patient and --time, or by a file
-    events.csv in the folder: columns file, patient, time, and modality, body_part, view if known. The worker
-    must be allowed to open what goes by reference: RISKSTREAM_IMAGING_ROOTS, RISKSTREAM_IMAGING_HOSTS.
+    DICOM files say whose they are and of when. For other pictures say it by --patient and --time, or by a
+    file events.csv in the folder: columns file, patient, time, and modality, body_part, view if known. The
+    worker must be allowed to open what goes by reference: RISKSTREAM_IMAGING_ROOTS, RISKSTREAM_IMAGING_HOSTS.
     """
     import asyncio
 
@@ -82,21 +82,20 @@ async def _send(settings: "Settings", source: str, choice: "Choice") -> None:
         TextColumn("sending"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
     )
     bar.disable = not console.is_terminal
-    skipped = 0
+    stored = None if source.startswith(imaging_source.DICOMWEB) else imaging_source.read(source, choice)
     with bar:
         task = bar.add_task("sending", total=None)
         async with Sender(settings, lambda _: bar.advance(task), topic=settings.topic_imaging) as sender:
-            if source.startswith(imaging_source.DICOMWEB):
+            if stored is None:
                 url = source.removeprefix(imaging_source.DICOMWEB)
                 async for event in dicomweb_query.events(url, settings, choice):
                     await sender.send(event)
             else:
-                pictures = imaging_source.read(source, choice)
-                skipped = pictures.skipped
-                bar.update(task, total=pictures.count)
-                for event in pictures.open():
+                bar.update(task, total=stored.count)
+                for event in stored.open():
                     await sender.send(event)
             await sender.finish()
+    skipped = stored.skipped if stored is not None else 0
     told = f", {skipped:,} files that are no pictures left out" if skipped else ""
     console.print(f"sent {sender.confirmed:,} imaging events to {settings.topic_imaging}{told}")
 

@@ -95,7 +95,7 @@ class Sender:
             client_id="riskstream-send",
             acks="all",
             enable_idempotence=settings.kafka_idempotence,
-            max_request_size=MOST_BYTES,
+            max_request_size=MOST_BYTES if topic == settings.topic_imaging else 1 << 20,
         )
 
     async def __aenter__(self) -> "Sender":

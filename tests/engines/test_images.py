@@ -17,8 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
-from engines import dicom_grey, limits
-from engines import images
+from engines import dicom_grey, images, limits
 from engines.errors import ExtraError, ImageError
 from schemas.model_config import ImageInput
 from tests.engines.pictures import dicom, encoded
