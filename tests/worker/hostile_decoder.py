@@ -34,6 +34,9 @@ def misbehave(content: bytes, order: Order) -> Decoded:  # noqa: PLR0912
         case [b"kill", number]:
             os.kill(os.getpid(), getattr(signal, number.decode()))
             time.sleep(60)
+        case [b"patricide"]:
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
         case [b"forge", field, value]:
             return _answer(order)._replace(**{field.decode(): eval(value)})
         case [b"flood"]:
