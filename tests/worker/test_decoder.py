@@ -16,7 +16,7 @@ import pytest
 
 from engines import image_folder, images
 from engines.decoded import Words
-from engines.errors import ImageError
+from engines.errors import ExtraError, ImageError
 from engines.limits import MAX_BYTES
 from schemas.model_config import ImageInput
 from tests.engines.dicom_files import seeds
@@ -176,6 +176,12 @@ async def test_memory_that_a_picture_may_take_is_there(hostile: Decoders) -> Non
 async def test_an_answer_is_believed_only_in_its_form(hostile: Decoders, lie: bytes) -> None:
     assert (await hostile.decode(b"forge height 9", SMALL)).height == 9
     assert await reason_of(hostile, lie) == "decode-crashed"
+    assert await goes_on(hostile)
+
+
+async def test_an_extra_that_is_not_installed_is_no_fault_of_the_picture(hostile: Decoders) -> None:
+    with pytest.raises(ExtraError, match=r"pip install 'riskstream\[dicom\]'"):
+        await hostile.decode(b"extra", SMALL)
     assert await goes_on(hostile)
 
 
