@@ -154,7 +154,9 @@ class Outbox:
 class LocalPath:
     """A pipeline over an engine in this thread, one partition, and what it published."""
 
-    def __init__(self, engine: Engine, place: Place = PLACE, *, publish_scores: bool = True) -> None:
+    def __init__(
+        self, engine: Engine, place: Place = PLACE, *, publish_scores: bool = True, shadow: int | None = None
+    ) -> None:
         self.engine = engine
         self.outbox = Outbox()
         self.model = SeriesModel(engine.config)
@@ -168,6 +170,7 @@ class LocalPath:
             TOPICS,
             LIMITS,
             publish_scores=publish_scores,
+            shadow=shadow,
         )
         self.partition = Partition(place, 0, 0)
 
