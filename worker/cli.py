@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -72,16 +74,16 @@ def run(
     logs.configure(settings.log_level, settings.instance)
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     try:
-        asyncio.run(_run(Worker(settings, role)))
+        asyncio.run(_run(partial(Worker, role=role), settings))
     except (WorkerError, EngineError) as error:
         raise SystemExit(f"riskstream: {error}") from None
 
 
-async def _run(worker: "Worker") -> None:
+async def _run(worker: "Callable[[config.Settings], Worker]", settings: config.Settings) -> None:
     from worker.errors import FatalError
 
     try:
-        await worker.run()
+        await worker(settings).run()
     except FatalError as error:
         _end(error)
 
