@@ -5,6 +5,7 @@
     ├── DigestError       model.onnx is not the file that config.json names
     ├── GraphError        the graph cannot be loaded, or its tensors are not those of config.json
     ├── GoldenError       the engine does not reproduce golden.npz
+    ├── MemoryBudgetError the model needs more memory than it may take, or than there is
     ├── KindError         the model is of another kind than this command or role takes
     ├── InputError        what was handed to `Engine.run` does not fit the model: the caller's mistake
     ├── BuildError        a plan cannot be built, or is not to be used
@@ -47,6 +48,12 @@ class GoldenError(EngineError):
     """Do not serve: this machine or runtime computes other risks than the model's maker recorded."""
 
     reason = "golden-mismatch"
+
+
+class MemoryBudgetError(EngineError):
+    """Give the model more memory, or make it smaller; the message has what it needs and what there is."""
+
+    reason = "memory-budget"
 
 
 class KindError(EngineError):

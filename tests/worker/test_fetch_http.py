@@ -175,6 +175,30 @@ async def test_an_answer_that_is_refused(pacs: Pacs, answer: Answer, reason: str
     assert pacs.paths == [INSTANCE]
 
 
+@pytest.mark.parametrize("begin", [b"", multipart(b"")[:-12]], ids=["in-preamble", "in-part"])
+async def test_a_body_without_end_is_left_at_its_limit(pacs: Pacs, begin: bytes) -> None:
+    sent, left = 0, asyncio.Event()
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        nonlocal sent
+        response = web.StreamResponse(headers={"Content-Type": "multipart/related; boundary=edge"})
+        await response.prepare(request)
+        await response.write(begin)
+        try:
+            while True:
+                await response.write(b"x" * MIB)
+                sent += MIB
+        finally:
+            left.set()
+
+    pacs.answer = endless
+    with pytest.raises(FetchRefusedError) as caught:
+        await fetch(settings_for(pacs), dicomweb(pacs))
+    await left.wait()
+    assert caught.value.reason == "image-too-large"
+    assert sent < 16 * MIB  # what the sockets between hold included
+
+
 @pytest.mark.parametrize(
     ("expected", "reason"),
     [
