@@ -44,15 +44,22 @@ class Finding(NamedTuple):
     detail: str
 
 
-def check(models: Path, name: str, backend: str = "onnxruntime") -> list[Finding]:
-    """Check a model of a repository; what cannot be looked at because of an earlier finding is left out."""
+def check(models: Path, name: str, backend: str = "onnxruntime", version: int | None = None) -> list[Finding]:
+    """Check a model of a repository; what cannot be looked at because of an earlier finding is left out.
+
+    Args:
+        models: the repository.
+        name: of the model.
+        backend: that computes it.
+        version: the served one unless given.
+    """
     try:
-        config = repository.read_config(models, name)
+        config = repository.read_config(models, name, version)
     except EngineError as error:
         return [Finding("config", False, str(error))]
     findings = [Finding("config", True, f"{config.kind}, version {config.version}")]
     try:
-        engine = repository.load(models, name, backend)
+        engine = repository.load(models, name, backend, version=version)
     except EngineError as error:
         return [*findings, Finding("files", False, f"{error.reason}: {error}")]
     findings.append(Finding("files", True, f"digest {config.digest[:12]}, tensors and golden data agree"))
@@ -66,7 +73,7 @@ def check(models: Path, name: str, backend: str = "onnxruntime") -> list[Finding
 def _reference(models: Path, config: ModelConfig) -> list[Finding]:
     if config.kind == "image":
         return []
-    if not (models / config.name / repository.REFERENCE).exists():
+    if not (repository.companions(models, config) / repository.REFERENCE).exists():
         remedy = f"`riskstream model reference {config.name} --data SOURCE` makes one"
         return [Finding("reference", True, f"none, so that drift is not watched; {remedy}")]
     try:
@@ -130,7 +137,10 @@ def _speed(engine: Engine) -> tuple[bool, str]:
 
 
 def add(models: Path, graph: bytes, config: Path) -> ModelConfig:
-    """Make a model folder from a graph and its config: writes the digest and golden data of synthetic rows.
+    """Make a model folder from a graph and its config, or a version beside those that a folder has.
+
+    Writes the digest and golden data of synthetic rows. The first version of a name is served; a later one is
+    not until `versions.serve`.
 
     Golden data of one's own, from the framework that trained the model, are better: they also show that the
     export is right. Put them in place of these.
@@ -156,13 +166,15 @@ def add(models: Path, graph: bytes, config: Path) -> ModelConfig:
         (version / repository.GRAPH).write_bytes(graph)
         engine = repository.open_engine(loaded, graph)
         (version / repository.GOLDEN).write_bytes(golden(engine))
+        (version / repository.CONFIG).write_bytes(made.read_bytes())
         engine.close()
         place = models / loaded.name
         if (place / version.name).exists():
             raise RepositoryError(f"{place} has version {version.name} already; raise `version` in {config}")
         place.mkdir(exist_ok=True)
         version.rename(place / version.name)
-        made.replace(place / repository.CONFIG)
+        if not (place / repository.CONFIG).exists():
+            made.replace(place / repository.CONFIG)
     return loaded
 
 

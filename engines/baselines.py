@@ -21,15 +21,13 @@ from numpy.typing import NDArray
 
 from engines.errors import RepositoryError
 from engines.physionet2012 import Stay
+from engines.repository import BASELINES
 from schemas import news2
 from schemas.features import CHANNEL, FEATURES, IS_STATIC
 from schemas.window import NEVER, WINDOW_BINS, Rows
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
-
-BASELINES = "baselines.npz"
-"""Name of the file in a model's folder."""
 
 SERIES = ("last", "elapsed", "least", "greatest", "mean", "count", "change")
 """Summaries of a series feature; a static feature has its value alone."""

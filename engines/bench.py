@@ -144,7 +144,7 @@ def golden_inputs(models: Path, config: ModelConfig) -> dict[str, F32]:
     Raises:
         RepositoryError: they cannot be read.
     """
-    golden = repository.read_golden(models / config.name / str(config.version) / repository.GOLDEN)
+    golden = repository.golden_of(models, config)
     return {key.removeprefix("in/"): array for key, array in golden.items() if key.startswith("in/")}
 
 

@@ -18,7 +18,6 @@ from engines.errors import BackendError, DatasetError, InputError
 from engines.evaluate_stays import rows_of
 from engines.physionet2012 import Stay
 from engines.precision import to_fp16
-from engines.repository import GOLDEN
 from engines.steps import run_stays
 from schemas.model_config import ModelConfig
 
@@ -89,7 +88,7 @@ def backend_pair(
 def on_golden(pair: Pair, models: Path) -> Content:
     """`difference` of every output and state on the model's golden inputs, by name."""
     config = pair.reference.config
-    golden = repository.read_golden(models / config.name / str(config.version) / GOLDEN)
+    golden = repository.golden_of(models, config)
     inputs = {key.removeprefix("in/"): array for key, array in golden.items() if key.startswith("in/")}
     expected, came = pair.reference.run(inputs), pair.other.run(inputs)
     found = {name: difference(array, came[name], name) for name, array in expected.items()}

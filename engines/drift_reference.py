@@ -83,7 +83,7 @@ def read(models: Path, config: ModelConfig) -> Reference:
         KindError: the model reads images.
     """
     require_series(config)
-    path = models / config.name / REFERENCE
+    path = repository.companions(models, config) / REFERENCE
     remedy = f"`riskstream model reference {config.name} --data physionet2012:DIR` writes it"
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Reference)

@@ -34,7 +34,10 @@ class Engine(abc.ABC):
     Attributes:
         config: the model's config.json.
         backend: the runtime and device that computes, for example `onnxruntime-cpu`.
+        one_by_one: a batch's rows are computed alone, one after the other.
     """
+
+    one_by_one = False
 
     def __init__(self, config: ModelConfig, backend: str) -> None:
         self.config = config

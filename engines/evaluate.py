@@ -19,7 +19,7 @@ from engines.baselines import Baseline
 from engines.errors import DatasetError, RepositoryError
 from engines.forecasts import Forecasts, forecast_errors
 from engines.metrics import Vector
-from engines.repository import EVALUATION
+from engines.repository import EVALUATION, companions
 from engines.robustness import Probe, Progress, robustness
 from engines.subgroups import subgroups
 from engines.verdict import verdict
@@ -203,7 +203,7 @@ def shipped(repository: Path, config: ModelConfig) -> dict[str, Any]:
     Raises:
         RepositoryError: it cannot be read, or is no JSON object.
     """
-    path = repository / config.name / EVALUATION
+    path = companions(repository, config) / EVALUATION
     if not path.exists():
         return {}
     try:
@@ -228,7 +228,7 @@ def event1_threshold(repository: Path, config: ModelConfig) -> tuple[float, str]
         return config.policy.levels[0].enter, "the alert policy's first level"
     threshold = found.get("event1_threshold")
     if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
-        path = repository / config.name / EVALUATION
+        path = companions(repository, config) / EVALUATION
         raise RepositoryError(f"{path} must have a number from 0 to 1 as event1_threshold")
     return float(threshold), f"the model's {EVALUATION}"
 

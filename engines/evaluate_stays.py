@@ -13,6 +13,7 @@ from engines.engine import Engine
 from engines.errors import DatasetError
 from engines.forecasts import Forecasts
 from engines.physionet2012 import Stay
+from engines.repository import BASELINES, companions
 from engines.robustness import Probe, Progress
 from engines.steps import Prediction, run_stays
 from schemas.model_config import ModelConfig
@@ -113,7 +114,7 @@ def report(
         predicted.risk[judged],
         threshold,
         features=config.features,
-        baselines=_baselines(repository / config.name, known, part),
+        baselines=_baselines(companions(repository, config), known, part),
         thresholds=_thresholds(shipped),
         forecasts=_forecasts(config, predicted, judged),
         probe=_probe(engine, len(judged)) if probed else None,
@@ -131,7 +132,7 @@ def report(
 
 
 def _baselines(folder: Path, stays: list[Stay], made: Rows) -> dict[str, baselines.Baseline]:
-    file = folder / baselines.BASELINES
+    file = folder / BASELINES
     learned = baselines.learned(baselines.load(file), made) if file.is_file() else {}
     return baselines.compared(stays, made, learned)
 

@@ -33,6 +33,11 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 """Names of ONNX Runtime's execution providers: who computes a session's nodes."""
 
 
+def runs_one_by_one(config: ModelConfig) -> bool:
+    """Whether a model's rows are large, as windows and pictures are."""
+    return config.kind == "image" or (config.kind == "windowed-series" and not config.state)
+
+
 class OnnxRuntimeEngine(Engine):
     """A graph in an ONNX Runtime session, every node of it on one provider."""
 
@@ -53,13 +58,12 @@ class OnnxRuntimeEngine(Engine):
         _compare("input", self.input_dims, self._session.get_inputs())
         _compare("output", self.output_dims, self._session.get_outputs())
         self._names = list(self.output_dims)
-        large = config.kind == "image" or (config.kind == "windowed-series" and not config.state)
-        self._alone = large and provider == CPU
+        self.one_by_one = provider == CPU and runs_one_by_one(config)
         self._room = 0
         self._staged: dict[str, F32] = {}
 
     def _execute(self, inputs: Mapping[str, F32], rows: int) -> dict[str, F32]:
-        if not self._alone:
+        if not self.one_by_one:
             return self._run(inputs, rows, -(-rows // TILE) * TILE)
         parts = [
             self._run({name: array[i : i + 1] for name, array in inputs.items()}, 1, 1) for i in range(rows)
@@ -72,7 +76,7 @@ class OnnxRuntimeEngine(Engine):
         Copying in fills the padded buffers, copying out cuts padding off and joins what ran one by one; what
         ONNX Runtime copies within its call counts as computing.
         """
-        size, padded = (1, 1) if self._alone else (rows, -(-rows // TILE) * TILE)
+        size, padded = (1, 1) if self.one_by_one else (rows, -(-rows // TILE) * TILE)
         copy_in = compute = copy_out = 0.0
         done = []
         for i in range(0, rows, size):
@@ -86,7 +90,7 @@ class OnnxRuntimeEngine(Engine):
             copy_in += staged - began
             compute += computed - staged
             copy_out += taken - computed
-        if not self._alone:
+        if not self.one_by_one:
             return done[0], Parts(copy_in, compute, copy_out)
         began = perf_counter()
         joined = {name: np.concatenate([part[name] for part in done]) for name in self._names}

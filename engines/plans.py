@@ -93,6 +93,7 @@ def obtain(
     profile: Profile | None = None,
     architecture: str | None = None,
     plans: Path | None = None,
+    version: int | None = None,
 ) -> Obtained:
     """The plan of a model: from the cache if it is current, else built.
 
@@ -104,6 +105,7 @@ def obtain(
         profile: batch sizes; 1, 32 and the model's greatest unless given.
         architecture: as `tensorrt_build.architecture` takes it.
         plans: folder to keep plans in, as <plans>/<name>/<version>; beside the model unless given.
+        version: of the model; the served one unless given.
 
     Raises:
         RepositoryError, DigestError: the model cannot be read.
@@ -111,7 +113,7 @@ def obtain(
         GraphError: the graph cannot be converted to fp16.
         BuildError: it cannot be built, or the plan cannot be written.
     """
-    config = repository.read_config(models, name)
+    config = repository.read_config(models, name, version)
     graph = repository.read_graph(models, config)
     module = module_of(backend)
     parsed = to_fp16(graph) if precision == "fp16" else graph

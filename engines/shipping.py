@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from engines import card_text
+from engines import card_text, versions
 from engines.errors import RepositoryError
 from engines.evaluate import pretty
 from engines.repository import BACKTEST, CARD, CONFIG, EVALUATION, PAGE
@@ -54,7 +54,7 @@ def ship(folder: Path, config: ModelConfig, policy: Policy, content: Mapping[str
         evaluation |= {"policy": told, "policy_basis": _basis(content)}
         _tell(folder, shipped, evaluation)
     (folder / BACKTEST).write_bytes(pretty(kept))
-    (folder / CONFIG).write_bytes(pretty(shipped))
+    versions.write_whole(folder / CONFIG, pretty(shipped))  # workers may be looking at it
     return shipped
 
 
@@ -79,9 +79,11 @@ def check(folder: Path, config: ModelConfig) -> None:
     """Find what would keep a policy from being shipped, before one is chosen.
 
     Raises:
-        RepositoryError: the policy's version is no number, or the folder's evaluation cannot be read.
+        RepositoryError: the policy's version is no number, the evaluation cannot be read, or a change
+            of the served version was stopped half-way and cannot be settled.
         ExtraError: there is a page to draw and the extra `report` is missing.
     """
+    versions.settle(folder)
     next_version(config.policy)
     _evaluation(folder)
     if (folder / PAGE).is_file():

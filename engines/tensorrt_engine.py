@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from engines import memory
 from engines.engine import F32, Engine, Parts
 from engines.errors import BackendError, GraphError
 from engines.tensorrt_buffers import Buffers
@@ -65,6 +66,7 @@ class TensorRTEngine(Engine):
         Raises:
             BackendError: the runtime does not load the plan, or the GPU fails or has too little memory.
             GraphError: the plan's tensors are not the config's.
+            MemoryBudgetError: its context and buffers need more of the GPU's memory than is free.
         """
         super().__init__(config, f"{module.__name__.replace('_', '-')}-cuda")
         self._module, self._driver, self._split_bytes = module, driver, split_bytes
@@ -172,6 +174,9 @@ class TensorRTEngine(Engine):
         shapes = [self._engine.get_tensor_profile_shape(name, 0) for name in self.input_dims]
         self._least = max(int(least[0]) for least, _, _ in shapes)
         self._most = min(int(most[0]) for _, _, most in shapes)
+        # The plan's weights are there by now; what its context and the buffers take is not.
+        rest = int(self._engine.device_memory_size_v2) + memory.of_plan(self.config, 0, self._most)[1]
+        memory.require(self.config, rest, None, int(self._driver.mem_get_info()[0]), "the GPU")
         self._context = self._new_context()
         if self._context is None:
             raise BackendError(f"no execution context for {self.config.name}: {self._told()}")

@@ -3,20 +3,26 @@
 from pathlib import Path
 from typing import Any
 
-from engines import plans, tensorrt_build
+from engines import memory, plans, tensorrt_build
 from engines.engine import Engine
 from engines.errors import BackendError, BuildError, ExtraError
 from engines.plans import Key
 from engines.tensorrt_build import AMPERE_PLUS, Profile
 from engines.tensorrt_engine import TensorRTEngine
-from engines.tensorrt_module import capability, cuda_driver, module_of
+from engines.tensorrt_module import capability, cuda_driver, free_memory, module_of
 from schemas.model_config import ModelConfig
 
 OLDEST = (7, 5)
 """Compute capability of Turing, the oldest that TensorRT 10 and TensorRT for RTX run on."""
 
 
-def load_plan(models: Path, config: ModelConfig, backend: str, folder: Path | None = None) -> Engine:
+def load_plan(
+    models: Path,
+    config: ModelConfig,
+    backend: str,
+    folder: Path | None = None,
+    memory_limit: int | None = None,
+) -> Engine:
     """An engine of a model's plan, which is built where there is none or a stale one; golden data unchecked.
 
     Args:
@@ -24,15 +30,21 @@ def load_plan(models: Path, config: ModelConfig, backend: str, folder: Path | No
         config: the model's.
         backend: `tensorrt` or `tensorrt-rtx`.
         folder: where plans are kept, as `plans.obtain` has it; beside the model unless given.
+        memory_limit: bytes that it may take of the GPU's memory.
 
     Raises:
+        MemoryBudgetError: it needs more than that, or than there is.
         BackendError: a library is missing, or there is no GPU that the plan could run on.
         BuildError: the plan cannot be built or written.
         RepositoryError, DigestError, GraphError: the model is not in order.
     """
     module, driver = runtime(backend)
-    found = plans.obtain(models, config.name, backend, plans=folder)
+    found = plans.obtain(models, config.name, backend, plans=folder, version=config.version)
     check(found.provenance.key, config, str(module.__version__), capability(driver))
+    made = found.provenance
+    host, device = memory.of_plan(config, made.plan_bytes, made.key.profile[2])
+    memory.require(config, host, None, memory.available(), "the machine")
+    memory.require(config, device, memory_limit, free_memory(driver), "the GPU")
     cache = found.path.with_suffix(".kernels")
     return TensorRTEngine(config, plans.read_plan(found.path), module, driver, cache=cache)
 

@@ -82,6 +82,24 @@ def primary_context(driver: Any) -> Any:
     return driver.Device(0).retain_primary_context()
 
 
+def free_memory(driver: Any) -> int:
+    """Bytes of the first GPU's memory that are free."""
+    context = primary_context(driver)
+    context.push()
+    try:
+        return int(driver.mem_get_info()[0])
+    finally:
+        context.pop()
+
+
+def free_memory_if_known() -> int | None:
+    """As `free_memory`, for backends that do without PyCUDA; None where it or a GPU is not there to ask."""
+    try:
+        return free_memory(cuda_driver())
+    except (ExtraError, BackendError):
+        return None
+
+
 def capability(driver: Any) -> tuple[int, int]:
     """Compute capability of the first GPU, such as (8, 9)."""
     major, minor = driver.Device(0).compute_capability()

@@ -164,7 +164,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
         `activation`, float32[batch, len(classes), height, width]: where each class was seen.
     classes: of an image model, one of which holds.
     findings: the classes that are the outcome: the risk is the sum of their probabilities.
-    digest: SHA-256 of the served version's model.onnx, in hex.
+    digest: SHA-256 of this version's model.onnx, in hex.
     """
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]

@@ -261,7 +261,7 @@ def _risks(answering: Answering, source: Source, config: ModelConfig, settings: 
             True, "each patient is answered for by the model of the cross-validation that never saw it"
         )
     try:
-        file = settings.model_repository / config.name / EVALUATION
+        file = repository.companions(settings.model_repository, config) / EVALUATION
         evaluation = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
         trained = evaluation["data"]["digest"]
     except (OSError, msgspec.MsgspecError, KeyError, TypeError):

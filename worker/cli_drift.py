@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from engines import drift_reference, physionet2012, repository
 from worker.cli_files import check_writable
-from worker.cli_told import bar, shown, told
+from worker.cli_told import Version, bar, shown, told
 
 Content = dict[str, Any]
 
@@ -25,6 +25,7 @@ def reference(
     model_repository: Annotated[
         Path, typer.Option("--repository", help="folder of model folders; the file is written there")
     ] = repository.SHIPPED,
+    version: Version = None,
     folds: Annotated[
         Path | None,
         typer.Option(help="what `model train --folds` wrote: risks of models that have not seen the stay"),
@@ -36,11 +37,12 @@ def reference(
     """
     with told(), bar() as progress:
         source = physionet2012.parse_source(data)
-        engine = repository.load(model_repository, name)
-        check_writable(model_repository / name / repository.REFERENCE)
+        engine = repository.load(model_repository, name, version=version)
+        folder = repository.companions(model_repository, engine.config)
+        check_writable(folder / repository.REFERENCE)
         made = drift_reference.of_stays(engine, source, shown(progress), folds)
         engine.close()
-        file = drift_reference.write(made, model_repository / name)
+        file = drift_reference.write(made, folder)
     Console().print(
         f"wrote {file}: {made.hours:,} patient-hours of {made.stays:,} stays",
         soft_wrap=True,

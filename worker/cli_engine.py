@@ -14,7 +14,7 @@ from engines import plans, repository
 from engines.errors import BuildError
 from engines.plans import Precision
 from engines.tensorrt_build import Profile
-from worker.cli_told import told
+from worker.cli_told import Version, told
 
 Name = Annotated[str, typer.Argument(help="model in the repository", metavar="NAME")]
 Repository = Annotated[Path, typer.Option("--repository", help="folder of model folders")]
@@ -38,6 +38,7 @@ def build(
     ] = None,
     model_repository: Repository = repository.SHIPPED,
     plan_folder: Plans = None,
+    version: Version = None,
     as_json: AsJson = False,
 ) -> None:
     """Build a model's plan for TensorRT or TensorRT for RTX, unless a current one is there already.
@@ -46,7 +47,9 @@ def build(
     """
     with told():
         sizes = None if profile is None else Profile.parse(profile)
-        found = plans.obtain(model_repository, name, backend, precision, sizes, architecture, plan_folder)
+        found = plans.obtain(
+            model_repository, name, backend, precision, sizes, architecture, plan_folder, version
+        )
     if as_json:
         _print_json(
             {"how": found.how, "why": found.why, "plan": str(found.path)}
@@ -65,6 +68,7 @@ def inspect(
     ],
     model_repository: Repository = repository.SHIPPED,
     plan_folder: Plans = None,
+    version: Version = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the tensors, types and profiles of plans, what they were built of and whether they are current."""
@@ -72,7 +76,7 @@ def inspect(
         if Path(plan).suffix == ".plan":
             found = [plans.inspect(Path(plan))]
         else:
-            config = repository.read_config(model_repository, plan)
+            config = repository.read_config(model_repository, plan, version)
             folder = plans.folder_of(model_repository, config, plan_folder)
             found = [plans.inspect(file, config) for file in sorted(folder.glob("*.plan"))]
             if not found:

@@ -18,7 +18,7 @@ from engines.errors import DatasetError, KindError, RepositoryError
 from engines.labelled import UNLABELLED
 from engines.repository import EVALUATION
 from worker.cli_files import check_writable
-from worker.cli_told import bar, shown, told
+from worker.cli_told import Version, bar, shown, told
 
 Name = Annotated[str, typer.Argument(help="model in the repository", metavar="NAME")]
 SOURCES = "physionet2012:DIR, medmnist:FILE or images:DIR"
@@ -34,6 +34,7 @@ def evaluate(
     name: Name,
     data: Data,
     model_repository: Repository = repository.SHIPPED,
+    version: Version = None,
     split: Annotated[str | None, typer.Option(help="of pictures: test, val or train")] = None,
     report: Annotated[Path | None, typer.Option(help="write the figures as JSON")] = None,
     html: Html = None,
@@ -47,7 +48,7 @@ def evaluate(
     """
     with told(), bar() as progress:
         _prepare(report, html, predictions)
-        engine = repository.load(model_repository, name)
+        engine = repository.load(model_repository, name, version=version)
         scored = _pictures if engine.config.kind == "image" else _stays
         kept = report is not None or html is not None or as_json
         content = scored(engine, model_repository, data, split, predictions, kept, shown(progress))
@@ -61,11 +62,12 @@ def evaluate(
             return
         content["reproduce"] = evaluation.reproduction(
             f"riskstream model evaluate {name} --data {data.partition(':')[0]}:PATH"
+            + (f" --version {version}" if version is not None else "")
         )
         if report is not None:
             evaluation.write_report(content, report)
         if html is not None:
-            _write_page(content, html, model_repository / name)
+            _write_page(content, html, repository.companions(model_repository, engine.config))
     if as_json:
         sys.stdout.write(msgspec.json.encode(content).decode() + "\n")
     else:
@@ -80,14 +82,14 @@ def report(
     """Draw the page of a model's own evaluation.json: how good it was found to be when it was made."""
     with told():
         _prepare(None, html, None)
-        repository.read_config(model_repository, name)
-        file = model_repository / name / EVALUATION
+        folder = repository.companions(model_repository, repository.read_config(model_repository, name))
+        file = folder / EVALUATION
         try:
             content = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
         except (OSError, msgspec.MsgspecError) as error:
             raise RepositoryError(f"cannot read {file}: {error}") from error
         try:
-            _write_page(content, html, model_repository / name)
+            _write_page(content, html, folder)
         except (KeyError, TypeError) as error:
             raise RepositoryError(
                 f"{file} lacks {error}: another version wrote it; evaluate again"

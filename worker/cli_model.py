@@ -10,6 +10,7 @@ from worker import (
     cli_model_bench,
     cli_repository,
     cli_train,
+    cli_versions,
 )
 
 app = typer.Typer(help="Train, evaluate, build, compare, measure and list models.", no_args_is_help=True)
@@ -23,4 +24,7 @@ app.command()(cli_model_bench.bench)
 app.command(name="list")(cli_repository.list_)
 app.command()(cli_repository.check)
 app.command()(cli_repository.add)
+app.command()(cli_versions.versions)
+app.command()(cli_versions.serve)
+app.command()(cli_versions.rollback)
 app.command()(cli_drift.reference)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engines import acceptance, repository
-from worker.cli_told import told
+from worker.cli_told import Version, told
 
 Repository = Annotated[Path, typer.Option("--repository", help="folder of model folders")]
 
@@ -38,10 +38,11 @@ def list_(
 def check(
     name: Annotated[str, typer.Argument(help="model in the repository", metavar="NAME")],
     model_repository: Repository = repository.SHIPPED,
+    version: Version = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Try whether a model is fit to be served: files, golden data, outputs, batches; exit 0 or 1."""
-    findings = acceptance.check(model_repository, name)
+    findings = acceptance.check(model_repository, name, version=version)
     well = all(finding.well for finding in findings)
     if as_json:
         shown = {"well": well, "findings": [finding._asdict() for finding in findings]}
@@ -61,12 +62,20 @@ def add(
     config: Annotated[Path, typer.Option(help="config.json of the model; its digest may be missing")],
     model_repository: Annotated[Path, typer.Option("--repository", help="folder of model folders")],
 ) -> None:
-    """Make a model folder of an ONNX file and its config: writes the digest and golden data."""
+    """Make a model folder of an ONNX file and its config: writes the digest and golden data.
+
+    Where the model is there already, the version comes beside those that it has and is not served yet.
+    """
     with told():
         added = acceptance.add(model_repository, graph.read_bytes(), config)
+        served = repository.read_config(model_repository, added.name).version
+    which = f"{added.name} --repository {model_repository}"
+    if served != added.version:
+        which += f" --version {added.version}"
+    told_next = f"; version {served} is served until riskstream model serve {which}"
     Console().print(
-        f"added {added.name} version {added.version} to {model_repository}; "
-        f"riskstream model check {added.name} --repository {model_repository}",
+        f"added {added.name} version {added.version} to {model_repository}; riskstream model check {which}"
+        f"{told_next if served != added.version else ''}",
         soft_wrap=True,
         highlight=False,
         markup=False,

@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from engines.errors import EngineError
+
+Version = Annotated[
+    int | None, typer.Option("--version", min=1, help="of the model; the served one unless given")
+]
 
 
 @contextmanager

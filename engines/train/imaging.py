@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import card, evaluate, judge, report, repository
+from engines import card, evaluate, judge, report, repository, versions
 from engines.activation import check_activation
 from engines.engine import F32
 from engines.evaluate_images import (
@@ -123,8 +123,10 @@ def train(
         The content of evaluation.json.
 
     Raises:
+        RepositoryError: the model has versions beside the one that would be replaced.
         DatasetError: a picture cannot be read, or a class has too few.
     """
+    versions.require_replaceable(out, subject.name, VERSION)
     found = material(images.named(subject.classes), subject.image, progress)
     check_classes(found, plan.members)
     result = _trained(found, plan, progress)

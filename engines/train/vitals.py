@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import card, drift, drift_reference, evaluate, judge, metrics, physionet2012, report
-from engines.baselines import BASELINES, Baseline, compared
+from engines import card, drift, drift_reference, evaluate, judge, metrics, physionet2012, report, versions
+from engines.baselines import Baseline, compared
 from engines.errors import DatasetError
 from engines.folds import FOLDS, Folds, fold_name
 from engines.forecasts import Forecasts
 from engines.physionet2012 import Stay
-from engines.repository import BACKTEST, CONFIG, EVALUATION, GOLDEN, GRAPH, PAGE
+from engines.repository import BACKTEST, BASELINES, CONFIG, EVALUATION, GOLDEN, GRAPH, PAGE
 from engines.robustness import Probe
 from engines.train import baselines, calibrate, export, facts
 from engines.train.data import Material, aligned_rows, chosen, training_rows
@@ -184,9 +184,11 @@ def train(
         The content of evaluation.json.
 
     Raises:
+        RepositoryError: the model has versions beside the one that would be replaced.
         DatasetError: the data set cannot be read, or a stay has no outcome.
         EngineError: a training process was killed.
     """
+    versions.require_replaceable(out, name, VERSION)
     progress("reading stays", 0, 0)
     stays = physionet2012.read(source)
     _check(stays, plan)

@@ -89,6 +89,7 @@ class FakeTensorRT:
         self.deaths: list[str] = []
         self.refusal: str | None = None
         self.no_context = False
+        self.context_bytes = 1 << 16
         self.failures: set[int] = set()
         self.executions: list[int] = []
         self.cached: list[bytes] = []
@@ -126,6 +127,10 @@ class _Engine:
         self._tensors = {
             str(tensor.name): (mode, (-1, *tensor.shape[1:])) for mode, tensors in sides for tensor in tensors
         }
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        return self._module.context_bytes
 
     @property
     def num_io_tensors(self) -> int:

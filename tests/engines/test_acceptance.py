@@ -68,7 +68,7 @@ def row_model(*nodes: object, **constants: object) -> tuple[ModelConfig, bytes]:
     return model_of("features")[0], graph
 
 
-ONE = {"one": np.array([1])}
+CONSTANTS = {"one": np.array([1]), "trifle": np.float32(1e-6), "scale": np.float32(0.01)}
 
 
 @pytest.mark.parametrize(
@@ -102,13 +102,25 @@ ONE = {"one": np.array([1])}
                 helper.make_node("Sub", ["mean", "all"], ["offset"]),
                 helper.make_node("Sigmoid", ["offset"], ["risk"]),
             ],
+            "files",
+            "golden-mismatch: small: risk differs from golden.npz by",
+        ),
+        (
+            [
+                helper.make_node("ReduceMean", ["values"], ["all"], keepdims=0),
+                helper.make_node("Mul", ["all", "trifle"], ["company"]),
+                helper.make_node("ReduceMean", ["values", "one"], ["mean"], keepdims=0),
+                helper.make_node("Mul", ["mean", "scale"], ["own"]),
+                helper.make_node("Add", ["own", "company"], ["score"]),
+                helper.make_node("Sigmoid", ["score"], ["risk"]),
+            ],
             "batches",
             "risk of a row differs between a batch of 64 and one of 1",
         ),
     ],
 )
 def test_what_is_wrong_is_found(tmp_path: Path, nodes: list[object], subject: str, message: str) -> None:
-    put(tmp_path, *row_model(*nodes, **ONE))
+    put(tmp_path, *row_model(*nodes, **CONSTANTS))
     findings = {finding.subject: finding for finding in acceptance.check(tmp_path, "small")}
     assert not findings[subject].well
     assert message in findings[subject].detail

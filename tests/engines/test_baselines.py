@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines import baselines
+from engines import baselines, repository
 from engines.baselines import F32, SERIES, Fitted, Logistic, Trees
 from engines.errors import RepositoryError
 from engines.physionet2012 import Stay
@@ -150,7 +150,7 @@ def made_fitted() -> Fitted:
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    path = tmp_path / baselines.BASELINES
+    path = tmp_path / repository.BASELINES
     path.write_bytes(baselines.to_bytes(made_fitted()))
     assert baselines.to_bytes(baselines.load(path)) == path.read_bytes()
 

@@ -4,15 +4,20 @@ import hashlib
 import io
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from engines import repository
+from engines import repository, synthetic
+from engines.engine import F32, Engine
 from engines.errors import BackendError, DigestError, EngineError, GoldenError, GraphError, RepositoryError
+from schemas.model_config import Batching, ModelConfig
 from tests.engines.conftest import config_of, golden_of, graph, tiny_inputs, tiny_outputs
+from tests.kinds import model_of
 
 
 def put_graph(repository_path: Path, content: bytes) -> None:
@@ -163,6 +168,45 @@ def _largest_float(content: bytes) -> np.float32:
     arrays = [numpy_helper.to_array(tensor) for tensor in onnx.load_from_string(content).graph.initializer]
     flat = np.concatenate([array.ravel() for array in arrays if array.ndim == 2])
     return np.float32(flat[np.argmax(np.abs(flat))])
+
+
+def sizes_run(config: ModelConfig, content: bytes, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Batch sizes that a warm-up runs, of an engine with golden data of three rows at most."""
+    engine = repository.open_engine(config, content)
+    inputs = synthetic.inputs(engine, min(3, config.dynamic_batching.max_batch_size))
+    golden = {f"in/{name}": array for name, array in inputs.items()}
+    golden |= {f"out/{name}": array for name, array in engine.run(inputs).items()}
+    golden["stay/values"] = np.zeros((9, 48, 2), np.float32)  # other data of the file are left alone
+    ran: list[int] = []
+
+    def run(self: Engine, given: Mapping[str, F32], real: Any = Engine.run) -> dict[str, F32]:
+        ran.append(len(next(iter(given.values()))))
+        return dict(real(self, given))
+
+    monkeypatch.setattr(Engine, "run", run)
+    repository.warm_up(engine, golden)
+    engine.close()
+    return ran
+
+
+@pytest.mark.parametrize(
+    ("kind", "most", "sizes"),
+    [
+        ("step", 64, [1, 8, 64]),
+        ("features", 300, [1, 17, 300]),
+        ("step", 2, [1, 2]),
+        ("step", 1, [1]),
+        ("image", 64, [1, 2]),  # one by one on ONNX Runtime: more of the same would warm nothing
+        ("whole", 64, [1, 2]),
+        ("image", 1, [1]),
+    ],
+)
+def test_warm_up_runs_one_row_some_and_the_most(
+    kind: str, most: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, content = model_of(kind)
+    config = msgspec.structs.replace(config, dynamic_batching=Batching(max_batch_size=most))
+    assert sizes_run(config, content, monkeypatch) == sizes
 
 
 def test_every_error_has_its_own_reason() -> None:

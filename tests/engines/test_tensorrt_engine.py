@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from engines import plans, repository, tensorrt_load, tensorrt_module
-from engines.errors import BackendError, BuildError, DigestError, ExtraError, GoldenError
+from engines.errors import BackendError, BuildError, DigestError, ExtraError, GoldenError, MemoryBudgetError
 from engines.plans import Key
 from engines.tensorrt_build import AMPERE_PLUS, Built
 from engines.tensorrt_engine import TensorRTEngine
@@ -134,6 +134,16 @@ def test_a_hundred_refused_plans_leave_nothing(module: FakeTensorRT) -> None:
 def test_no_execution_context(module: FakeTensorRT) -> None:
     module.no_context = True
     with pytest.raises(BackendError, match="no execution context for tiny: not enough device memory"):
+        opened(module)
+    assert module.deaths == ["engine", "runtime"]
+    module.driver.expect_clean()
+
+
+def test_a_context_that_would_not_fit_is_not_made(module: FakeTensorRT) -> None:
+    module.context_bytes = 3 << 20  # of which 3 MiB are free
+    with pytest.raises(
+        MemoryBudgetError, match=r"needs about 4 MiB of the GPU's memory, 3 MiB are available"
+    ):
         opened(module)
     assert module.deaths == ["engine", "runtime"]
     module.driver.expect_clean()
@@ -261,7 +271,8 @@ def test_the_repository_builds_loads_and_verifies(fakes: FakeTensorRT, repositor
         engine = repository.load(repository_path, "tiny", "tensorrt-rtx")
         engine.close()
         assert sorted(file.suffix for file in folder.iterdir()) == [".json", ".kernels", ".plan"]
-    assert fakes.executions == [16, 16]
+    golden_and_warm_up = [16, 16, 16, 32]  # 5 rows, then 1, 5 and 32
+    assert fakes.executions == golden_and_warm_up * 2
     fakes.driver.expect_clean()
 
 
@@ -300,6 +311,13 @@ def test_an_engine_that_computes_something_else_is_closed(fakes: FakeTensorRT, r
     (repository_path / "tiny/3/golden.npz").write_bytes(wrong)
     with pytest.raises(GoldenError):
         repository.load(repository_path, "tiny", "tensorrt-rtx")
+    fakes.driver.expect_clean()
+
+
+def test_a_plan_over_the_budget_is_not_loaded(fakes: FakeTensorRT, repository_path: Path) -> None:
+    with pytest.raises(MemoryBudgetError, match="needs about 1 MiB of the GPU's memory, its budget is 0 MiB"):
+        repository.load(repository_path, "tiny", "tensorrt-rtx", memory_limit=10)
+    assert not fakes.deaths
     fakes.driver.expect_clean()
 
 

@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 
 from engines import drift_reference, folds, physionet2012, repository
-from engines.errors import DatasetError
+from engines.errors import DatasetError, RepositoryError
 from engines.steps import run_stays, run_steps
 from engines.train import calibrate, data, ensemble, export, fit, vitals
 from engines.train.network import Calibration, Step, at, summaries, summarise
@@ -290,6 +290,14 @@ def test_data_that_cannot_be_learnt_from(tmp_path: Path, outcomes: dict[int, int
     (tmp_path / "Outcomes-z.txt").write_text("\n".join(lines) + "\n")
     with pytest.raises(DatasetError, match=message):
         vitals.train(tmp_path, tmp_path / "models", lambda *_: None, vitals.QUICK)
+
+
+def test_a_model_with_other_versions_is_not_replaced(tmp_path: Path) -> None:
+    """Told before anything is read, or trained for hours."""
+    (tmp_path / "vitals/2").mkdir(parents=True)
+    (tmp_path / "vitals/2/config.json").write_text("{}")
+    with pytest.raises(RepositoryError, match="holds other versions too: 2"):
+        vitals.train(tmp_path / "no data", tmp_path, lambda *_: None)
 
 
 def test_synthetic_stays_are_plausible() -> None:

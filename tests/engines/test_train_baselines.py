@@ -9,7 +9,7 @@ pytest.importorskip("sklearn", reason="training needs the extra `train`")
 
 from sklearn.linear_model import LogisticRegression
 
-from engines import baselines, metrics
+from engines import baselines, metrics, repository
 from engines.baselines import F32
 from engines.train import baselines as fitting
 from schemas.features import CHANNEL
@@ -66,8 +66,8 @@ def test_the_regression_without_scikit_learn_gives_its_probabilities(learnt: tup
 def test_the_same_stays_give_the_same_file(tmp_path: Path) -> None:
     first, again = (fitting.final(STAYS, DIED, SOME) for _ in range(2))
     assert first == again
-    (tmp_path / baselines.BASELINES).write_bytes(first)
-    fitted = baselines.load(tmp_path / baselines.BASELINES)
+    (tmp_path / repository.BASELINES).write_bytes(first)
+    fitted = baselines.load(tmp_path / repository.BASELINES)
     assert fitted.features == SOME
     risks = baselines.learned(fitted, STAYS)
     assert {name: (risk.shape, risk.dtype.name) for name, risk in risks.items()} == dict.fromkeys(

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 from typer.testing import CliRunner
 
 from engines import evaluate_images, repository
-from engines.errors import DatasetError
+from engines.errors import DatasetError, RepositoryError
 from engines.labelled import LabelledImages
 from engines.train import image_export, image_fit, image_parts, imaging
 from engines.train.image_fit import Recipe
@@ -187,6 +187,14 @@ def test_a_trained_model_finds_blobs_and_says_where(tmp_path: Path) -> None:
         y, x = np.unravel_index(int(tensor[0].argmax()), (28, 28))
         row, column = np.unravel_index(int(seen.argmax()), seen.shape)
         assert max(abs(4 * row + 2 - y), abs(4 * column + 2 - x)) <= 8
+
+
+def test_a_model_with_other_versions_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "x/2").mkdir(parents=True)
+    (tmp_path / "x/2/config.json").write_text("{}")
+    images = evaluate_images.open_source(f"medmnist:{medmnist_file(tmp_path / 'x.npz', {'train': 8})}")
+    with pytest.raises(RepositoryError, match="holds other versions too: 2"):
+        trained(images, tmp_path, SUBJECT, imaging.Plan(Recipe(epochs=1), 2, processes=1))
 
 
 @pytest.mark.parametrize(

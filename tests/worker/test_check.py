@@ -239,6 +239,17 @@ async def test_a_model_slower_than_the_patience_is_warned_of() -> None:
     assert "rows in" in found["model: speed"].detail
 
 
+async def test_a_model_over_its_memory_budget_fails() -> None:
+    nobody = f"127.0.0.1:{embedded.free_port()}"
+
+    found = await severities(
+        config.load(redis=f"redis://{nobody}", broker=nobody, http_port=0, model_memory_mb=1)
+    )
+
+    assert found["model"].severity == "failed"
+    assert "its budget is 1 MiB: raise it (RISKSTREAM_MODEL_MEMORY_MB)" in found["model"].detail
+
+
 def test_warnings_fail_only_when_strict(redis_server: embedded.Server) -> None:
     """Also the shape of the JSON, which machines read."""
     with embedded.tansu() as broker:

@@ -23,6 +23,7 @@ SECRET = "hunter2-secret"
         ({"broker": " , "}, "broker names no server"),
         ({"group": "a b"}, "group: String should match pattern"),
         ({"checkpoint_interval_s": 0}, "checkpoint_interval_s: Input should be greater than 0"),
+        ({"model_memory_mb": 0}, "model_memory_mb: Input should be greater than or equal to 1"),
         ({"http_port": 70000}, "http_port: Input should be less than or equal to 65535"),
         ({"publish_scores": "perhaps"}, "publish_scores: Input should be a valid boolean"),
         ({"rebuild_horizon_h": 95}, "rebuild_horizon_h: Input should be greater than or equal to 96"),
@@ -47,6 +48,11 @@ def test_environment_over_file_over_defaults(tmp_path: Path, monkeypatch: pytest
 
     assert (settings.group, settings.http_port, settings.partitions) == ("from-file", 3, 4)
     assert settings.chunk_records == 512
+
+
+def test_the_memory_budget_is_in_mebibytes() -> None:
+    assert config.load().model_memory_limit is None
+    assert config.load(model_memory_mb=3).model_memory_limit == 3 << 20
 
 
 def test_file_and_environment_are_judged_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
