@@ -25,7 +25,7 @@ from worker.config import Role, Settings
 from worker.errors import WorkerError
 from worker.finding import Finding, failed, ok, warning
 from worker.http import Occupant, occupant
-from worker.policies import needed_s, shipped
+from worker.policies import Policies, needed_s, shipped
 from worker.policy_source import PolicyFile
 from worker.topic_facts import gather_facts
 
@@ -95,12 +95,26 @@ async def _model(settings: Settings) -> list[Finding]:
     others = [
         _speed(settings, took_s, config.dynamic_batching.max_batch_size),
         _reference(settings, config),
+        _findings(settings, policies),
         *_policies(settings, config),
     ]
     if hours < needed:
         return [failed("model", f"rebuild_horizon_h is {hours:g}; the policies need {needed:g}"), *others]
     told = f"{config.name} version {config.version} on {engine.backend}, golden data agree"
     return [ok("model", f"{told}; NEWS2 policy {policies.shipped['news2'].version}"), *others]
+
+
+def _findings(settings: Settings, policies: Policies) -> Finding:
+    subject, name = "model: findings", policies.names.get("imaging")
+    if name is None and settings.imaging_model:
+        return warning(
+            subject,
+            f"no model {settings.imaging_model} in {settings.model_repository}: findings raise no alerts",
+            "put it there, or name another in RISKSTREAM_IMAGING_MODEL; empty for none",
+        )
+    if name is None:
+        return ok(subject, "findings raise no alerts, as imaging_model says")
+    return ok(subject, f"those of {name} raise alerts, by policy {policies.shipped['imaging'].version}")
 
 
 def _reference(settings: Settings, config: ModelConfig) -> Finding:
