@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -67,7 +68,7 @@ def test_topics_that_are_missing_are_named_with_what_makes_them(create: bool, ad
     ],
 )
 async def test_whose_findings_raise_alerts(
-    tmp_path: Path, fields: dict[str, str], severity: str, told: str
+    tmp_path: Path, fields: dict[str, Any], severity: str, told: str
 ) -> None:
     shutil.copytree(repository.SHIPPED / "vitals", tmp_path / "vitals")
     settings = config.load(
