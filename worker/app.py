@@ -18,7 +18,7 @@ import structlog
 
 from schemas.errors import PolicyError
 from schemas.model_config import ModelConfig
-from worker import metrics, tracing
+from worker import metrics, shadow, tracing
 from worker.alert_log import LastAlerts, last_alerts
 from worker.assignment import Lanes
 from worker.carry import Carrier
@@ -97,6 +97,7 @@ class Worker:
     async def _work(self) -> None:
         ladder = self._ladder
         await ladder.start()
+        shadow.announce(self.settings, ladder.current.config)
         cluster = await until_up(self._stop, "Kafka", self._describe)
         await until_up(self._stop, "Kafka producer", self._publisher.start)
         if cluster is None or self._stop.is_set():
@@ -186,6 +187,7 @@ class Worker:
             settings.output_topics,
             limits_of(settings),
             publish_scores=settings.publish_scores,
+            shadow=settings.shadow_version,
         )
         horizon_ms = round(settings.rebuild_horizon_h * 3_600_000)
         restorer = Restorer(store, app.consumer, lambda: ladder.current.config.digest, horizon_ms)
@@ -240,6 +242,7 @@ class Worker:
             "model": served.config.name if served else None,
             "version": served.config.version if served else None,
             "refused": self._ladder.refused or None,
+            "shadow": self.settings.shadow_version is not None,
         }
         ready = (
             state["joined"] and state["redis"] and state["checkpoints"] and all(lane.ready for lane in lanes)

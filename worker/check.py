@@ -73,15 +73,16 @@ async def _kafka(settings: Settings) -> list[Finding]:
 
 async def _model(settings: Settings) -> list[Finding]:
     try:
-        config = repository.read_config(settings.model_repository, settings.model)
+        chosen, version = (settings.model_repository, settings.model), settings.shadow_version
+        config = repository.read_config(*chosen, version)
         require_series(config)
         policies = shipped(settings, config)
         engine = await asyncio.to_thread(
             repository.load,
-            settings.model_repository,
-            settings.model,
+            *chosen,
             settings.backend,
             settings.plans,
+            version=version,
             memory_limit=settings.model_memory_limit,
         )
     except (EngineError, PolicyError) as error:

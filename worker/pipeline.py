@@ -72,6 +72,7 @@ class Pipeline:
         topics: names of the alert, score and dead-letter topics.
         limits: what is accepted.
         publish_scores: whether every score is published too.
+        shadow: version of the model that scores as a shadow; None where it serves.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Pipeline:
         limits: Limits,
         *,
         publish_scores: bool,
+        shadow: int | None = None,
     ) -> None:
         self.serving = serving
         self.policies = policies
@@ -90,6 +92,7 @@ class Pipeline:
         self._topics = topics
         self._limits = limits
         self._publish_scores = publish_scores
+        self._shadow = shadow
 
     async def process(self, partition: Partition, chunk: Sequence[Record]) -> Change:
         """Take a partition's next records from bytes to confirmed messages; then move its position on.
@@ -316,7 +319,7 @@ class Pipeline:
         return dict(zip(alerting, found, strict=True))
 
     def _author(self, partition: Partition, served: Served) -> Author:
-        return Author(partition.place, served.voices, self._topics)
+        return Author(partition.place, served.voices, self._topics, self._shadow)
 
 
 def _in_turn(found: list[tuple[int, Outgoing]]) -> list[Outgoing]:

@@ -11,7 +11,8 @@ which is the lanes' affair.
 A new version is one that config.json in the repository names and that is not what serves. It is loaded beside
 the old one, held to its golden data, and serves the next chunk of every partition; a chunk at work finishes
 with what it began with. One that cannot be loaded changes nothing, and is tried again when its files change,
-and now and then. So rolling back is naming the old version again.
+and now and then. So rolling back is naming the old version again. A shadow stays with the version that its
+settings name.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
+import msgspec
 import structlog
 
 from engines import repository
@@ -278,29 +280,35 @@ class Ladder:
 
 
 def _series_config(settings: Settings) -> ModelConfig:
-    config = repository.read_config(settings.model_repository, settings.model)
+    config = repository.read_config(settings.model_repository, settings.model, settings.shadow_version)
     require_series(config)
     return config
 
 
 def _proven(settings: Settings, backend: str) -> tuple[Engine, Callable[[], None]]:
     """An engine that reproduces its golden data, and how to ask it for them again."""
-    engine = repository.load(settings.model_repository, settings.model, backend, settings.plans)
-    version = str(engine.config.version)
-    golden = repository.read_golden(settings.model_repository / settings.model / version / repository.GOLDEN)
+    models = settings.model_repository
+    engine = repository.load(
+        models,
+        settings.model,
+        backend,
+        settings.plans,
+        version=settings.shadow_version,
+        memory_limit=settings.model_memory_limit,
+    )
+    golden = repository.golden_of(models, engine.config)
     return engine, lambda: repository.verify(engine, golden)
 
 
 def _files(settings: Settings) -> Files | None:
-    """The served version's files as they are now; None while they cannot be read."""
-    folder = settings.model_repository / settings.model
+    """The version's files as they are now; None while they cannot be read."""
     try:
-        config = (folder / repository.CONFIG).read_bytes()
-        version = repository.read_config(settings.model_repository, settings.model).version
-        stats = [file.stat() for file in sorted((folder / str(version)).glob("*")) if file.is_file()]
+        config = repository.read_config(settings.model_repository, settings.model, settings.shadow_version)
+        folder = settings.model_repository / settings.model / str(config.version)
+        stats = [file.stat() for file in sorted(folder.glob("*")) if file.is_file()]
     except (OSError, EngineError):
         return None
-    return Files(config, tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
+    return Files(msgspec.json.encode(config), tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

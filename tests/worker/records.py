@@ -153,7 +153,9 @@ class Outbox:
 class LocalPath:
     """A pipeline over an engine in this thread, one partition, and what it published."""
 
-    def __init__(self, engine: Engine, place: Place = PLACE, *, publish_scores: bool = True) -> None:
+    def __init__(
+        self, engine: Engine, place: Place = PLACE, *, publish_scores: bool = True, shadow: int | None = None
+    ) -> None:
         self.engine = engine
         self.outbox = Outbox()
         self.served = Served(engine.config, engine.backend, self.run)
@@ -167,6 +169,7 @@ class LocalPath:
             TOPICS,
             LIMITS,
             publish_scores=publish_scores,
+            shadow=shadow,
         )
         self.partition = Partition(place, 0, 0)
 
