@@ -136,6 +136,10 @@ class Worker:
             topic = PolicyTopic(settings, partitions, policies)
             await until_up(self._stop, "policies topic", topic.load)
             followed.append(topic.follow())
+        if settings.imaging_model and "imaging" not in policies.names:
+            log.warning(
+                "findings raise no alerts: the repository has no such model", model=settings.imaging_model
+            )
         author = partial(Author, voices=self._ladder.current.voices, topics=settings.output_topics)
         followed += [
             Carrier(load, settings, cluster.id, self._publisher.publish, author).run()

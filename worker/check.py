@@ -27,7 +27,7 @@ from worker.errors import WorkerError
 from worker.finding import Finding, failed, ok, warning
 from worker.http import Occupant, occupant
 from worker.loading import REFERENCE
-from worker.policies import needed_s, shipped
+from worker.policies import Policies, needed_s, shipped
 from worker.policy_source import PolicyFile
 from worker.topic_facts import gather_facts
 
@@ -90,6 +90,7 @@ async def _model(settings: Settings) -> list[Finding]:
     others = [
         _speed(settings, took_s, config.dynamic_batching.max_batch_size),
         _reference(settings, config),
+        _findings(settings, policies),
         *_policies(settings, config),
         *degraded,
     ]
@@ -116,6 +117,19 @@ def _loaded(settings: Settings) -> tuple[Engine, list[Finding]]:
         advice = f"a worker serves on {REFERENCE} meanwhile; mend it, or set RISKSTREAM_BACKEND={REFERENCE}"
         told = [warning("model: backend", str(error), advice)]
     return load(REFERENCE), told
+
+
+def _findings(settings: Settings, policies: Policies) -> Finding:
+    subject, name = "model: findings", policies.names.get("imaging")
+    if name is None and settings.imaging_model:
+        return warning(
+            subject,
+            f"no model {settings.imaging_model} in {settings.model_repository}: findings raise no alerts",
+            "put it there, or name another in RISKSTREAM_IMAGING_MODEL; empty for none",
+        )
+    if name is None:
+        return ok(subject, "findings raise no alerts, as imaging_model says")
+    return ok(subject, f"those of {name} raise alerts, by policy {policies.shipped['imaging'].version}")
 
 
 def _reference(settings: Settings, config: ModelConfig) -> Finding:
