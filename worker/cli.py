@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -28,6 +28,9 @@ from worker import (
     cli_stream,
     config,
 )
+
+if TYPE_CHECKING:
+    from worker.app import Worker
 
 app = typer.Typer(
     help="Streaming patient-risk prediction: Kafka vitals in, risk alerts out.",
@@ -56,6 +59,9 @@ SettingsFile = Annotated[
 @app.command()
 def run(
     settings_file: SettingsFile = None,
+    role: Annotated[
+        config.Role, typer.Option(help="what this process does: vitals, imaging, or all of it in one process")
+    ] = config.Role.VITALS,
     shadow: Annotated[
         int | None,
         typer.Option(
@@ -70,23 +76,23 @@ def run(
     from engines.errors import EngineError
     from worker.errors import WorkerError
 
-    settings = _settings(settings_file, **({} if shadow is None else {"shadow_version": shadow}))
+    settings = _settings(settings_file, role, **({} if shadow is None else {"shadow_version": shadow}))
     from worker import logs
     from worker.app import Worker
 
     logs.configure(settings.log_level, settings.instance)
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     try:
-        asyncio.run(_run(Worker, settings))
+        asyncio.run(_run(Worker(settings, role)))
     except (WorkerError, EngineError) as error:
         raise SystemExit(f"riskstream: {error}") from None
 
 
-async def _run(worker: type, settings: config.Settings) -> None:
+async def _run(worker: "Worker") -> None:
     from worker.errors import FatalError
 
     try:
-        await worker(settings).run()
+        await worker.run()
     except FatalError as error:
         _end(error)
 
@@ -105,6 +111,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds each check may take.", min=0.5, max=120)] = 10.0,
     strict: Annotated[bool, typer.Option("--strict", help="Let warnings fail too.")] = False,
+    role: Annotated[config.Role, typer.Option(help="of a worker with this role")] = config.Role.VITALS,
 ) -> None:
     """Check settings, broker, topics, rights, Redis, model, HTTP port and disk; say what to do.
 
@@ -113,8 +120,8 @@ def check(
     """
     from worker.check import check as run_checks
 
-    settings = _settings(settings_file)
-    findings = asyncio.run(run_checks(settings, timeout))
+    settings = _settings(settings_file, role)
+    findings = asyncio.run(run_checks(settings, timeout, role))
     well = all(finding.well and not (strict and finding.severity == "warning") for finding in findings)
     if as_json:
         shown = {"well": well, "settings": _shown(settings), "findings": [f._asdict() for f in findings]}
@@ -135,12 +142,12 @@ def _shown(settings: config.Settings) -> dict[str, object]:
     return shown
 
 
-def _settings(file: Path | None, **overrides: int) -> config.Settings:
+def _settings(file: Path | None, role: config.Role, **overrides: int) -> config.Settings:
     """The settings of this worker; those of a shadow, where they ask for one."""
     from worker.shadow import shadowed
 
     try:
-        return shadowed(config.load(file, **overrides))
+        return shadowed(config.load(file, **overrides), role)
     except config.ConfigError as error:
         raise SystemExit(f"riskstream: {error}") from None
 

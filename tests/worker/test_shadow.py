@@ -16,7 +16,7 @@ from tests.worker.records import PLACE, LocalPath, worsening
 from tests.worker.shelf import ALERTS, published
 from worker import cli, config, metrics, shadow
 from worker.alert_log import read_last
-from worker.config import ConfigError, Settings
+from worker.config import ConfigError, Role, Settings
 from worker.serving import Ladder
 from worker.shadow import shadowed
 
@@ -67,6 +67,13 @@ def test_a_shadow_that_would_touch_what_is_served_is_refused(more: dict[str, str
         shadowed(settings(**more))
 
 
+@pytest.mark.parametrize("role", [Role.IMAGING, Role.ALL])
+def test_pictures_have_no_shadow(role: Role) -> None:
+    with pytest.raises(ConfigError, match=f"role vitals, not {role.value}"):
+        shadowed(settings(), role)
+    assert shadowed(config.load(), role).shadow_version is None
+
+
 def test_being_made_a_shadow_twice_is_refused() -> None:
     with pytest.raises(ConfigError, match="are both shadow-alerts"):
         shadowed(shadowed(settings()))
@@ -89,7 +96,8 @@ def test_headers_tell_a_shadows_messages_and_bodies_do_not(engine: Engine) -> No
 async def test_a_shadow_takes_over_no_episode_of_another_version(engine: Engine) -> None:
     shelf, path = await published(engine, worsening("p", 0, 12))
     found = [
-        await read_last(shelf, ALERTS, PLACE, path.voices, 1000, shadow=version) for version in (None, 1, 7)
+        await read_last(shelf, ALERTS, PLACE, path.pipeline.policies.names, 1000, shadow=version)
+        for version in (None, 1, 7)
     ]
     assert [len(last["risk"]) for last in found] == [1, 1, 0]
     assert [len(last["news2"]) for last in found] == [1, 1, 1]
