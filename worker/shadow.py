@@ -8,7 +8,7 @@ import structlog
 from engines import repository
 from schemas.model_config import ModelConfig
 from worker import metrics
-from worker.config import ConfigError, Role, Settings
+from worker.config import ConfigError, Settings
 
 MAX_GROUP = 200
 """Longest consumer group, characters; as the setting `group` allows."""
@@ -16,22 +16,19 @@ MAX_GROUP = 200
 log = structlog.get_logger("riskstream.shadow")
 
 
-def shadowed(settings: Settings, role: Role = Role.VITALS) -> Settings:
+def shadowed(settings: Settings) -> Settings:
     """The settings of the shadow that `shadow_version` asks for; the settings themselves where it is unset.
 
     The group, and with it commits and the keys in Redis, are the shadow's own, and so is every topic that it
-    writes to. It carries no feedback and no findings into the vitals topic, where it reads what the workers
-    that serve have carried.
+    writes to. It makes no findings, and carries no feedback into the vitals topic, where it reads what the
+    workers that serve have carried.
 
     Raises:
-        ConfigError: the role has no shadow; a shadow's topic is another's too, or has no name; the group's
-            name grows too long.
+        ConfigError: a shadow's topic is another's too or has no name, or the group's name grows too long.
     """
     version = settings.shadow_version
     if version is None:
         return settings
-    if role is not Role.VITALS:
-        raise ConfigError(f"a shadow has the role vitals, not {role.value}: image models have no shadow")
     _refuse_served_topics(settings)
     group = f"{settings.group}-shadow-{version}"
     if len(group) > MAX_GROUP:
