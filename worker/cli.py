@@ -80,9 +80,7 @@ def run(
     from engines.errors import EngineError
     from worker.errors import WorkerError
 
-    if shadow is not None and role is not config.Role.VITALS:
-        raise typer.BadParameter("a shadow scores vitals: give --shadow without --role")
-    settings = _settings(settings_file, **({} if shadow is None else {"shadow_version": shadow}))
+    settings = _settings(settings_file, role, **({} if shadow is None else {"shadow_version": shadow}))
     from worker import logs
     from worker.app import Worker
 
@@ -137,7 +135,7 @@ def check(
     """
     from worker.check import check as run_checks
 
-    settings = _settings(settings_file)
+    settings = _settings(settings_file, role)
     findings = asyncio.run(run_checks(settings, timeout, role))
     well = all(finding.well and not (strict and finding.severity == "warning") for finding in findings)
     if as_json:
@@ -159,12 +157,12 @@ def _shown(settings: config.Settings) -> dict[str, object]:
     return shown
 
 
-def _settings(file: Path | None, **overrides: int) -> config.Settings:
+def _settings(file: Path | None, role: config.Role, **overrides: int) -> config.Settings:
     """The settings of this worker; those of a shadow, where they ask for one."""
     from worker.shadow import shadowed
 
     try:
-        return shadowed(config.load(file, **overrides))
+        return shadowed(config.load(file, **overrides), role)
     except config.ConfigError as error:
         raise SystemExit(f"riskstream: {error}") from None
 
