@@ -60,7 +60,10 @@ class Loaded(Served):
     async def close(self) -> None:
         """Free the engine; nobody holds this any more."""
         await self.batcher.close()
-        await asyncio.to_thread(self.batcher.engine.close)
+        try:
+            await _in_thread(self.batcher.engine.close)
+        except BackendError:  # no thread can be started: all the more reason to free it
+            self.batcher.engine.close()
 
 
 class Files(NamedTuple):
@@ -101,7 +104,7 @@ class Loader:
         Raises:
             EngineError: it cannot be used.
         """
-        return await asyncio.to_thread(_series_config, self._settings)
+        return await _in_thread(lambda: _series_config(self._settings))
 
     async def load(self, config: ModelConfig, backend: str, rung: int, before: Served | None) -> Loaded:
         """Load a version, by its config, on a backend; what counts scores is taken on from `before`.
@@ -140,8 +143,15 @@ class Loader:
             await asyncio.wait(self._under_way, timeout=CLOSE_S)
 
 
-def files_of(settings: Settings) -> Files | None:
+async def files_of(settings: Settings) -> Files | None:
     """The served version's files as they are now; None while they cannot be read."""
+    try:
+        return await _in_thread(lambda: _files(settings))
+    except EngineError:
+        return None
+
+
+def _files(settings: Settings) -> Files | None:
     folder = settings.model_repository / settings.model
     try:
         config = (folder / repository.CONFIG).read_bytes()
@@ -182,9 +192,17 @@ def _proven(settings: Settings, config: ModelConfig, backend: str, with_watch: b
 
 
 def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """Do something slow in a thread of its own: should it hang, no other work waits behind it."""
+    """Do something slow in a thread of its own: should it hang, no other work waits behind it.
+
+    Raises:
+        BackendError: no thread can be started.
+    """
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loading")
     try:
         return asyncio.get_running_loop().run_in_executor(pool, work)
+    except RuntimeError as error:
+        raise BackendError(
+            f"nothing can be loaded: {error}; the machine is out of memory or threads"
+        ) from error
     finally:
         pool.shutdown(wait=False)
