@@ -18,15 +18,17 @@ import structlog
 
 from schemas.errors import PolicyError
 from schemas.model_config import ModelConfig
-from worker import metrics, tracing
+from worker import metrics, shadow, tracing
 from worker.alert_log import LastAlerts, last_alerts
 from worker.assignment import Lanes
+from worker.carry import Carrier
 from worker.checkpoint import Checkpointer
 from worker.cluster import Cluster, complaints, describe, optional_topics
 from worker.config import Role, Settings
 from worker.deadlines import shutdown_s
 from worker.errors import FatalError, StoreError
-from worker.feedback_topic import Carrier
+from worker.feedback_topic import feedback_load
+from worker.findings_topic import findings_load
 from worker.http import Health, serve
 from worker.imaging_app import ImagingRole
 from worker.intake import limits_of
@@ -97,6 +99,7 @@ class Worker:
         ladder = self._ladder
         if not await self._unless_stopped(ladder.start()):
             return
+        shadow.announce(self.settings, ladder.current.config)
         cluster = await until_up(self._stop, "Kafka", self._describe)
         await until_up(self._stop, "Kafka producer", self._publisher.start)
         if cluster is None or self._stop.is_set():
@@ -133,9 +136,12 @@ class Worker:
             topic = PolicyTopic(settings, partitions, policies)
             await until_up(self._stop, "policies topic", topic.load)
             followed.append(topic.follow())
-        if cluster.partitions.get(settings.topic_feedback):
-            author = partial(Author, voices=self._ladder.current.voices, topics=settings.output_topics)
-            followed.append(Carrier(settings, cluster, self._publisher.publish, author).run())
+        author = partial(Author, voices=self._ladder.current.voices, topics=settings.output_topics)
+        followed += [
+            Carrier(load, settings, cluster.id, self._publisher.publish, author).run()
+            for load in (feedback_load(settings, cluster), findings_load(settings))
+            if cluster.partitions.get(load.topic)
+        ]
         for name in optional_topics(settings):
             if not cluster.partitions.get(name):
                 log.warning("topic is missing; it is read after the next start", topic=name)
@@ -182,7 +188,7 @@ class Worker:
         settings, ladder = self.settings, self._ladder
 
         async def alert_log(place: Place, before: int) -> LastAlerts:
-            return await last_alerts(settings, place, ladder.current.voices, before)
+            return await last_alerts(settings, place, policies.names, before)
 
         pipeline = Pipeline(
             ladder,
@@ -191,6 +197,7 @@ class Worker:
             settings.output_topics,
             limits_of(settings),
             publish_scores=settings.publish_scores,
+            shadow=settings.shadow_version,
         )
         horizon_ms = round(settings.rebuild_horizon_h * 3_600_000)
         restorer = Restorer(store, app.consumer, lambda: ladder.current.config.digest, horizon_ms)
@@ -245,6 +252,7 @@ class Worker:
             "model": served.config.name if served else None,
             "version": served.config.version if served else None,
             "refused": self._ladder.refused or None,
+            "shadow": self.settings.shadow_version is not None,
         }
         ready = (
             state["joined"] and state["redis"] and state["checkpoints"] and all(lane.ready for lane in lanes)

@@ -25,6 +25,7 @@ from worker import (
     cli_model,
     cli_policy,
     cli_replay,
+    cli_shadow,
     cli_stream,
     config,
 )
@@ -49,6 +50,7 @@ app.command()(cli_stream.send)
 app.command(name="drift")(cli_drift.drift_)
 app.command()(cli_audit.explain)
 app.command()(cli_replay.replay)
+app.command()(cli_shadow.shadow)
 
 SettingsFile = Annotated[
     Path | None, typer.Option("--settings", help="TOML file of settings; RISKSTREAM_* variables override it.")
@@ -61,12 +63,23 @@ def run(
     role: Annotated[
         config.Role, typer.Option(help="what this process does: vitals, imaging, or all of it in one process")
     ] = config.Role.VITALS,
+    shadow: Annotated[
+        int | None,
+        typer.Option(
+            help="Score with this version of the model, into the shadow topics alone: docs/shadow.md.",
+            metavar="VERSION",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run the worker until SIGTERM or Ctrl-C."""
     from engines.errors import EngineError
     from worker.errors import WorkerError
 
-    settings = _settings(settings_file)
+    if shadow is not None and role is not config.Role.VITALS:
+        raise typer.BadParameter("a shadow scores vitals: give --shadow without --role")
+    settings = _settings(settings_file, **({} if shadow is None else {"shadow_version": shadow}))
     from worker import logs
     from worker.app import Worker
 
@@ -143,9 +156,12 @@ def _shown(settings: config.Settings) -> dict[str, object]:
     return shown
 
 
-def _settings(file: Path | None) -> config.Settings:
+def _settings(file: Path | None, **overrides: int) -> config.Settings:
+    """The settings of this worker; those of a shadow, where they ask for one."""
+    from worker.shadow import shadowed
+
     try:
-        return config.load(file)
+        return shadowed(config.load(file, **overrides))
     except config.ConfigError as error:
         raise SystemExit(f"riskstream: {error}") from None
 

@@ -108,9 +108,10 @@ class Settings(BaseSettings):
     topic_policies: str = Field("policies", description="changes of policies, compacted; empty for none")
     topic_feedback: str = Field("alert-feedback", description="what people say of alerts; empty for none")
     topic_imaging: str = Field("imaging", description="imaging events, read by the imaging role")
-    topic_findings: str = Field(
-        "findings", description="what models make of pictures, read by the ward page alone; empty for none"
-    )
+    topic_findings: str = Field("findings", description="what models make of pictures; empty for none")
+    topic_shadow_alerts: str = Field("shadow-alerts", description="alerts of a shadow, for nobody to act on")
+    topic_shadow_scores: str = Field("shadow-scores", description="every score of a shadow")
+    topic_shadow_dead_letters: str = "shadow-dead-letters"
     publish_scores: bool = Field(False, description="publish every score to the scores topic")
     create_topics: bool = Field(False, description="create missing topics at start")
     partitions: int = Field(8, ge=1, le=1024, description="partitions of topics created at start")
@@ -130,6 +131,11 @@ class Settings(BaseSettings):
     # Model
     model: str = Field("vitals", description="model in the repository")
     model_repository: Path = Field(DEFAULT_MODELS, description="folder of model folders")
+    shadow_version: int | None = Field(
+        None,
+        ge=1,
+        description="score as a shadow with this version of the model: alert nobody, write to shadow topics",
+    )
     backend: Literal["onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"] = Field(
         "onnxruntime",
         description="runtime that computes the model: onnxruntime on the CPU, its CUDA provider or a plan on "
@@ -149,6 +155,11 @@ class Settings(BaseSettings):
     infer_timeout_s: float = Field(20.0, gt=0, le=300, description="an engine call longer than this is hung")
     engine_patience_s: float = Field(
         2.0, gt=0, le=300, description="NEWS2 answers alone while an engine call takes longer than this"
+    )
+    imaging_model: str = Field(
+        "pneumonia",
+        description="image model that the imaging role serves, and by whose policy findings raise alerts; "
+        "empty for none",
     )
     news2_policy: Path = Field(news2_policy.SHIPPED, description="NEWS2's own alert policy, a JSON file")
     policies: Path | None = Field(
@@ -182,7 +193,6 @@ class Settings(BaseSettings):
     )
 
     # The imaging role
-    imaging_model: str = Field("pneumonia", description="image model in the repository")
     imaging_concurrency: int = Field(
         8,
         ge=1,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
-import structlog
+import msgspec
 
 from engines import repository
 from engines.engine import Engine
@@ -32,8 +32,6 @@ REFERENCE = "onnxruntime"
 
 T = TypeVar("T")
 Turns = Callable[[str], asyncio.Lock | None]
-
-log = structlog.get_logger("riskstream.loading")
 
 
 def device_turns() -> Turns:
@@ -152,18 +150,17 @@ async def files_of(settings: Settings) -> Files | None:
 
 
 def _files(settings: Settings) -> Files | None:
-    folder = settings.model_repository / settings.model
     try:
-        config = (folder / repository.CONFIG).read_bytes()
-        version = str(repository.read_config(settings.model_repository, settings.model).version)
-        stats = [(folder / version / name).stat() for name in (repository.GRAPH, repository.GOLDEN)]
+        config = repository.read_config(settings.model_repository, settings.model, settings.shadow_version)
+        folder = settings.model_repository / settings.model / str(config.version)
+        stats = [(folder / name).stat() for name in (repository.GRAPH, repository.GOLDEN)]
     except (OSError, EngineError):
         return None
-    return Files(config, tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
+    return Files(msgspec.json.encode(config), tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
 
 
 def _series_config(settings: Settings) -> ModelConfig:
-    config = repository.read_config(settings.model_repository, settings.model)
+    config = repository.read_config(settings.model_repository, settings.model, settings.shadow_version)
     require_series(config)
     return config
 

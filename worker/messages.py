@@ -15,8 +15,10 @@ from schemas.latch import Which
 from schemas.messages import (
     NAMESPACE,
     Alert,
+    BasisFinding,
     BasisInput,
     BedsideScore,
+    ClassProbability,
     DeadLetter,
     EarlyWarning,
     ForecastPoint,
@@ -28,12 +30,13 @@ from schemas.messages import (
     alert_id,
 )
 from schemas.model_config import ModelConfig
+from schemas.stored import KeptFinding
 from schemas.window import HOUR_MS, NEVER
 from worker.decide import Step, told_level
 from worker.decode import Record
 from worker.partition import Place
 from worker.plan import Plan
-from worker.publish import Outgoing, cloud_event
+from worker.publish import Headers, Outgoing, cloud_event
 
 KEPT_BYTES = 256 * 1024
 """Bytes of an original that a dead letter keeps."""
@@ -60,6 +63,7 @@ class Basis(NamedTuple):
     qsofa: BedsideScore | None = None
     mews: BedsideScore | None = None
     care_unit: str | None = None
+    findings: tuple[BasisFinding, ...] = ()
 
 
 class Voice(NamedTuple):
@@ -83,21 +87,43 @@ class Author:
         place: the input partition.
         voices: the model's, and NEWS2's.
         topics: names of the alert, score and dead-letter topics.
+        shadow: version of the model that scores as a shadow; None in a worker that serves. Headers tell,
+            bodies do not: a body says what the version would say if it served, under the same id.
     """
 
-    def __init__(self, place: Place, voices: Mapping[Which, Voice], topics: tuple[str, str, str]) -> None:
+    def __init__(
+        self,
+        place: Place,
+        voices: Mapping[Which, Voice],
+        topics: tuple[str, str, str],
+        shadow: int | None = None,
+    ) -> None:
         self._place = place
         self._voices = voices
         self._alerts, self._scores, self._dead_letters = topics
-        self._uri = f"/riskstream/{place.cluster}/{place.topic}/{place.partition}"
+        self._kind = "" if shadow is None else "shadow."
+        root = "/riskstream" if shadow is None else f"/riskstream/shadow-{shadow}"
+        self._uri = f"{root}/{place.cluster}/{place.topic}/{place.partition}"
 
-    def alert(self, which: Which, step: Step, patient_id: str, basis: Basis) -> Outgoing:
-        """An alert transition of the model's or NEWS2's; `basis` is that of the record that it rests on.
+    def _event(self, kind: str, identifier: str) -> Headers:
+        return cloud_event(f"{self._kind}{kind}", identifier, self._uri)
+
+    def alert(
+        self, which: Which, step: Step, patient_id: str, basis: Basis, voice: Voice | None = None
+    ) -> Outgoing:
+        """An alert transition; `basis` is that of the record that it rests on.
+
+        Args:
+            which: of the patient's latches.
+            step: the transition.
+            patient_id: whose.
+            basis: nothing, for an expiry.
+            voice: who raises it, of the imaging latch: what made the finding.
 
         An expiry rests on no score. It says only what the alert log and the records' times say, so that
         it is the same after a rebuild that began in the middle of its patient's window.
         """
-        (model, backend, outcome), policy = self._voices[which], step.policy
+        (model, backend, outcome), policy = voice or self._voices[which], step.policy
         episode, trace = step.episode, step.trace
         cluster, topic, partition = self._place
         name = f"{cluster}/{topic}/{partition}/{episode.opened}"
@@ -116,8 +142,8 @@ class Author:
             time=moment(step.time),
             raised_at=moment(episode.raised),
             expires_at=moment(trace.time + round(policy.expiry_s * 1000)),
-            risk=episode.alerted_risk if which == "risk" else None,
-            threshold=episode.threshold if which == "risk" else round(episode.threshold),
+            risk=episode.alerted_risk if which != "news2" else None,
+            threshold=episode.threshold if which != "news2" else round(episode.threshold),
             outcome=outcome,
             policy_version=policy.version,
             model=model,
@@ -134,8 +160,9 @@ class Author:
             mews=basis.mews,
             level=number if number >= 0 else None,
             care_unit=basis.care_unit,
+            findings=basis.findings,
         )
-        headers = cloud_event(f"alert.{step.transition}", identifier, self._uri)
+        headers = self._event(f"alert.{step.transition}", identifier)
         return Outgoing(self._alerts, patient_id.encode(), _encode(alert), headers, partition)
 
     def score(self, patient_id: str, time_ms: int, risk: float, basis: Basis, offset: int) -> Outgoing:
@@ -155,9 +182,7 @@ class Author:
             basis.care_unit,
         )
         identifier = f"{cluster}/{topic}/{partition}/{offset}"
-        return Outgoing(
-            self._scores, patient_id.encode(), _encode(score), cloud_event("score", identifier, self._uri)
-        )
+        return Outgoing(self._scores, patient_id.encode(), _encode(score), self._event("score", identifier))
 
     def dead_letter(self, record: Record, rejections: Sequence[Rejection], accepted: int) -> Outgoing:
         """A record that was refused, in whole or in part."""
@@ -180,7 +205,7 @@ class Author:
             ),
             accepted=accepted,
         )
-        headers = cloud_event(f"dead-letter.{letter.reason}", identifier, self._uri)
+        headers = self._event(f"dead-letter.{letter.reason}", identifier)
         return Outgoing(self._dead_letters, name.encode(), _encode(letter), headers)
 
 
@@ -239,6 +264,26 @@ def _forecast(plan: Plan, i: int, model: SeriesModel, prediction: Prediction) ->
             last, unit = short(plan.rows.values[i, channel]), FEATURES[channel].unit
             points.append(ForecastPoint(name, round(float(value), 3), unit, ahead.horizon_s, last))
     return tuple(points)
+
+
+def told_findings(findings: Sequence[KeptFinding], at_ms: int) -> tuple[BasisFinding, ...]:
+    """Findings as alerts hold them, with their ages at `at_ms`."""
+    return tuple(
+        BasisFinding(
+            f.id,
+            ModelReference(f.by.name, f.by.version, f.by.digest),
+            f.by.outcome,
+            moment(f.time_ms),
+            max(at_ms - f.time_ms, 0) / 1000,
+            f.risk,
+            tuple(ClassProbability(*one) for one in f.classes),
+            f.modality,
+            f.body_part,
+            f.view,
+            f.quality,
+        )
+        for f in findings
+    )
 
 
 def moment(time_ms: int) -> datetime:

@@ -11,7 +11,8 @@ which is the lanes' affair; until something answers, every rung is loaded anew, 
 A new version is one that config.json in the repository names and that is not what serves. It is loaded beside
 the old one, held to its golden data, and serves the next chunk of every partition; a chunk at work finishes
 with what it began with. One that cannot be loaded changes nothing, and is tried again when its files change,
-and now and then. So rolling back is naming the old version again.
+and now and then. So rolling back is naming the old version again. A shadow stays with the version that its
+settings name.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The ladder over the real TensorRT for RTX, as far as it goes where no driver is: nothing here runs a plan."""
+"""The ladder over the real TensorRT for RTX, as far as it goes without a driver: nothing here runs a plan."""
 
 import hashlib
 import sys
