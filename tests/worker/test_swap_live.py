@@ -11,6 +11,7 @@ from tests import killing
 from tests.killing import Site, WorkerProcess
 from tests.worker.ladders import name_version, put, small
 from tests.worker.test_cli_versions import riskstream
+from worker.audit_run import Order, audit
 from worker.embedded import redis, tansu
 
 SEED = 4
@@ -28,7 +29,7 @@ async def serves(worker: WorkerProcess, version: int) -> None:
 
 
 async def test_a_running_worker_serves_what_it_is_told_to_and_goes_back(tmp_path: Path) -> None:
-    versions = [small(1), small(2, gain=1.5, note="second")]
+    versions = [small(1), small(2, note="second")]
     for config, graph in versions:
         put(tmp_path, config, graph)
         (tmp_path / f"small/{config.version}/config.json").write_bytes(msgspec.json.encode(config))
@@ -61,6 +62,10 @@ async def test_a_running_worker_serves_what_it_is_told_to_and_goes_back(tmp_path
             msgspec.json.decode(value, type=Score)
             for value in await killing._read_all(site, "swap-live-scores")
         ]
+        settings = site.settings().model_copy(update={"model": "small", "model_repository": tmp_path})
+        audited = await audit(settings, Order())
+        (tmp_path / "small/2/config.json").unlink()
+        without = await audit(settings, Order())
 
     def version_at(partition: int, offset: int) -> int:
         return 2 if ends[0].get(partition, 0) <= offset < ends[1].get(partition, 0) else 1
@@ -74,3 +79,5 @@ async def test_a_running_worker_serves_what_it_is_told_to_and_goes_back(tmp_path
     for alert in own:
         assert alert.model.version == version_at(alert.source.partition, alert.source.offset)
         assert alert.model.digest == digests[alert.model.version]
+    assert (audited.verified, audited.findings) == (audited.alerts, []), "each by the version that it names"
+    assert {finding.verdict for finding in without.findings} == {"other-model"}
