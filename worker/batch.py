@@ -183,7 +183,10 @@ class Batcher:
             if self.busy:
                 raise EngineSilentError("an engine call has not come back yet")
             started = time.perf_counter()
-            call = self._call = asyncio.get_running_loop().run_in_executor(self._thread, work)
+            try:
+                call = self._call = asyncio.get_running_loop().run_in_executor(self._thread, work)
+            except RuntimeError as error:
+                raise EngineDownError("no thread can be started for the engine: out of memory?") from error
             await asyncio.wait({call}, timeout=min(self._patience_s, self._timeout_s))
             if call.cancelled():
                 raise EngineDownError(REPLACED)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
-import structlog
+import msgspec
 
 from engines import repository
 from engines.engine import Engine
@@ -32,8 +32,6 @@ REFERENCE = "onnxruntime"
 
 T = TypeVar("T")
 Turns = Callable[[str], asyncio.Lock | None]
-
-log = structlog.get_logger("riskstream.loading")
 
 
 def device_turns() -> Turns:
@@ -60,13 +58,16 @@ class Loaded(Served):
     async def close(self) -> None:
         """Free the engine; nobody holds this any more."""
         await self.batcher.close()
-        await asyncio.to_thread(self.batcher.engine.close)
+        try:
+            await _in_thread(self.batcher.engine.close)
+        except BackendError:  # no thread can be started: all the more reason to free it
+            self.batcher.engine.close()
 
 
 class Files(NamedTuple):
     """What a version's files were when they were looked at: a change of any is a reason to load it again."""
 
-    config: ModelConfig
+    config: bytes
     others: tuple[tuple[int, int], ...]
 
 
@@ -101,7 +102,7 @@ class Loader:
         Raises:
             EngineError: it cannot be used.
         """
-        return await asyncio.to_thread(_series_config, self._settings)
+        return await _in_thread(lambda: _series_config(self._settings))
 
     async def load(self, config: ModelConfig, backend: str, rung: int, before: Served | None) -> Loaded:
         """Load a version, by its config, on a backend; what counts scores is taken on from `before`.
@@ -140,16 +141,22 @@ class Loader:
             await asyncio.wait(self._under_way, timeout=CLOSE_S)
 
 
-def files_of(settings: Settings) -> Files | None:
-    """The files of the version to serve as they are now; None while they cannot be read."""
-    folder = settings.model_repository / settings.model
+async def files_of(settings: Settings) -> Files | None:
+    """The served version's files as they are now; None while they cannot be read."""
+    try:
+        return await _in_thread(lambda: _files(settings))
+    except EngineError:
+        return None
+
+
+def _files(settings: Settings) -> Files | None:
     try:
         config = repository.read_config(settings.model_repository, settings.model, settings.shadow_version)
-        version = folder / str(config.version)
-        stats = [(version / name).stat() for name in (repository.GRAPH, repository.GOLDEN)]
+        folder = settings.model_repository / settings.model / str(config.version)
+        stats = [(folder / name).stat() for name in (repository.GRAPH, repository.GOLDEN)]
     except (OSError, EngineError):
         return None
-    return Files(config, tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
+    return Files(msgspec.json.encode(config), tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
 
 
 def _series_config(settings: Settings) -> ModelConfig:
@@ -182,9 +189,17 @@ def _proven(settings: Settings, config: ModelConfig, backend: str, with_watch: b
 
 
 def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """Do something slow in a thread of its own: should it hang, no other work waits behind it."""
+    """Do something slow in a thread of its own: should it hang, no other work waits behind it.
+
+    Raises:
+        BackendError: no thread can be started.
+    """
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loading")
     try:
         return asyncio.get_running_loop().run_in_executor(pool, work)
+    except RuntimeError as error:
+        raise BackendError(
+            f"nothing can be loaded: {error}; the machine is out of memory or threads"
+        ) from error
     finally:
         pool.shutdown(wait=False)

@@ -89,7 +89,7 @@ class Ladder:
         Raises:
             EngineError: no rung can.
         """
-        self._files = await asyncio.to_thread(files_of, self._settings)
+        self._files = await files_of(self._settings)
         self._install(await self._named())
 
     async def follow(self) -> None:
@@ -102,7 +102,7 @@ class Ladder:
 
     async def look(self) -> bool:
         """Swap to the version that the repository names, if it is another one. Whether it was swapped."""
-        found = await asyncio.to_thread(files_of, self._settings)
+        found = await files_of(self._settings)
         again = bool(self.refused) and time.perf_counter() > self._refused_at + REFUSED_S
         if found == self._files and not again:
             return False

@@ -307,3 +307,17 @@ def test_warnings_fail_only_when_strict(redis_server: embedded.Server) -> None:
     assert all(f.keys() == {"subject", "well", "detail", "severity", "advice"} for f in findings)
     assert {"kafka", "redis", "model", "http", "disk"} <= {f["subject"] for f in findings}
     assert any(f["severity"] == "warning" and f["subject"] == "settings: times" for f in findings)
+
+
+async def test_a_backend_that_cannot_run_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pycuda", "pycuda.driver"):
+        monkeypatch.setitem(sys.modules, name, None)
+    nobody = f"127.0.0.1:{embedded.free_port()}"
+    found = await check(config.load(broker=nobody, backend="tensorrt-rtx", http_port=0), 20.0)
+    by_subject = {finding.subject: finding for finding in found}
+    assert by_subject["model"].well
+    assert "onnxruntime-cpu" in by_subject["model"].detail
+    told = by_subject["model: backend"]
+    assert told.severity == "warning"
+    assert "tensorrt-rtx cannot run here" in told.detail
+    assert "RISKSTREAM_BACKEND=onnxruntime" in told.advice

@@ -1,6 +1,8 @@
 """The ladder under real faults: the rung taken, what is counted, that nothing is lost, and the way back."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -9,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -44,6 +47,7 @@ from worker.store import Store
 
 RTX = "tensorrt-rtx"
 HALF = 12
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -227,6 +231,16 @@ def memory_pit() -> list[onnx.NodeProto]:
         helper.make_node("Expand", ["zero", "size"], ["wide"]),
         helper.make_node("ReduceMax", ["wide"], ["pit"], keepdims=0),
     ]
+
+
+def heavy(version: int) -> tuple[ModelConfig, bytes]:
+    """The step model with 64 MB of weights that change nothing."""
+    nodes = [
+        helper.make_node("ReduceMax", ["ballast"], ["most"], keepdims=0),
+        helper.make_node("Mul", ["hr", "most"], ["pit"]),
+    ]
+    config, graph = with_pitfall(lambda: nodes, ballast=np.zeros(16 << 20, np.float32))
+    return msgspec.structs.replace(config, version=version), graph
 
 
 @pytest.mark.parametrize("pit", [root_pit, memory_pit])
@@ -560,3 +574,47 @@ async def test_a_worker_stops_while_it_loads(models: Path, monkeypatch: pytest.M
         await running
     assert not worker._ladder.started
     assert closed.is_set()
+
+
+STARVED = """
+import asyncio, resource, sys
+from pathlib import Path
+from tests.worker.ladders import Walk, put, settings, small
+from tests.worker.test_ladder import heavy, records
+from worker import serving
+from worker.serving import Ladder
+
+def used():
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+async def main(models):
+    serving.REFUSED_S = 0.0
+    put(models, *small())
+    ladder = Ladder(settings(models))
+    await ladder.start()
+    walk = Walk(ladder)
+    await walk.process(records()[:12])
+    put(models, *heavy(2))
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used() + (180 << 20), hard))
+    swapped = await ladder.look()
+    refused = ladder.refused
+    await walk.process(records()[12:])
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    print("starved", swapped, refused, ladder.current.config.version, len(walk.outbox.scores))
+    print("fed", await ladder.look(), ladder.refused, ladder.current.config.version)
+    await ladder.close()
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+def test_a_version_that_onnx_runtime_has_no_memory_for_is_refused_until_there_is(tmp_path: Path) -> None:
+    """A process of its own, whose address space is bounded while the version comes."""
+    command = [sys.executable, "-c", STARVED, str(tmp_path)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    told = [line.split() for line in ran.stdout.splitlines() if line.startswith(("starved", "fed"))]
+    assert told[0][:2] == ["starved", "False"]
+    assert told[0][-2:] == ["1", str(len(records()))], "the one before went on"
+    assert told[1] == ["fed", "True", "2"]
