@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from worker import (
     cli_model,
     cli_policy,
     cli_replay,
+    cli_send,
     cli_shadow,
     cli_stream,
     config,
@@ -47,7 +49,7 @@ app.command()(cli_feedback.feedback)
 app.command()(cli_board.board)
 app.command()(cli_backtest.backtest)
 app.command()(cli_stream.demo)
-app.command()(cli_stream.send)
+app.add_typer(cli_send.app, name="send")
 app.command(name="drift")(cli_drift.drift_)
 app.command()(cli_audit.explain)
 app.command()(cli_replay.replay)
@@ -78,9 +80,7 @@ def run(
     from engines.errors import EngineError
     from worker.errors import WorkerError
 
-    if shadow is not None and role is not config.Role.VITALS:
-        raise typer.BadParameter("a shadow scores vitals: give --shadow without --role")
-    settings = _settings(settings_file, **({} if shadow is None else {"shadow_version": shadow}))
+    settings = _settings(settings_file, role, **({} if shadow is None else {"shadow_version": shadow}))
     from worker import logs
     from worker.app import Worker
 
@@ -93,20 +93,31 @@ def run(
 
 
 async def _run(worker: "Callable[[config.Settings], Worker]", settings: config.Settings) -> None:
+    from engines.errors import EngineError
     from worker.errors import FatalError
 
     try:
         await worker(settings).run()
-    except FatalError as error:
-        _end(error)
+    except (FatalError, EngineError) as error:
+        sys.stderr.write(f"riskstream: {error}\n")
+        _end(1)
+    if _engines_hang():
+        _end(0)
 
 
-def _end(error: Exception) -> NoReturn:
+def _engines_hang() -> bool:
+    """Whether a thread of an engine or of a load has not ended, though all were told to."""
+    ours = [thread for thread in threading.enumerate() if thread.name.startswith(("engine", "loading"))]
+    for thread in ours:
+        thread.join(1.0)
+    return any(thread.is_alive() for thread in ours)
+
+
+def _end(status: int) -> NoReturn:
     """End the process at once: leaving the ordinary way would wait for a thread that hangs in the engine."""
-    sys.stderr.write(f"riskstream: {error}\n")
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(status)
 
 
 @app.command()
@@ -124,7 +135,7 @@ def check(
     """
     from worker.check import check as run_checks
 
-    settings = _settings(settings_file)
+    settings = _settings(settings_file, role)
     findings = asyncio.run(run_checks(settings, timeout, role))
     well = all(finding.well and not (strict and finding.severity == "warning") for finding in findings)
     if as_json:
@@ -146,12 +157,12 @@ def _shown(settings: config.Settings) -> dict[str, object]:
     return shown
 
 
-def _settings(file: Path | None, **overrides: int) -> config.Settings:
+def _settings(file: Path | None, role: config.Role, **overrides: int) -> config.Settings:
     """The settings of this worker; those of a shadow, where they ask for one."""
     from worker.shadow import shadowed
 
     try:
-        return shadowed(config.load(file, **overrides))
+        return shadowed(config.load(file, **overrides), role)
     except config.ConfigError as error:
         raise SystemExit(f"riskstream: {error}") from None
 

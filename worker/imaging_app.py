@@ -27,10 +27,10 @@ from worker.imaging_lanes import ImagingLane, ImagingStages, Room
 from worker.imaging_memory import ScoredImages
 from worker.imaging_sources import FetchedAndDecoded
 from worker.intake import Limits
+from worker.loading import Turns
 from worker.partition import Place
 from worker.publish import Publisher
 from worker.role import serve_app, until_up
-from worker.serving import Turns
 from worker.store import connect
 from worker.transport import Subscription, chunk_app
 

@@ -8,7 +8,7 @@ import structlog
 from engines import repository
 from schemas.model_config import ModelConfig
 from worker import metrics
-from worker.config import ConfigError, Settings
+from worker.config import ConfigError, Role, Settings
 
 MAX_GROUP = 200
 """Longest consumer group, characters; as the setting `group` allows."""
@@ -16,7 +16,7 @@ MAX_GROUP = 200
 log = structlog.get_logger("riskstream.shadow")
 
 
-def shadowed(settings: Settings) -> Settings:
+def shadowed(settings: Settings, role: Role = Role.VITALS) -> Settings:
     """The settings of the shadow that `shadow_version` asks for; the settings themselves where it is unset.
 
     The group, and with it commits and the keys in Redis, are the shadow's own, and so is every topic that it
@@ -24,11 +24,14 @@ def shadowed(settings: Settings) -> Settings:
     workers that serve have carried.
 
     Raises:
-        ConfigError: a shadow's topic is another's too or has no name, or the group's name grows too long.
+        ConfigError: the role has no shadow; a shadow's topic is another's too, or has no name; the group's
+            name grows too long.
     """
     version = settings.shadow_version
     if version is None:
         return settings
+    if role is not Role.VITALS:
+        raise ConfigError(f"a shadow has the role vitals, not {role.value}: image models have no shadow")
     _refuse_served_topics(settings)
     group = f"{settings.group}-shadow-{version}"
     if len(group) > MAX_GROUP:

@@ -10,7 +10,6 @@ import numpy as np
 
 from engines import repository
 from engines.engine import F32, Engine
-from engines.steps import SeriesModel
 from schemas import news2_policy
 from schemas.features import FEATURES
 from schemas.messages import Alert, DeadLetter, Score
@@ -159,8 +158,8 @@ class LocalPath:
     ) -> None:
         self.engine = engine
         self.outbox = Outbox()
-        self.model = SeriesModel(engine.config)
         self.served = Served(engine.config, engine.backend, self.run)
+        self.model = self.served.model
         self.voices = self.served.voices
         self.author = Author(place, self.voices, TOPICS)
         self.pipeline = Pipeline(

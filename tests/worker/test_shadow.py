@@ -16,7 +16,7 @@ from tests.worker.records import PLACE, LocalPath, worsening
 from tests.worker.shelf import ALERTS, published
 from worker import cli, config, metrics, shadow
 from worker.alert_log import read_last
-from worker.config import ConfigError, Settings
+from worker.config import ConfigError, Role, Settings
 from worker.serving import Ladder
 from worker.shadow import shadowed
 
@@ -65,6 +65,13 @@ def test_a_shadow_has_its_own_group_topics_and_no_feedback_to_carry() -> None:
 def test_a_shadow_that_would_touch_what_is_served_is_refused(more: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         shadowed(settings(**more))
+
+
+@pytest.mark.parametrize("role", [Role.IMAGING, Role.ALL])
+def test_pictures_have_no_shadow(role: Role) -> None:
+    with pytest.raises(ConfigError, match=f"role vitals, not {role.value}"):
+        shadowed(settings(), role)
+    assert shadowed(config.load(), role).shadow_version is None
 
 
 def test_being_made_a_shadow_twice_is_refused() -> None:
