@@ -217,7 +217,7 @@ class ImagingPath:
         if isinstance(finding, Refusal):
             return await self._refuse(place, record, "score", finding)
         with _timed("publish"):
-            await self._outlets.publish([_outgoing(self._outlets.findings, finding, place)])
+            await self._outlets.publish([_outgoing(self._outlets.findings, finding, place, record.timestamp)])
         await self._scored.add(finding.id)
         return "scored"
 
@@ -313,11 +313,13 @@ def _activation(config: ModelConfig, tensor: F32, outputs: Mapping[str, F32]) ->
     return None
 
 
-def _outgoing(topic: str, finding: Finding, place: Place) -> Outgoing:
+def _outgoing(topic: str, finding: Finding, place: Place, timestamp_ms: int) -> Outgoing:
+    """The finding's record; its timestamp is the imaging event's, a replayed past stays in the past."""
     headers = cloud_event(
         "finding", finding.id, f"/riskstream/{place.cluster}/{place.topic}/{place.partition}"
     )
-    return Outgoing(topic, finding.patient.encode(), _encode(finding), headers)
+    key = finding.patient.encode()
+    return Outgoing(topic, key, _encode(finding), headers, timestamp_ms=timestamp_ms)
 
 
 @contextmanager
