@@ -378,7 +378,7 @@ async def swapped_under_load(models: Path, count: int, growth: float) -> None:
         await ladder._sweep()
         assert not ladder._retired
     assert load.after_swap
-    # Each swap begins and ends two threads: glibc's arenas for them fill up over some hundred swaps, then stay.
+    # Each swap begins and ends threads: glibc's arenas for them fill up over some hundred swaps, then stay.
     warm, last = swapping.held[len(swapping.held) // 2], swapping.held[-1]
     print(
         f"{count} swaps, {load.rounds} rounds of 384 records; {spread('a swap', swapping.took)}; "
