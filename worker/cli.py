@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -85,17 +87,17 @@ def run(
     logs.configure(settings.log_level, settings.instance)
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     try:
-        asyncio.run(_run(Worker(settings, role)))
+        asyncio.run(_run(partial(Worker, role=role), settings))
     except (WorkerError, EngineError) as error:
         raise SystemExit(f"riskstream: {error}") from None
 
 
-async def _run(worker: "Worker") -> None:
+async def _run(worker: "Callable[[config.Settings], Worker]", settings: config.Settings) -> None:
     from engines.errors import EngineError
     from worker.errors import FatalError
 
     try:
-        await worker.run()
+        await worker(settings).run()
     except (FatalError, EngineError) as error:
         sys.stderr.write(f"riskstream: {error}\n")
         _end(1)
