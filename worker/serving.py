@@ -17,11 +17,12 @@ settings name.
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import structlog
 
 from engines.errors import EngineError
+from engines.steps import require_series
 from schemas.model_config import ModelConfig
 from worker import metrics
 from worker.config import Settings
@@ -54,13 +55,19 @@ class Ladder:
     Args:
         settings: repository, model, backend, patience.
         turns: gives the lock that engines of a backend's device share; None where they need not take turns.
+        require: raises KindError for a model of a kind that is not served here.
     """
 
-    def __init__(self, settings: Settings, turns: Turns = lambda backend: None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        turns: Turns = lambda backend: None,
+        require: Callable[[ModelConfig], None] = require_series,
+    ) -> None:
         self.policies: Policies | None = None
         self.refused = ""
         self._settings = settings
-        self._loader = Loader(settings, turns)
+        self._loader = Loader(settings, turns, require)
         self._rungs = tuple(dict.fromkeys((settings.backend, REFERENCE)))
         self._current: Loaded | None = None
         self._files: Files | None = None
