@@ -15,10 +15,9 @@ import pytest
 from schemas.messages import Alert
 from schemas.model_config import Level, ModelConfig
 from tests import kinds
-from tests.worker.ladders import Walk, Ward, name_version, put, sample, small
+from tests.worker.ladders import Walk, Ward, in_use, name_version, put, records, sample, small, started
 from tests.worker.records import HOUR, T0, Outbox, Record, observation, record, worsening
 from tests.worker.test_checkpoint import ListLog
-from tests.worker.test_ladder import in_use, records, started
 from worker import serving
 from worker.publish import Outgoing
 from worker.serving import Ladder
