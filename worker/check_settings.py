@@ -4,10 +4,11 @@ import tempfile
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from worker import tracing
+from worker import fetch_object, tracing
 from worker.board_access import is_loopback
 from worker.config import Settings
 from worker.deadlines import shutdown_s
+from worker.fetch_allowed import parse_base
 from worker.finding import Finding, failed, ok, warning
 
 GRACE_S = 45.0
@@ -23,6 +24,7 @@ def check_settings(settings: Settings) -> list[Finding]:
 def _odd(settings: Settings) -> Iterator[Finding]:
     yield from _odd_times(settings)
     yield from _odd_transport(settings)
+    yield from _odd_imaging(settings)
     if settings.traces != "off" and not tracing.installed():
         yield failed(
             "settings: traces",
@@ -106,6 +108,30 @@ def _odd_transport(settings: Settings) -> Iterator[Finding]:
             "write rediss://, and give Redis a certificate",
         )
     yield from _odd_board(settings)
+
+
+def _odd_imaging(settings: Settings) -> Iterator[Finding]:
+    s, subject = settings, "settings: imaging"
+    if s.imaging_buckets and not fetch_object.installed():
+        yield failed(
+            subject,
+            "imaging_buckets is set, and fsspec or s3fs is not installed",
+            "pip install 'riskstream[objects]', or leave RISKSTREAM_IMAGING_BUCKETS empty",
+        )
+    bases = [parse_base(url) for url in s.imaging_hosts]
+    if any(base.scheme == "http" and not is_loopback(base.host) for base in bases):
+        yield warning(
+            subject,
+            "imaging_hosts has http:// to another machine: pictures and credentials travel unencrypted",
+            "write https://, with RISKSTREAM_IMAGING_CA_FILE if the hospital signs its own certificates",
+        )
+    if s.imaging_silence_timeout_s >= s.imaging_fetch_timeout_s:
+        yield warning(
+            subject,
+            f"imaging_silence_timeout_s {s.imaging_silence_timeout_s:g} is not below imaging_fetch_timeout_s "
+            f"{s.imaging_fetch_timeout_s:g}",
+            "lower it: a response that has stopped would never be told from a slow one",
+        )
 
 
 def _odd_board(settings: Settings) -> Iterator[Finding]:

@@ -9,14 +9,23 @@ import ssl
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, FilePath, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic import (
+    BeforeValidator,
+    DirectoryPath,
+    Field,
+    FilePath,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
 from schemas import news2_policy
 from schemas.window import WINDOW_BINS
+from worker.fetch_allowed import Base, authorizations, check_hosts, parse_bucket
 
 _PREFIX = "RISKSTREAM_"
 
@@ -24,6 +33,15 @@ _OTHER_VARIABLES = frozenset({"RISKSTREAM_TEST_DATA"})
 """Variables with our prefix that are no settings: where the tests find a data set."""
 
 DEFAULT_MODELS = Path(__file__).resolve().parent.parent / "engines" / "models"
+
+
+def _listed(value: Any) -> Any:
+    """What stands between commas; anything but text is left alone."""
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+Listed = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+Folders = Annotated[tuple[DirectoryPath, ...], NoDecode, BeforeValidator(_listed)]
 
 
 class ConfigError(ValueError):
@@ -158,6 +176,49 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     instance: str = Field(default_factory=socket.gethostname, description="names this worker in logs")
 
+    # Where pictures come from; several between commas, or a list in the file
+    imaging_roots: Folders = Field((), description="folders under which picture files may be read")
+    imaging_hosts: Listed = Field(
+        (), description="DICOMweb services that may be asked, such as https://pacs.example/dicom-web"
+    )
+    imaging_internal_hosts: Listed = Field(
+        (), description="those of their hosts that have private or loopback addresses"
+    )
+    imaging_credentials: dict[str, SecretStr] = Field(
+        {}, description='JSON, by imaging_hosts entry: "basic USER:PASSWORD" or "bearer TOKEN"'
+    )
+    imaging_ca_file: FilePath | None = Field(
+        None, description="PEM of the authorities that signed the services' certificates"
+    )
+    imaging_cert_file: FilePath | None = Field(None, description="PEM of the client certificate")
+    imaging_key_file: FilePath | None = Field(None, description="PEM of the client certificate's key")
+    imaging_buckets: Listed = Field(
+        (), description="where objects may be read, such as s3://bucket/prefix, by the extra objects"
+    )
+    imaging_max_bytes: int = Field(64 << 20, ge=1 << 10, le=1 << 30, description="of a picture as it comes")
+    imaging_fetch_concurrency: int = Field(
+        8, ge=1, le=64, description="fetches under way at once, for each service, for files and for objects"
+    )
+    imaging_connect_timeout_s: float = Field(
+        5.0, gt=0, le=60, description="a source that has not answered for this long is away"
+    )
+    imaging_silence_timeout_s: float = Field(10.0, gt=0, le=300, description="longest pause in a response")
+    imaging_fetch_timeout_s: float = Field(60.0, gt=0, le=900, description="longest fetch of one picture")
+    imaging_min_bytes_per_s: int = Field(
+        16 << 10, ge=1, description="a response slower than this, after its longest pause, is given up"
+    )
+    imaging_fetch_tries: int = Field(
+        6, ge=1, le=100, description="tries of a picture that is missing or broken"
+    )
+    imaging_patience_s: float = Field(
+        300.0, gt=0, le=86_400, description="how long those tries go on, the source's absence apart"
+    )
+    imaging_backoff_s: float = Field(1.0, gt=0, le=60, description="the first wait; it doubles")
+    imaging_backoff_max_s: float = Field(30.0, gt=0, le=600, description="the longest wait")
+    imaging_retry_after_max_s: float = Field(
+        300.0, ge=0, le=3600, description="how long a server may ask us to wait"
+    )
+
     # The ward page, `riskstream board`
     board_host: str = Field(
         "127.0.0.1", description="address of the ward page; any but loopback needs a token"
@@ -188,6 +249,12 @@ class Settings(BaseSettings):
             raise ValueError("redis_cert_file and redis_key_file go together")
         if bool(self.board_cert_file) != bool(self.board_key_file):
             raise ValueError("board_cert_file and board_key_file go together")
+        if bool(self.imaging_cert_file) != bool(self.imaging_key_file):
+            raise ValueError("imaging_cert_file and imaging_key_file go together")
+        check_hosts(self.imaging_hosts, self.imaging_internal_hosts)
+        self.imaging_authorizations()
+        for bucket in self.imaging_buckets:
+            parse_bucket(bucket)
         if 0 < len(self.board_token.get_secret_value()) < 16:
             raise ValueError("board_token must have at least 16 characters, or be empty")
         if not self.bootstrap_servers:
@@ -222,6 +289,18 @@ class Settings(BaseSettings):
         if self.kafka_cert_file and self.kafka_key_file:
             context.load_cert_chain(self.kafka_cert_file, self.kafka_key_file)
         return context
+
+    def imaging_ssl_context(self) -> ssl.SSLContext:
+        """The TLS context for DICOMweb, verifying host names."""
+        context = ssl.create_default_context(cafile=self.imaging_ca_file)
+        if self.imaging_cert_file and self.imaging_key_file:
+            context.load_cert_chain(self.imaging_cert_file, self.imaging_key_file)
+        return context
+
+    def imaging_authorizations(self) -> dict[Base, str]:
+        """The header Authorization for each DICOMweb service that has credentials."""
+        secrets = {url: secret.get_secret_value() for url, secret in self.imaging_credentials.items()}
+        return authorizations(self.imaging_hosts, secrets)
 
     def board_ssl_context(self) -> ssl.SSLContext | None:
         """The TLS context of the ward page; None without a certificate."""
@@ -270,6 +349,8 @@ def load(file: Path | None = None, **overrides: Any) -> Settings:
     from_file = {} if file is None else _read(file)
     try:
         return Settings(**{**from_file, **EnvSettingsSource(Settings)(), **overrides})
+    except SettingsError as error:
+        raise ConfigError(f"not JSON: {error}") from None
     except ValidationError as error:
         lines = [
             f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}"

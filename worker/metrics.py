@@ -122,3 +122,15 @@ restores = Counter("riskstream_partition_restores_total", "How a partition's sta
 replayed = Counter(
     "riskstream_replayed_records_total", "Records read again to rebuild state, published nothing"
 )
+fetches = Counter(
+    "riskstream_fetches_total",
+    "Tries to fetch a picture, by what it is kept in and outcome",
+    ["source", "outcome"],
+)
+fetch_duration = Histogram(
+    "riskstream_fetch_duration_seconds", "Time of one try to fetch a picture", ["source"], buckets=_SLOW
+)
+fetch_bytes = Counter("riskstream_fetch_bytes_total", "Bytes of pictures fetched")
+fetch_stuck_threads = Gauge(
+    "riskstream_fetch_stuck_threads", "Threads in a read that nobody waits for any more", ["source"]
+)

