@@ -50,6 +50,10 @@ chromium: $(VENV)/.chromium ## the ward page in a headless Chromium (needs that 
 training: $(VENV)/.train ## training from end to end, on small sets that the tests make (fetches PyTorch, some gigabytes)
 	@$(BIN)/python -m pytest tests/engines/test_train*.py $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(VENV)/.dev ## damaged and hostile pictures through the decoder processes (ARGS="--count 50000 --seed 0")
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
 .PHONY: gpu
 gpu: ## every engine on this machine's NVIDIA GPU, into docs/benchmarks.md (ARGS="--data physionet2012:DIR"; fetches gigabytes)
 	@if nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then $(MAKE) --no-print-directory VENV=.venv-gpu gpu-report; \

@@ -24,7 +24,10 @@ tensorrt_*.py           the only home of TensorRT; building. precision.py: graph
 bench.py, compare.py    how fast backends are, and how far apart. gpu_report.py: all of it, on a GPU
 steps.py                what each kind of series model reads; an engine over whole stays, hour by hour
 physionet2012.py        reader of the Challenge 2012 format
-images.py, dicom.py     pictures decoded and made to fit; the only homes of Pillow and of pydicom
+images.py               pictures decoded and made to fit; the only home of Pillow
+dicom.py, dicom_*.py    DICOM: attributes, stored pixels, grey values; the only homes of pydicom
+codestream.py           what a compressed stream claims, before it is decoded; limits.py: what is too large
+decoded.py              what is known of a decoded picture: words, identity, quality flags
 labelled.py             pictures of known class; medmnist.py, image_folder.py: where they come from
 activation.py           where an image model looked, held to occlusion. disturbances.py: pictures made worse
 metrics.py, judge.py    how good risks are: figures, bootstrap intervals, curves; numpy only

@@ -1,34 +1,72 @@
-"""DICOM pictures, decoded; the only home of pydicom (extra `dicom`).
+"""DICOM pictures: which frame, what the file says of itself, what a screen would show (extra `dicom`).
 
-    stored pixels -> modality LUT or rescale -> VOI LUT or window -> MONOCHROME1 turned over -> [0, 1]
+    bytes -> the attributes in `TAGS`, no other -> layout -> stored pixels -> grey or colours in [0, 1]
 
-Of several windows the first counts. Where a file has none, its least value becomes black and its greatest
-white. Padding becomes black. Nothing but pixels and the few attributes that are checked leaves this file.
+Nothing but pixels, an identity and the words and flags of `decoded.py` leaves this file. Padding becomes
+black.
 """
 
 import io
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engines import dicom_pixels
+from engines.decoded import Picture, Words, accept, identity_of, levels
+from engines.dicom_grey import BAND, look_of, look_up, shown, table
+from engines.dicom_pixels import Layout
 from engines.engine import F32
 from engines.errors import ExtraError, ImageError
-from engines.images import check_size, from_bytes
 from schemas.model_config import ImageInput
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-DEFLATED = b"1.2.840.10008.1.2.1.99"
-"""A transfer syntax whose whole data set is inflated before its size can be known."""
+_PALETTE = [
+    f"{colour}PaletteColorLookupTable{part}"
+    for colour in ("Red", "Green", "Blue")
+    for part in ("Descriptor", "Data")
+]
+TAGS = [
+    *("SOPInstanceUID", "Modality", "BodyPartExamined", "ViewPosition", "AnatomicRegionSequence"),
+    *("ViewCodeSequence", "BurnedInAnnotation", "LossyImageCompression", "PresentationIntentType"),
+    *("PresentationLUTShape", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated"),
+    *("BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation", "PlanarConfiguration"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept"),
+    *("ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", *_PALETTE),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData"),
+]
+"""The attributes that are read: no name, number or date of a patient is among them."""
 
-Values = NDArray[np.float64]
+MISSING = "DICOM files need pydicom: pip install 'riskstream[dicom]'"
+
+PANIC = "PanicException"
+"""What the RLE decoder, written in Rust, raises for a damaged stream: it is no `Exception`."""
+
+VIEWS = {
+    "ANTERO-POSTERIOR": "AP",
+    "POSTERO-ANTERIOR": "PA",
+    "LEFT LATERAL": "LL",
+    "RIGHT LATERAL": "RL",
+    "LATERAL": "LATERAL",
+}
+"""View Position for the code meanings of the view, DICOM CID 4010."""
 
 
-def decode_dicom(content: bytes, accepted: ImageInput | None) -> F32:
+def decode_dicom(
+    content: bytes,
+    accepted: ImageInput | None,
+    *,
+    frame: int | None = None,
+    hints: Words | None = None,
+    allow_burned_in: bool = False,
+) -> Picture:
     """The picture of a DICOM file; see `images.decode`.
 
     Raises:
@@ -38,105 +76,156 @@ def decode_dicom(content: bytes, accepted: ImageInput | None) -> F32:
     try:
         import pydicom
     except ModuleNotFoundError as error:
-        raise ExtraError("DICOM files need pydicom: pip install 'riskstream[dicom]'") from error
+        raise ExtraError(MISSING) from error
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # its lines quote attribute values
-    if DEFLATED in content[:2048]:
-        raise ImageError("a deflated DICOM file: export it without deflate")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they quote attribute values too
-        try:
-            dataset = pydicom.dcmread(io.BytesIO(content))
-            _check(dataset, accepted)
-            return _picture(dataset)
-        except ImageError:
-            raise
-        except Exception as error:  # pydicom and its decoders have no common base of errors
-            raise ImageError(
-                f"a DICOM file that cannot be decoded ({type(error).__name__}): export it again, or install "
-                "the decoder of its transfer syntax: pip install 'riskstream[dicom]'"
-            ) from error
+        with _as("damaged-header"):
+            syntax = _syntax(content)
+            if syntax not in dicom_pixels.SYNTAXES:  # before the rest is inflated, if it is deflated
+                raise ImageError("unsupported-syntax", dicom_pixels.UNSUPPORTED)
+            dataset = pydicom.dcmread(io.BytesIO(content), specific_tags=TAGS)
+            if "PixelData" not in dataset:  # pydicom leaves out an element that does not end
+                raise ImageError("damaged-pixels" if _mentions_pixels(content) else "no-pixels")
+            found = dicom_pixels.layout(dataset, syntax)
+            number = _frame(found, frame)
+            words = accept(_words(dataset), hints, accepted)
+            flags = set(_flags(dataset, syntax, number, allow_burned_in))
+            identity = identity_of(content, str(dataset.get("SOPInstanceUID") or ""), number)
+        with _as("damaged-pixels"):
+            stored = dicom_pixels.pixels(dataset, syntax, found, number)
+        with _as("damaged-header"):
+            picture = _picture(stored, dataset, found, number)
+    return Picture(picture, words, identity, tuple(sorted(flags)))
 
 
-def _check(dataset: "Dataset", accepted: ImageInput | None) -> None:
-    if "PixelData" not in dataset:
-        raise ImageError("a DICOM file without pixels")
-    if int(dataset.get("NumberOfFrames") or 1) > 1:
-        raise ImageError("a DICOM file of several frames; one is taken: split it and choose one")
-    check_size(int(dataset.Rows), int(dataset.Columns))
-    if accepted is None:
-        return
-    wanted = (
-        ("Modality", accepted.modality),
-        ("BodyPartExamined", accepted.body_part),
-        ("ViewPosition", accepted.view),
-    )
-    for attribute, values in wanted:
-        came = str(dataset.get(attribute) or "").strip().upper()
-        if values and came not in {value.upper() for value in values}:
-            raise ImageError(f"DICOM {attribute} must be one of {list(values)}, and is not")
-
-
-def _picture(dataset: "Dataset") -> F32:
-    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
-    from pydicom.pixels.utils import pixel_array
-
-    stored = pixel_array(dataset)
-    kind = dataset.PhotometricInterpretation
-    if kind == "PALETTE COLOR":
-        colours = apply_color_lut(stored, dataset)[:, :, :3]
-        return (colours / np.iinfo(colours.dtype).max).astype(np.float32)
-    if kind not in ("MONOCHROME1", "MONOCHROME2"):
-        if stored.dtype != np.uint8:
-            raise ImageError(f"DICOM colours of {stored.dtype}; 8 bits each are taken")
-        return from_bytes(stored)
-    shown = _windowed(apply_modality_lut(stored, dataset).astype(np.float64), stored, dataset)
-    if kind == "MONOCHROME1":
-        shown = 1 - shown
-    shown[_padding(stored, dataset)] = 0
-    return shown.astype(np.float32)[:, :, None]
-
-
-def _windowed(values: Values, stored: NDArray[np.integer], dataset: "Dataset") -> Values:
-    """Values after the modality LUT, in [0, 1]."""
-    from pydicom.pixels.processing import apply_voi
-
-    if dataset.get("VOILUTSequence"):
-        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        looked_up = apply_voi(values.astype(np.int64), dataset)
-        return np.clip(looked_up / (2.0**bits - 1), 0, 1)
-    if dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
-        centre, width = _first(dataset.WindowCenter), _first(dataset.WindowWidth)
-        return window(values, centre, width, dataset.get("VOILUTFunction", "LINEAR"))
-    inside = values[~_padding(stored, dataset)]
-    low, high = (float(inside.min()), float(inside.max())) if inside.size else (0.0, 0.0)
-    return np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
-
-
-def window(values: Values, centre: float, width: float, function: str) -> Values:
-    """Values through a window, in [0, 1]: DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3.
+def sample() -> bytes:
+    """A file of 2 x 2 pixels, to load pydicom and its decoders with.
 
     Raises:
-        ImageError: the window has no width, or its function is unknown.
+        ExtraError: pydicom is not installed.
     """
-    if function == "SIGMOID" and width > 0:
-        return np.asarray(1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700))))
-    if function == "LINEAR_EXACT" and width > 0:
-        return np.clip((values - centre) / width + 0.5, 0, 1)
-    if function == "LINEAR" and width >= 1:
-        if width == 1:
-            return np.asarray(values > centre - 0.5, dtype=np.float64)
-        return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
-    raise ImageError("a DICOM window that is not LINEAR, LINEAR_EXACT or SIGMOID with a positive width")
+    try:
+        from pydicom.dataset import Dataset, FileMetaDataset
+        from pydicom.pixels.decoders.base import get_decoder
+        from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+    except ModuleNotFoundError as error:
+        raise ExtraError(MISSING) from error
+    for syntax in dicom_pixels.SYNTAXES:
+        get_decoder(syntax)
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2"
+    dataset.Rows = dataset.Columns = dataset.WindowCenter = dataset.WindowWidth = 2
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+    dataset.RescaleSlope, dataset.RescaleIntercept, dataset.PixelRepresentation = 1, 0, 0
+    dataset.NumberOfFrames, dataset.PixelData = 1, bytes(4)
+    file = io.BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return file.getvalue()
 
 
-def _padding(stored: NDArray[np.integer], dataset: "Dataset") -> NDArray[np.bool_]:
-    if dataset.get("PixelPaddingValue") is None:
-        return np.zeros(stored.shape, dtype=bool)
-    one = int(dataset.PixelPaddingValue)
-    other = int(dataset.get("PixelPaddingRangeLimit", one))
-    return np.asarray((stored >= min(one, other)) & (stored <= max(one, other)))
+@contextmanager
+def _as(reason: str) -> Iterator[None]:
+    """What pydicom and its decoders raise, which has no common base, as one reason."""
+    try:
+        yield
+    except (ImageError, MemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
+        raise ImageError(
+            reason,
+            f"a DICOM file that cannot be decoded ({type(error).__name__}): export it again, or install "
+            "the decoder of its transfer syntax: pip install 'riskstream[dicom]'",
+        ) from error
 
 
-def _first(value: Any) -> float:
-    """The first of one or several numbers."""
-    return float(value[0] if hasattr(value, "append") else value)
+def _syntax(content: bytes) -> str:
+    """The transfer syntax, from the file's meta information alone."""
+    from pydicom.filereader import read_dataset
+
+    file = io.BytesIO(content)
+    file.seek(132)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    return str(meta.get("TransferSyntaxUID") or "")
+
+
+def _mentions_pixels(content: bytes) -> bool:
+    """Whether the tag of Pixel Data stands anywhere, in either byte order."""
+    return b"\xe0\x7f\x10\x00" in content or b"\x7f\xe0\x00\x10" in content
+
+
+def _frame(found: Layout, frame: int | None) -> int:
+    if frame is None and found.frames > 1:
+        raise ImageError("several-frames", f"a DICOM file of several frames ({found.frames}): choose one")
+    if frame is not None and not 1 <= frame <= found.frames:
+        raise ImageError("wrong-frame", f"frame {frame} of {found.frames}")
+    return frame or 1
+
+
+def _words(dataset: "Dataset") -> Words:
+    view = _text(dataset.get("ViewPosition")) or _meaning(dataset, "ViewCodeSequence")
+    return Words(
+        _text(dataset.get("Modality")),
+        _text(dataset.get("BodyPartExamined")) or _meaning(dataset, "AnatomicRegionSequence"),
+        VIEWS.get(view.replace("POSTERO ANTERIOR", "POSTERO-ANTERIOR"), view),
+    )
+
+
+def _text(value: Any) -> str:
+    """The first of one or several words, in upper case."""
+    value = value[0] if hasattr(value, "append") and value else value
+    return str(value or "").strip().upper()
+
+
+def _meaning(dataset: "Dataset", sequence: str) -> str:
+    items = dataset.get(sequence)
+    return _text(items[0].get("CodeMeaning")) if items else ""
+
+
+def _flags(dataset: "Dataset", syntax: str, frame: int, allow_burned_in: bool) -> Iterator[str]:
+    if _text(dataset.get("BurnedInAnnotation")) == "YES":
+        if not allow_burned_in:
+            raise ImageError("burned-in")
+        yield "burned-in"
+    if syntax in dicom_pixels.LOSSY or _text(dataset.get("LossyImageCompression")) == "01":
+        yield "lossy"
+    if _text(dataset.get("PresentationIntentType")) == "FOR PROCESSING":
+        yield "for-processing"
+    kind = _text(dataset.PhotometricInterpretation)
+    if kind in dicom_pixels.GREY:
+        shape = _text(dataset.get("PresentationLUTShape"))
+        if shape in ("INVERSE", "IDENTITY") and (shape == "INVERSE") != (kind == "MONOCHROME1"):
+            yield "polarity"
+        look = look_of(dataset, frame, inverted=False)
+        if look.voi is None and look.window is None:
+            yield "no-window"
+
+
+def _picture(stored: NDArray[np.integer[Any]], dataset: "Dataset", found: Layout, frame: int) -> F32:
+    if found.kind in dicom_pixels.GREY:
+        inverse = _text(dataset.get("PresentationLUTShape")) == "INVERSE"
+        return shown(stored, look_of(dataset, frame, inverted=inverse or found.kind == "MONOCHROME1"))
+    if found.kind == dicom_pixels.PALETTE:
+        return _coloured(stored, dataset)
+    return levels(stored, 2**found.stored - 1)
+
+
+def _coloured(stored: NDArray[np.integer[Any]], dataset: "Dataset") -> F32:
+    """Stored[height, width] through the three tables of a palette."""
+    picture = np.empty((*stored.shape, 3), dtype=np.float32)
+    big_endian = not dataset.original_encoding[1]
+    step = max(1, BAND // stored.shape[1])
+    for place, colour in enumerate(("Red", "Green", "Blue")):
+        name = f"{colour}PaletteColorLookupTable"
+        if f"{name}Data" not in dataset:
+            raise ImageError("unsupported-photometric", "a palette that is missing or in segments")
+        colours = table(dataset[f"{name}Descriptor"].value, dataset[f"{name}Data"].value, big_endian)
+        for top in range(0, len(stored), step):
+            rows = slice(top, top + step)
+            picture[rows, :, place] = look_up(stored[rows], colours) / (2.0**colours.bits - 1)
+    return picture

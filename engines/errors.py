@@ -11,7 +11,8 @@
     ├── BuildError        a plan cannot be built, or is not to be used
     ├── BackendError      the runtime is absent, took another device, or failed while it ran
     ├── DatasetError      a data set is absent or not in its format
-    ├── ImageError        a file is not a picture that can be decoded, or not of the kind that is asked for
+    ├── ImageError        a file is not a picture that can be decoded, or not of the kind that is asked for;
+    │                     its reason is one of `IMAGE_REASONS`
     └── ExtraError        an optional dependency is not installed
 
 A model refused at load stays refused until its folder is mended; the others are worth a retry only
@@ -85,10 +86,42 @@ class DatasetError(EngineError):
     reason = "invalid-dataset"
 
 
-class ImageError(EngineError):
-    """Send one PNG, JPEG or DICOM picture, whole and of the accepted kind; the message says what came."""
+IMAGE_REASONS = {
+    "not-an-image": "neither PNG, JPEG nor DICOM (part 10)",
+    "too-large": "too many bytes, pixels or frames",
+    "no-pixels": "a DICOM object without pixel data of whole numbers",
+    "several-frames": "several pictures in one file, and none is chosen",
+    "wrong-frame": "the frame that is asked for is not in the file",
+    "wrong-modality": "the modality is not one that the model takes, or is not stated",
+    "wrong-body-part": "the body part is not one that the model takes, or is not stated",
+    "wrong-view": "the view is not one that the model takes, or is not stated",
+    "burned-in": "the file says that text is burned into its pixels",
+    "unsupported-syntax": "a DICOM transfer syntax that is not decoded here",
+    "unsupported-photometric": "a DICOM photometric interpretation that is not decoded here",
+    "unsupported-pixels": "bits, sign or samples of DICOM pixels that are not decoded here",
+    "invalid-window": "a DICOM window without a positive width or of an unknown function",
+    "size-mismatch": "the header and the pixel data disagree about the size",
+    "damaged-header": "DICOM attributes that cannot be read or are missing",
+    "damaged-pixels": "DICOM pixel data that cannot be decoded",
+    "damaged-file": "a damaged PNG or JPEG file",
+    "decode-timeout": "decoding took longer than it may",
+    "decode-memory": "decoding took more memory than it may",
+    "decode-crashed": "the decoder ended without an answer",
+}
+"""Every reason of an `ImageError`, and what it means: fit for a metric label and for a dead letter."""
 
-    reason = "invalid-image"
+
+class ImageError(EngineError):
+    """Send one PNG, JPEG or DICOM picture, whole and of the accepted kind; the message says what came.
+
+    Args:
+        reason: one of `IMAGE_REASONS`.
+        message: what came and what is taken; what the reason means, if left out.
+    """
+
+    def __init__(self, reason: str, message: str = "") -> None:
+        super().__init__(message or IMAGE_REASONS[reason])
+        self.reason = reason
 
 
 class ExtraError(EngineError):

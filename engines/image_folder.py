@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engines import images
+from engines import images, limits
 from engines.engine import F32
 from engines.errors import DatasetError, ImageError
 from engines.labelled import MOST_CLASSES, SPLITS, UNLABELLED, LabelledImages
@@ -58,7 +58,7 @@ def read(folder: Path, *, labelled: bool = True) -> LabelledImages:
         row = rows[place]
         try:
             with (folder / row.file).open("rb") as file:
-                return images.decode(file.read(images.MAX_BYTES + 1), accepted)
+                return images.decode(file.read(limits.MAX_BYTES + 1), accepted)
         except ImageError as error:
             raise DatasetError(f"row {row.number} of {LABELS}: {error}") from error
         except OSError as error:

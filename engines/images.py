@@ -1,6 +1,7 @@
 """From a picture's bytes to the input of an image model: the same code for training and for serving.
 
     bytes --decode--> float32[height, width, 1 | 3] --prepare--> float32[channels, height, width]
+    bytes --read--> Decoded: the latter, with what else may be known of the picture
 
 Both ends are in [0, 1], 0 black and 1 white. What a model does beyond that (mean, spread, calibration)
 is inside its graph. Decoding looks at the header first and refuses what is too large to be decoded.
@@ -9,20 +10,18 @@ is inside its graph. Decoding looks at the header first and refuses what is too 
 import io
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
+from engines import codestream
+from engines.decoded import Decoded, Picture, Words, accept, flags_of, identity_of, levels
 from engines.engine import F32
-from engines.errors import ImageError
+from engines.errors import ExtraError, ImageError
+from engines.limits import MAX_BYTES, MAX_PIXELS, check_size
 from schemas.model_config import ImageInput
-
-MAX_BYTES = 128 << 20
-"""Of one file. A full-field radiograph is some 20 MB uncompressed; more is not a single picture."""
-
-MAX_PIXELS = 64_000_000
-"""Of one picture; a chest radiograph has some 9 million. Decoded it takes up to 12 bytes a pixel."""
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Shares of red, green and blue in grey (ITU-R BT.601), as Pillow's `L` and DICOM's YBR have them."""
@@ -35,52 +34,62 @@ RED = np.array([1.0, 0.1, 0.0], dtype=np.float32)
 """Of an overlay's evidence."""
 
 
-def load(content: bytes, wanted: ImageInput) -> F32:
-    """Decode and prepare one file.
+def read(
+    content: bytes,
+    wanted: ImageInput,
+    *,
+    frame: int | None = None,
+    hints: Words | None = None,
+    allow_burned_in: bool = False,
+) -> Decoded:
+    """A PNG, JPEG or DICOM file as a model's input, with what else may be known of it.
+
+    Args:
+        content: the whole file.
+        wanted: how the picture is prepared, and the modalities, body parts and views that may come.
+        frame: which of several, from 1; None where there is one.
+        hints: what the event says of the picture, used where the file says nothing. A word that the model
+            asks for and neither says is a refusal.
+        allow_burned_in: whether to take a file that says it has text in its pixels.
 
     Raises:
         ImageError: as `decode`.
         ExtraError: as `decode`.
     """
-    return prepare(decode(content, wanted), wanted)
+    picture = _picture(content, wanted, frame, hints or Words(), allow_burned_in)
+    height, width = picture.pixels.shape[:2]
+    flags = flags_of(picture.pixels, wanted).union(picture.flags)
+    image = prepare(picture.pixels, wanted)
+    return Decoded(image, height, width, *picture.words, picture.identity, tuple(sorted(flags)))
 
 
-def decode(content: bytes, accepted: ImageInput | None = None) -> F32:
+def decode(content: bytes, accepted: ImageInput | None = None, *, frame: int | None = None) -> F32:
     """The picture in a PNG, JPEG or DICOM file.
 
     Args:
         content: the whole file.
-        accepted: names the DICOM modalities, body parts and views that may come; None for any.
+        accepted: names the DICOM modalities, body parts and views that may come; None for any. A PNG or
+            JPEG file says nothing of itself and is not held to them.
+        frame: which of several, from 1; None where there is one.
 
     Returns:
         float32[height, width, 1] for grey, float32[height, width, 3] for red, green, blue.
 
     Raises:
-        ImageError: the file is none of these, is damaged, too large, holds several pictures, or is of
-            another modality, body part or view than accepted.
+        ImageError: the file is none of these, is damaged, too large, holds several pictures and none is
+            chosen, has text burned in, or is of another modality, body part or view than accepted.
         ExtraError: it is DICOM and pydicom is not installed.
     """
-    if len(content) > MAX_BYTES:
-        raise ImageError(f"a picture of {len(content):,} bytes; {MAX_BYTES:,} are taken: reduce it first")
-    if content[128:132] == b"DICM":
-        from engines.dicom import decode_dicom
-
-        return decode_dicom(content, accepted)
-    if content[:4] == b"\x89PNG" or content[:2] == b"\xff\xd8":
-        return _decode_plain(content)
-    raise ImageError(f"{len(content):,} bytes that are neither PNG, JPEG nor DICOM (part 10)")
+    return _picture(content, accepted, frame, None, False).pixels
 
 
-def check_size(height: int, width: int) -> None:
-    """Refuse a picture before it is decoded.
+def warm() -> None:
+    """Load what decoding needs, as far as it is installed, so that the first picture does not wait for it."""
+    from engines.dicom import sample
 
-    Raises:
-        ImageError: it has no pixels or too many.
-    """
-    if height < 1 or width < 1:
-        raise ImageError(f"a picture of {width} x {height} pixels")
-    if height * width > MAX_PIXELS:
-        raise ImageError(f"a picture of {width} x {height} pixels; {MAX_PIXELS:,} are taken: reduce it first")
+    Image.preinit()
+    with suppress(ExtraError):
+        read(sample(), ImageInput(height=8, width=8))
 
 
 def prepare(picture: F32, wanted: ImageInput) -> F32:
@@ -94,7 +103,7 @@ def prepare(picture: F32, wanted: ImageInput) -> F32:
         float32[channels, height, width] in [0, 1]; a copy where nothing had to change.
     """
     if wanted.channels == 1 and picture.shape[2] == 3:
-        picture = (picture @ LUMA)[:, :, None]
+        picture = _grey(picture)
     planes = [_fitted(picture[:, :, plane], wanted) for plane in range(picture.shape[2])]
     return np.stack(planes * (wanted.channels // len(planes)))
 
@@ -123,8 +132,42 @@ def overlay(picture: F32, evidence: F32, side: int = 224) -> bytes:
 
 def from_bytes(array: NDArray[np.uint8]) -> F32:
     """Pixels of 8 bits, [height, width] or [height, width, 3], as a decoded picture."""
-    picture = array.astype(np.float32) / np.float32(255)
+    picture = levels(array, 255)
     return picture[:, :, None] if picture.ndim == 2 else picture
+
+
+def _picture(
+    content: bytes,
+    accepted: ImageInput | None,
+    frame: int | None,
+    hints: Words | None,
+    allow_burned_in: bool,
+) -> Picture:
+    if len(content) > MAX_BYTES:
+        raise ImageError(
+            "too-large", f"a picture of {len(content):,} bytes; {MAX_BYTES:,} are taken: reduce it first"
+        )
+    if content[128:132] == b"DICM":
+        from engines.dicom import decode_dicom
+
+        return decode_dicom(content, accepted, frame=frame, hints=hints, allow_burned_in=allow_burned_in)
+    jpeg = content[:2] == b"\xff\xd8"
+    if not jpeg and content[:4] != b"\x89PNG":
+        raise ImageError(
+            "not-an-image", f"{len(content):,} bytes that are neither PNG, JPEG nor DICOM (part 10)"
+        )
+    if frame not in (None, 1):
+        raise ImageError("wrong-frame", f"frame {frame} of a PNG or JPEG file, which has one picture")
+    words = accept(Words(), hints, accepted if hints is not None else None)
+    return Picture(_decode_plain(content), words, identity_of(content), ("lossy",) if jpeg else ())
+
+
+def _grey(picture: F32) -> F32:
+    """Plane by plane, because a matrix product may differ in its last bit with the number of threads."""
+    grey = picture[:, :, 0] * LUMA[0]
+    for plane in (1, 2):
+        grey += picture[:, :, plane] * LUMA[plane]
+    return np.asarray(grey[:, :, None], dtype=np.float32)
 
 
 def _fitted(plane: F32, wanted: ImageInput) -> F32:
@@ -164,13 +207,24 @@ def _decode_plain(content: bytes) -> F32:
             warnings.simplefilter("ignore")  # Pillow's own limit is above `MAX_PIXELS`
             with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
                 check_size(image.height, image.width)
+                if image.format == "JPEG":
+                    codestream.check_length(content, codestream.jpeg(content))
                 if getattr(image, "n_frames", 1) > 1:
-                    raise ImageError("a file of several pictures; one is taken: choose one and save it alone")
+                    raise ImageError(
+                        "several-frames",
+                        "a file of several pictures; one is taken: choose one and save it alone",
+                    )
                 return _levels(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
-        raise ImageError(f"a picture of more than {MAX_PIXELS:,} pixels: reduce it first") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError(f"a damaged PNG or JPEG file ({type(error).__name__}): export it again") from error
+        raise ImageError(
+            "too-large", f"a picture of more than {MAX_PIXELS:,} pixels: reduce it first"
+        ) from error
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's plug-ins raise nearly anything for a damaged file
+        raise ImageError(
+            "damaged-file", f"a damaged PNG or JPEG file ({type(error).__name__}): export it again"
+        ) from error
 
 
 def _levels(image: Image.Image) -> F32:
@@ -180,8 +234,7 @@ def _levels(image: Image.Image) -> F32:
     if image.mode == "L" and "transparency" not in image.info:
         return from_bytes(np.asarray(image))
     if image.mode.startswith("I"):
-        deep = np.clip(np.asarray(image, dtype=np.float32) / 65535, 0, 1)
-        return np.asarray(deep[:, :, None], dtype=np.float32)
+        return np.maximum(levels(np.asarray(image), 65535), 0)[:, :, None]
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         layers = from_bytes(np.asarray(image.convert("RGBA")))
         return _thin(layers[:, :, :3] * layers[:, :, 3:])

@@ -103,6 +103,7 @@ class Site:
     idempotence: bool
     run: str
     group: str
+    role: str = "vitals"
 
     def environment(self, **more: str) -> dict[str, str]:
         """Settings of a worker of this run."""
@@ -149,6 +150,7 @@ class WorkerProcess:
 
     def __init__(self, site: Site, **more: str) -> None:
         self.port = free_port()
+        self._role = site.role
         self._environment = site.environment(RISKSTREAM_HTTP_PORT=str(self.port), **more)
         self._folder = tempfile.TemporaryDirectory(prefix="riskstream-test-")
         self._log = Path(self._folder.name) / "worker.log"
@@ -158,7 +160,7 @@ class WorkerProcess:
         """Start, or start again after an end."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "worker.cli", "run"],
+                [sys.executable, "-m", "worker.cli", "run", "--role", self._role],
                 env=inherited() | self._environment,
                 stderr=log,
                 stdout=subprocess.DEVNULL,

@@ -10,7 +10,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
@@ -23,13 +23,14 @@ from worker.alert_log import LastAlerts, last_alerts
 from worker.assignment import Lanes
 from worker.checkpoint import Checkpointer
 from worker.cluster import Cluster, complaints, describe, optional_topics
-from worker.config import Settings
-from worker.deadlines import STOP_S, shutdown_s
-from worker.errors import FatalError, RetryError, StoreError
+from worker.config import Role, Settings
+from worker.deadlines import shutdown_s
+from worker.errors import FatalError, StoreError
 from worker.feedback_topic import Carrier
 from worker.http import Health, serve
+from worker.imaging_app import ImagingRole
 from worker.intake import limits_of
-from worker.lanes import Stages
+from worker.lanes import Lane, Stages
 from worker.messages import Author
 from worker.partition import Place
 from worker.pipeline import Pipeline
@@ -37,9 +38,10 @@ from worker.policies import Policies, shipped
 from worker.policy_source import PolicyFile, PolicyTopic
 from worker.publish import Publisher
 from worker.restore import Restorer
+from worker.role import serve_app, together, until_up
 from worker.serving import Ladder, device_turns
 from worker.store import Store
-from worker.transport import chunk_app
+from worker.transport import chunk_app, vitals_subscription
 
 log = structlog.get_logger("riskstream.app")
 
@@ -47,11 +49,14 @@ log = structlog.get_logger("riskstream.app")
 class Worker:
     """One worker process, from start to stop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, role: Role = Role.VITALS) -> None:
+        turns = device_turns()
         self.settings = settings
+        self._role = role
+        self._imaging = ImagingRole(settings, turns) if role is not Role.VITALS else None
         self._stop = asyncio.Event()
-        self._lanes: Lanes | None = None
-        self._ladder = Ladder(settings, device_turns())
+        self._lanes: Lanes[Lane] | None = None
+        self._ladder = Ladder(settings, turns)
         self._checkpointer: Checkpointer | None = None
         self._store: Store | None = None
         self._publisher = Publisher(settings)
@@ -70,11 +75,14 @@ class Worker:
         loop.add_signal_handler(signal.SIGUSR1, _log_tasks)
         tracing.start(self.settings)
         runner, port = await serve(
-            self.settings.http_host, self.settings.http_port, Health(self._live, self._ready)
+            self.settings.http_host, self.settings.http_port, Health(self._live_all, self._ready_all)
         )
         log.info("serving metrics and health", host=self.settings.http_host, port=port)
+        roles = [self._work()] if self._role is not Role.IMAGING else []
+        if self._imaging is not None:
+            roles.append(self._imaging.run(self._stop))
         try:
-            await self._work()
+            await together(self._stop, roles)
         finally:
             await self._publisher.stop()
             if self._store is not None:
@@ -87,18 +95,23 @@ class Worker:
     async def _work(self) -> None:
         ladder = self._ladder
         await ladder.start()
-        cluster = await self._until_up("Kafka", self._describe)
-        await self._until_up("Kafka producer", self._publisher.start)
+        cluster = await until_up(self._stop, "Kafka", self._describe)
+        await until_up(self._stop, "Kafka producer", self._publisher.start)
         if cluster is None or self._stop.is_set():
             return
         self._store = store = Store(self.settings, cluster.vitals_id)
         self._lanes = Lanes(cluster.id)
         with tempfile.TemporaryDirectory(prefix="riskstream-") as folder:
-            app = chunk_app(self.settings, self._lanes, folder)
+            app = chunk_app(self.settings, self._lanes, folder, vitals_subscription(self.settings))
             policies, followed = await self._policies(ladder.current.config, cluster)
             ladder.policies = policies
-            self._lanes.stages = self._stages(app, store, policies)
-            await self._serve(app, self._lanes, (self._watch_redis(store), ladder.follow(), *followed))
+            self._lanes.make = partial(Lane, stages=self._stages(app, store, policies))
+            beside = (self._watch_redis(store), ladder.follow(), *followed)
+            self._joined = True
+            try:
+                await serve_app(self.settings, app, self._lanes, self._stop, beside)
+            finally:
+                self._joined = False
 
     async def _policies(
         self, model: ModelConfig, cluster: Cluster
@@ -116,7 +129,7 @@ class Worker:
         partitions = cluster.partitions.get(settings.topic_policies, 0)
         if partitions:
             topic = PolicyTopic(settings, partitions, policies)
-            await self._until_up("policies topic", topic.load)
+            await until_up(self._stop, "policies topic", topic.load)
             followed.append(topic.follow())
         if cluster.partitions.get(settings.topic_feedback):
             author = partial(Author, voices=self._ladder.current.voices, topics=settings.output_topics)
@@ -125,37 +138,6 @@ class Worker:
             if not cluster.partitions.get(name):
                 log.warning("topic is missing; it is read after the next start", topic=name)
         return policies, followed
-
-    async def _serve(self, app: Any, lanes: Lanes, beside: Sequence[Coroutine[Any, Any, None]]) -> None:
-        """Run the Faust app until it is to stop; then let go of every partition, orderly."""
-        try:
-            await app.start()
-            self._joined = True
-            await self._until_stopped(app, lanes, beside)
-        finally:
-            self._joined = False
-            await lanes.stop(self.settings.rebalance_timeout_s / 2)
-            try:
-                await asyncio.wait_for(app.stop(), STOP_S)
-            except TimeoutError:
-                log.warning("Faust did not stop in time")
-
-    async def _until_stopped(
-        self, app: Any, lanes: Lanes, beside: Sequence[Coroutine[Any, Any, None]]
-    ) -> None:
-        stop = asyncio.create_task(self._stop.wait())
-        crash = asyncio.create_task(app.wait_until_stopped())
-        lanes_task = asyncio.create_task(lanes.run())
-        tasks = (stop, crash, lanes_task, *map(asyncio.create_task, beside))
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
-        if not self._stop.is_set():
-            raise FatalError("the Faust app stopped by itself")
 
     def _begin_to_stop(self) -> None:
         """Stop; should anything hang while it does, end the process all the same: its state is safe."""
@@ -170,19 +152,6 @@ class Worker:
         if found:
             raise FatalError("; ".join(found))
         return cluster
-
-    async def _until_up(self, what: str, connect: Any) -> Any:
-        """Try until it works or the process is told to stop (then None)."""
-        while not self._stop.is_set():
-            try:
-                return await connect()
-            except RetryError as error:
-                log.warning("waiting for a dependency", dependency=what, why=str(error))
-                try:
-                    await asyncio.wait_for(self._stop.wait(), 2.0)
-                except TimeoutError:
-                    continue
-        return None
 
     async def _watch_redis(self, store: Store) -> None:
         while True:
@@ -221,6 +190,19 @@ class Worker:
             ladder.answers,
             settings.checkpoint_interval_s,
         )
+
+    def _live_all(self) -> tuple[bool, str]:
+        """Of the roles that run here, the first that does not live."""
+        alive, why = self._live()
+        return self._imaging.live() if alive and self._imaging is not None else (alive, why)
+
+    def _ready_all(self) -> tuple[bool, dict[str, Any]]:
+        """Whether every role that runs here is ready; what is said of the imaging role stands apart."""
+        ready, state = (True, {}) if self._role is Role.IMAGING else self._ready()
+        if self._imaging is None:
+            return ready, state
+        imaging_ready, imaging = self._imaging.ready()
+        return ready and imaging_ready, {**state, "imaging": imaging}
 
     def _live(self) -> tuple[bool, str]:
         for lane in self._lanes.owned if self._lanes else ():

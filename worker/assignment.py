@@ -5,10 +5,11 @@ where they are. So lanes are held while it rebalances, and only what is not assi
 """
 
 import asyncio
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
 from faust.types import TP
 
-from worker.lanes import Lane, Stages
 from worker.partition import Place
 from worker.transport import Chunk
 
@@ -16,24 +17,43 @@ WATCH_S = 0.5
 """Between two looks at every lane."""
 
 
-class Lanes:
+class PartitionLane(Protocol):
+    """One partition's lane, of whatever role; `lanes.Lane` documents what each member means."""
+
+    @property
+    def has_room(self) -> bool: ...
+    @property
+    def full(self) -> bool: ...
+    def put(self, chunk: Chunk) -> None: ...
+    def resume(self) -> None: ...
+    def close(self) -> None: ...
+    def watch(self) -> None: ...
+    def failure(self) -> BaseException | None: ...
+    async def hold(self, seconds: float) -> None: ...
+    async def stop(self, seconds: float) -> None: ...
+
+
+L = TypeVar("L", bound=PartitionLane)
+
+
+class Lanes(Generic[L]):
     """The lanes of all owned partitions; the transport's intake.
 
-    `stages` is set once the consumer exists; `joined` once the group has assigned partitions, or none.
+    `make` is set once the consumer exists; `joined` once the group has assigned partitions, or none.
 
     Args:
         cluster: Kafka cluster id.
     """
 
     def __init__(self, cluster: str) -> None:
-        self.stages: Stages | None = None
+        self.make: Callable[[Place], L] | None = None
         self.joined = False
         self._stopped = False
         self._cluster = cluster
-        self._lanes: dict[TP, Lane] = {}
+        self._lanes: dict[TP, L] = {}
 
     @property
-    def owned(self) -> list[Lane]:
+    def owned(self) -> list[L]:
         """Lanes of the partitions owned now."""
         return list(self._lanes.values())
 
@@ -53,7 +73,7 @@ class Lanes:
 
     def assign(self, partitions: set[TP]) -> None:
         """Start lanes for newly owned partitions, resume those that stay, drop the others."""
-        assert self.stages is not None
+        assert self.make is not None
         if self._stopped:
             return
         self.joined = True
@@ -63,7 +83,7 @@ class Lanes:
             if tp in self._lanes:
                 self._lanes[tp].resume()
             else:
-                self._lanes[tp] = Lane(Place(self._cluster, tp.topic, tp.partition), self.stages)
+                self._lanes[tp] = self.make(Place(self._cluster, tp.topic, tp.partition))
 
     async def revoke(self, partitions: set[TP], seconds: float) -> None:
         """Hold partitions until the group has assigned anew, all within one deadline."""

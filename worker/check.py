@@ -18,11 +18,12 @@ from schemas import news2_policy
 from schemas.errors import PolicyError
 from schemas.model_config import ModelConfig
 from schemas.window import WINDOW_BINS
+from worker.check_imaging import check_imaging
 from worker.check_redis import check_redis
 from worker.check_settings import check_disk, check_settings
 from worker.check_topics import check_topics, role_names
 from worker.cluster import complaints, describe
-from worker.config import Settings
+from worker.config import Role, Settings
 from worker.decide import TREND_MS
 from worker.errors import WorkerError
 from worker.finding import Finding, failed, ok, warning
@@ -35,14 +36,17 @@ BUSY_SHARE = 0.5
 """Share of the engine's patience that one full batch may take: a machine is not idle when it matters."""
 
 
-async def check(settings: Settings, seconds: float) -> list[Finding]:
-    """Check settings, broker, topics, Redis, model, HTTP port and disk, each within `seconds`."""
-    checks: dict[str, Coroutine[Any, Any, list[Finding]]] = {
-        "kafka": _kafka(settings),
-        "redis": check_redis(settings),
-        "model": _model(settings),
-        "http": _http(settings),
-    }
+async def check(settings: Settings, seconds: float, role: Role = Role.VITALS) -> list[Finding]:
+    """Check settings, broker, topics, Redis, model, HTTP port and disk, each within `seconds`.
+
+    Of what a worker of this role needs.
+    """
+    checks: dict[str, Coroutine[Any, Any, list[Finding]]] = {}
+    if role is not Role.IMAGING:
+        checks |= {"kafka": _kafka(settings), "model": _model(settings)}
+    if role is not Role.VITALS:
+        checks |= check_imaging(settings)
+    checks |= {"redis": check_redis(settings), "http": _http(settings)}
     found = await asyncio.gather(*(_within(subject, running, seconds) for subject, running in checks.items()))
     return [*check_settings(settings), *(finding for findings in found for finding in findings), check_disk()]
 

@@ -10,6 +10,9 @@ from worker.topic_facts import READ, WRITE, Facts, TopicFacts
 DEAD_LETTER_BYTES = 448 * 1024
 """A dead letter holds 256 KiB of the original in base64, its headers and its reasons."""
 
+FINDING_BYTES = 384 * 1024
+"""A finding holds an activation map of up to 256 KiB in base64, and some KiB beside it."""
+
 EPISODE_DAYS = 30.0
 """Longest stay to count on: a rebuild reads from the alert topic which episodes are open."""
 
@@ -26,17 +29,21 @@ class _Role(NamedTuple):
     look: Callable[[Settings, TopicFacts, Mapping[str, str]], Iterator[Finding]]
 
 
-def check_topics(settings: Settings, facts: Facts) -> list[Finding]:
-    """One finding for each thing that is not well in a topic; one that says so for a topic without."""
+def check_topics(settings: Settings, facts: Facts, imaging: bool = False) -> list[Finding]:
+    """One finding for each thing that is not well in a topic; one that says so for a topic without.
+
+    Of the topics and the group of the vitals role, or of the imaging role.
+    """
     findings: list[Finding] = []
-    for name, role in _roles(settings).items():
+    group = settings.imaging_group if imaging else settings.group
+    for name, role in (_imaging_roles(settings) if imaging else _roles(settings)).items():
         topic = facts.topics.get(name)
         if topic is not None:
             findings += [*_look(settings, topic, role)] or [ok(f"topic {name}", _told(topic))]
     if facts.group_refused:
         findings.append(
             failed(
-                f"group {settings.group}",
+                f"group {group}",
                 "this user may not see the group",
                 "grant READ on the group, which lets a worker join it and commit",
             )
@@ -62,6 +69,14 @@ def _roles(settings: Settings) -> dict[str, _Role]:
     if settings.topic_feedback:
         roles[settings.topic_feedback] = _Role(READ, _feedback)
     return roles
+
+
+def _imaging_roles(settings: Settings) -> dict[str, _Role]:
+    return {
+        settings.topic_imaging: _Role(READ, _imaging),
+        settings.topic_findings: _Role(WRITE, _findings),
+        settings.topic_dead_letters: _Role(WRITE, _dead_letters),
+    }
 
 
 def _look(settings: Settings, topic: TopicFacts, role: _Role) -> Iterator[Finding]:
@@ -184,6 +199,27 @@ def _policies(settings: Settings, topic: TopicFacts, configs: Mapping[str, str])
 
 def _feedback(settings: Settings, topic: TopicFacts, configs: Mapping[str, str]) -> Iterator[Finding]:
     yield from _not_compacted(topic, configs, "what people said of an alert would be lost")
+
+
+def _imaging(settings: Settings, topic: TopicFacts, configs: Mapping[str, str]) -> Iterator[Finding]:
+    yield from _not_compacted(topic, configs, "pictures of a patient would be lost")
+    most = _number(configs, "max.message.bytes", 1 << 20)
+    if most > settings.imaging_max_record_bytes:
+        yield warning(
+            f"topic {topic.name}: size",
+            f"max.message.bytes is {most:g}, imaging_max_record_bytes is {settings.imaging_max_record_bytes}",
+            "make them equal: a picture between the two is taken by the broker and dead-lettered",
+        )
+
+
+def _findings(settings: Settings, topic: TopicFacts, configs: Mapping[str, str]) -> Iterator[Finding]:
+    most = _number(configs, "max.message.bytes", 1 << 20)
+    if most < FINDING_BYTES:
+        yield failed(
+            f"topic {topic.name}: size",
+            f"max.message.bytes is {most:g}, a finding may have {FINDING_BYTES}",
+            "raise it: a worker whose finding is refused stops",
+        )
 
 
 def _anything(settings: Settings, topic: TopicFacts, configs: Mapping[str, str]) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -27,6 +27,9 @@ from worker import (
     cli_stream,
     config,
 )
+
+if TYPE_CHECKING:
+    from worker.app import Worker
 
 app = typer.Typer(
     help="Streaming patient-risk prediction: Kafka vitals in, risk alerts out.",
@@ -52,7 +55,12 @@ SettingsFile = Annotated[
 
 
 @app.command()
-def run(settings_file: SettingsFile = None) -> None:
+def run(
+    settings_file: SettingsFile = None,
+    role: Annotated[
+        config.Role, typer.Option(help="what this process does: vitals, imaging, or all of it in one process")
+    ] = config.Role.VITALS,
+) -> None:
     """Run the worker until SIGTERM or Ctrl-C."""
     from engines.errors import EngineError
     from worker.errors import WorkerError
@@ -64,16 +72,16 @@ def run(settings_file: SettingsFile = None) -> None:
     logs.configure(settings.log_level, settings.instance)
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     try:
-        asyncio.run(_run(Worker, settings))
+        asyncio.run(_run(Worker(settings, role)))
     except (WorkerError, EngineError) as error:
         raise SystemExit(f"riskstream: {error}") from None
 
 
-async def _run(worker: type, settings: config.Settings) -> None:
+async def _run(worker: "Worker") -> None:
     from worker.errors import FatalError
 
     try:
-        await worker(settings).run()
+        await worker.run()
     except FatalError as error:
         _end(error)
 
@@ -92,6 +100,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds each check may take.", min=0.5, max=120)] = 10.0,
     strict: Annotated[bool, typer.Option("--strict", help="Let warnings fail too.")] = False,
+    role: Annotated[config.Role, typer.Option(help="of a worker with this role")] = config.Role.VITALS,
 ) -> None:
     """Check settings, broker, topics, rights, Redis, model, HTTP port and disk; say what to do.
 
@@ -101,7 +110,7 @@ def check(
     from worker.check import check as run_checks
 
     settings = _settings(settings_file)
-    findings = asyncio.run(run_checks(settings, timeout))
+    findings = asyncio.run(run_checks(settings, timeout, role))
     well = all(finding.well and not (strict and finding.severity == "warning") for finding in findings)
     if as_json:
         shown = {"well": well, "settings": _shown(settings), "findings": [f._asdict() for f in findings]}

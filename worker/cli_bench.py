@@ -102,6 +102,37 @@ def explain(
     Console().print(f"served: {content['served_cpu_us_per_record']} µs of CPU for each record of the path")
 
 
+@app.command()
+def imaging(
+    pictures: Annotated[int, typer.Option(min=1, help="pictures in a round")] = 200,
+    side: Annotated[int, typer.Option(min=32, max=4096, help="pixels of each side of a PNG")] = 512,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds; rates are medians")] = 3,
+    rate: Annotated[float, typer.Option(min=1, help="vitals records a second")] = 50.0,
+    seconds: Annotated[float, typer.Option(min=1, help="of each phase beside a PACS that hangs")] = 10.0,
+    report: Report = None,
+) -> None:
+    """Pictures together against one by one, and vitals beside a PACS that never answers."""
+    from worker.bench import imaging as bench
+
+    with _told() as show:
+        content = bench.run(pictures, side, rounds, rate, seconds, on_progress=show)
+        _write(content, report)
+    found = content["throughput"]
+    title = f"{found['pictures']} PNG of {found['side']} x {found['side']}, {found['decoders']} decoders"
+    table = Table("pictures", "rows per second", title=title)
+    for way, rows in found["rows_per_s"].items():
+        table.add_row(way.replace("_", " "), f"{rows:,}")
+    Console().print(table)
+    Console().print(f"together over one by one: {found['together_over_one_by_one']}", highlight=False)
+    beside = content["isolation"]
+    latency = Table(
+        "vitals", "records", "p50 ms", "p99 ms", title=f"{beside['records_per_s']:g} records a second"
+    )
+    for phase, spread in beside["latency_ms"].items():
+        latency.add_row(phase.replace("_", " "), *(f"{value:g}" for value in spread.values()))
+    Console().print(latency)
+
+
 @contextmanager
 def _told() -> Iterator[Callable[[str], None]]:
     """Say what goes on; turn an expected failure into one line and exit code 1."""

@@ -36,6 +36,14 @@ class Cluster(NamedTuple):
     vitals_id: str
 
 
+class ImagingCluster(NamedTuple):
+    """What the imaging role knows of the cluster; fields as in `Cluster`, `topic_id` of the imaging topic."""
+
+    id: str
+    partitions: dict[str, int]
+    topic_id: str
+
+
 def topic_names(settings: Settings) -> list[str]:
     """The topics that the worker reads or writes."""
     names = [settings.topic_vitals, settings.topic_alerts, settings.topic_dead_letters]
@@ -54,19 +62,52 @@ async def describe(settings: Settings, *, create: bool) -> Cluster:
         RetryError: no broker answered, or none that knows the topics well enough now.
         FatalError: the brokers refuse.
     """
+    names = topic_names(settings) + optional_topics(settings)
+    new = _vitals_topics(settings) if create else []
+    identifier, partitions, vitals_id = await _ask(settings, names, settings.topic_vitals, new)
+    return Cluster(identifier, partitions, vitals_id)
+
+
+async def describe_imaging(settings: Settings, *, create: bool) -> ImagingCluster:
+    """Ask the brokers what the imaging role needs; with `create`, make the topics that are missing.
+
+    Raises:
+        RetryError, FatalError: as `describe`.
+    """
+    names = imaging_topics(settings)
+    new = [_imaging_topic(settings, name) for name in names] if create else []
+    return ImagingCluster(*await _ask(settings, names, settings.topic_imaging, new))
+
+
+def imaging_topics(settings: Settings) -> list[str]:
+    """The topics that the imaging role reads or writes."""
+    return [settings.topic_imaging, settings.topic_findings, settings.topic_dead_letters]
+
+
+def imaging_complaints(settings: Settings, cluster: ImagingCluster) -> list[str]:
+    """What is wrong with the imaging role's topics, and how to mend it."""
+    if not settings.topic_findings:
+        return ["topic_findings is empty; the imaging role must have a topic to publish to"]
+    return _missing(settings, [name for name, partitions in cluster.partitions.items() if not partitions])
+
+
+async def _ask(
+    settings: Settings, names: list[str], of: str, new: list[NewTopic]
+) -> tuple[str, dict[str, int], str]:
+    """Cluster id, partitions of each topic, and the id of one; new topics are made first."""
     admin = AIOKafkaAdminClient(**settings.kafka_client(), client_id=f"riskstream-{settings.instance}")
     try:
         await admin.start()
-        if create:
-            await _create(admin, settings)
-        topics = await described(admin, topic_names(settings) + optional_topics(settings))
+        if new:
+            await _make(admin, new)
+        topics = await described(admin, names)
         cluster = await admin.describe_cluster()
-        vitals_id = await topic_id(admin, settings.topic_vitals)
+        found = await topic_id(admin, of)
     except (KafkaError, OSError, TimeoutError) as error:
         raise RetryError(f"Kafka: {type(error).__name__}") from None
     finally:
         await admin.close()
-    return Cluster(cluster["cluster_id"] or "unnamed", partition_counts(topics), vitals_id)
+    return cluster["cluster_id"] or "unnamed", partition_counts(topics), found
 
 
 def partition_counts(topics: list[dict[str, Any]]) -> dict[str, int]:
@@ -87,16 +128,10 @@ def partition_counts(topics: list[dict[str, Any]]) -> dict[str, int]:
 
 def complaints(settings: Settings, cluster: Cluster) -> list[str]:
     """What is wrong with the topics, and how to mend it."""
-    todo = (
-        "a worker creates it when it starts"
-        if settings.create_topics
-        else "create it, or set RISKSTREAM_CREATE_TOPICS=true"
+    optional = optional_topics(settings)
+    found = _missing(
+        settings, [n for n, count in cluster.partitions.items() if not count and n not in optional]
     )
-    found = [
-        f"topic {name} does not exist; {todo}"
-        for name, partitions in cluster.partitions.items()
-        if not partitions and name not in optional_topics(settings)
-    ]
     inputs = cluster.partitions.get(settings.topic_vitals, 0)
     outputs = cluster.partitions.get(settings.topic_alerts, 0)
     if not found and outputs != inputs:
@@ -105,6 +140,15 @@ def complaints(settings: Settings, cluster: Cluster) -> list[str]:
             "they must be equal, because a rebuild reads the alerts of a partition from the same partition"
         )
     return found
+
+
+def _missing(settings: Settings, names: list[str]) -> list[str]:
+    todo = (
+        "a worker creates it when it starts"
+        if settings.create_topics
+        else "create it, or set RISKSTREAM_CREATE_TOPICS=true"
+    )
+    return [f"topic {name} does not exist; {todo}" for name in names]
 
 
 async def create_topics(settings: Settings, names: list[str], partitions: int) -> None:
@@ -124,14 +168,21 @@ async def create_topics(settings: Settings, names: list[str], partitions: int) -
         await admin.close()
 
 
-async def _create(admin: AIOKafkaAdminClient, settings: Settings) -> None:
+def _imaging_topic(settings: Settings, name: str) -> NewTopic:
+    """A record with a picture in it is larger than brokers take by default."""
+    size = {"max.message.bytes": str(settings.imaging_max_record_bytes)}
+    large = size if name == settings.topic_imaging else {}
+    return NewTopic(name, settings.partitions, settings.replication, topic_configs=large)
+
+
+def _vitals_topics(settings: Settings) -> list[NewTopic]:
     new = [NewTopic(name, settings.partitions, settings.replication) for name in topic_names(settings)]
     if settings.topic_feedback:
         new.append(NewTopic(settings.topic_feedback, settings.partitions, settings.replication))
     if settings.topic_policies:
         compacted = {"cleanup.policy": "compact"}
         new.append(NewTopic(settings.topic_policies, 1, settings.replication, topic_configs=compacted))
-    await _make(admin, new)
+    return new
 
 
 async def _make(admin: AIOKafkaAdminClient, new: list[NewTopic]) -> None:

@@ -3,6 +3,7 @@
 The only place that reads the environment. Secrets are `SecretStr`: they never print.
 """
 
+import enum
 import os
 import socket
 import ssl
@@ -35,6 +36,14 @@ _OTHER_VARIABLES = frozenset({"RISKSTREAM_TEST_DATA"})
 DEFAULT_MODELS = Path(__file__).resolve().parent.parent / "engines" / "models"
 
 
+class Role(enum.Enum):
+    """What a worker process does: score vitals, score pictures, or both side by side."""
+
+    VITALS = "vitals"
+    IMAGING = "imaging"
+    ALL = "all"
+
+
 def _listed(value: Any) -> Any:
     """What stands between commas; anything but text is left alone."""
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
@@ -56,6 +65,11 @@ class Settings(BaseSettings):
     # Kafka
     broker: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port, comma-separated")
     group: str = Field("riskstream-vitals", description="consumer group", pattern=r"^[A-Za-z0-9._-]{1,200}$")
+    imaging_group: str = Field(
+        "riskstream-imaging",
+        description="consumer group of the imaging role",
+        pattern=r"^[A-Za-z0-9._-]{1,200}$",
+    )
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
     kafka_username: str = ""
@@ -93,6 +107,7 @@ class Settings(BaseSettings):
     topic_dead_letters: str = "dead-letters"
     topic_policies: str = Field("policies", description="changes of policies, compacted; empty for none")
     topic_feedback: str = Field("alert-feedback", description="what people say of alerts; empty for none")
+    topic_imaging: str = Field("imaging", description="imaging events, read by the imaging role")
     topic_findings: str = Field(
         "findings", description="what models make of pictures, read by the ward page alone; empty for none"
     )
@@ -140,6 +155,17 @@ class Settings(BaseSettings):
         None, description="JSON file of changes of alert policies; read again when it changes"
     )
 
+    # Pictures
+    imaging_decoders: int = Field(
+        2, ge=1, le=64, description="processes that decode pictures, one picture each at a time"
+    )
+    imaging_decode_timeout_s: float = Field(
+        20.0, gt=0, le=300, description="a picture that takes longer to decode is refused"
+    )
+    imaging_decode_memory_mb: int = Field(
+        2048, ge=64, le=16_384, description="MiB that decoding one picture may take"
+    )
+
     # The path
     checkpoint_interval_s: float = Field(1.0, gt=0, le=60)
     max_record_bytes: int = Field(
@@ -153,6 +179,30 @@ class Settings(BaseSettings):
         2.0 * WINDOW_BINS + 24.0,
         ge=2.0 * WINDOW_BINS,
         description="record time that is read again when state is rebuilt from Kafka",
+    )
+
+    # The imaging role
+    imaging_model: str = Field("pneumonia", description="image model in the repository")
+    imaging_concurrency: int = Field(
+        8,
+        ge=1,
+        le=16,
+        description="pictures held at once of each kind of source, from fetch to decoded",
+    )
+    imaging_allow_burned_in: bool = Field(
+        False, description="take DICOM whose header says that text is burned into its pixels"
+    )
+    imaging_max_record_bytes: int = Field(
+        12 << 20,
+        ge=1 << 10,
+        le=64 << 20,
+        description="larger imaging records are dead-lettered; base64 makes 8 MiB inline into 11",
+    )
+    imaging_window_bytes: int = Field(
+        64 << 20, ge=1 << 20, le=4 << 30, description="imaging records on their way; no more are fetched then"
+    )
+    imaging_memory_h: float = Field(
+        720.0, gt=0, le=24.0 * 366, description="how long Redis remembers which images have been scored"
     )
 
     # HTTP and logs

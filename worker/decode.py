@@ -148,7 +148,7 @@ def _native(value: bytes) -> Event | Refusal:
         if (
             _encode(message) != value
             and _may_repeat_keys(value, len(message.observations))
-            and _repeats_keys(value)
+            and repeats_keys(value)
         ):
             return Refusal("duplicate-key")
         return Event(
@@ -172,11 +172,11 @@ def _salvage(value: bytes, error: msgspec.ValidationError) -> Event | Refusal:
     """The good observations of a message in which something has a wrong type."""
     try:
         envelope = _envelope.decode(value)
-        if _repeats_keys(value):
+        if repeats_keys(value):
             return Refusal("duplicate-key")
         time_ms = milliseconds(envelope.time)
     except (msgspec.DecodeError, RecursionError, OverflowError, ValueError):
-        return Refusal("invalid-message", _path(error))
+        return Refusal("invalid-message", path_of(error))
     if not 0 < len(envelope.observations) <= MAX_OBSERVATIONS:
         return Refusal("invalid-message", "$.observations")
     good: list[tuple[int, Observation]] = []
@@ -185,12 +185,12 @@ def _salvage(value: bytes, error: msgspec.ValidationError) -> Event | Refusal:
         try:
             good.append((position, _observation.decode(raw)))
         except (msgspec.DecodeError, RecursionError, OverflowError, ValueError) as fault:
-            place = _path(fault)[1:]
+            place = path_of(fault)[1:]
             bad.append(Rejection("invalid-observation", f"$.observations[{position}]{place}"))
     return Event(envelope.event_id, envelope.patient, time_ms, good, tuple(bad), envelope.care_unit)
 
 
-def _path(error: Exception) -> str:
+def path_of(error: Exception) -> str:
     """The place that msgspec names; the rest of its message may quote the payload."""
     match = _PATH.search(str(error))
     return match.group(1) if match else "$"
@@ -215,7 +215,12 @@ def _may_repeat_keys(value: bytes, observations: int) -> bool:
     )
 
 
-def _repeats_keys(value: bytes) -> bool:
+def repeats_keys(value: bytes) -> bool:
+    """Whether an object of this JSON has a key twice.
+
+    Raises:
+        ValueError, RecursionError: it is no JSON, or nested too deep.
+    """
     repeated = False
 
     def pairs(items: list[tuple[str, Any]]) -> None:
@@ -230,9 +235,9 @@ def _feedback(value: bytes) -> Feedback | Refusal:
     """What a person says of an alert; `id` must be the one that the alert's other fields make."""
     try:
         message = _feedback_record.decode(value)
-        repeats, time_ms = _repeats_keys(value), milliseconds(message.time)
+        repeats, time_ms = repeats_keys(value), milliseconds(message.time)
     except msgspec.ValidationError as error:
-        return Refusal("invalid-message", _path(error))
+        return Refusal("invalid-message", path_of(error))
     except (msgspec.DecodeError, RecursionError, OverflowError, ValueError):
         return Refusal("invalid-json")
     if repeats:

@@ -4,6 +4,7 @@
     ├── RetryError            wait and do the same again; nothing is lost meanwhile
     │   ├── EngineDownError   the engine fails its own golden data; NEWS2 answers alone until it agrees again
     │   │   └── EngineSilentError   an engine call takes long; it may yet come back
+    │   ├── DecoderError      no process is there to decode a picture
     │   ├── PublishError      the broker has not confirmed a publish in time
     │   ├── StoreError        Redis did not answer, or refused a write
     │   └── SourceAwayError   where a picture is kept does not answer at all
@@ -43,6 +44,12 @@ class EngineSilentError(EngineDownError):
     """An engine call takes longer than its callers wait. Look at the device, and at what else it does."""
 
     reason = "engine-silent"
+
+
+class DecoderError(RetryError):
+    """No decoder process can be started, or too many pictures wait. Look at the machine's memory and load."""
+
+    reason = "decoder"
 
 
 class PublishError(RetryError):

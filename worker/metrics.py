@@ -122,6 +122,21 @@ restores = Counter("riskstream_partition_restores_total", "How a partition's sta
 replayed = Counter(
     "riskstream_replayed_records_total", "Records read again to rebuild state, published nothing"
 )
+imaging_stage_duration = Histogram(
+    "riskstream_imaging_stage_duration_seconds",
+    "Time of a picture in a stage, waiting for a source or the engine included",
+    ["stage"],
+    buckets=_SLOW,
+)
+imaging_end_to_end = Histogram(
+    "riskstream_imaging_end_to_end_seconds",
+    "Imaging record's timestamp to its confirmed finding",
+    buckets=_SLOW,
+)
+imaging_in_flight = Gauge("riskstream_imaging_in_flight_records", "Imaging records on their way")
+imaging_source_away = Gauge(
+    "riskstream_imaging_source_away_records", "Imaging records that wait for a source that is away"
+)
 fetches = Counter(
     "riskstream_fetches_total",
     "Tries to fetch a picture, by what it is kept in and outcome",

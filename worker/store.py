@@ -106,14 +106,14 @@ class Store:
 
     async def ping(self) -> None:
         """Ask whether Redis answers."""
-        await _answer(self._redis.ping())
+        await answer(self._redis.ping())
 
     async def acquire(self, place: Place) -> tuple[Lease, Marker]:
         """Take the partition's state over: from now on only the returned lease may write it."""
         lease = Lease()
         marker = self._namespace(place) + ":marker"
-        await _answer(self._redis.hset(marker, "token", lease.token))
-        offset, newest = await _answer(self._redis.hmget(marker, "offset", "newest"))
+        await answer(self._redis.hset(marker, "token", lease.token))
+        offset, newest = await answer(self._redis.hmget(marker, "offset", "newest"))
         return lease, Marker(None if offset is None else int(offset), int(newest or 0))
 
     async def discard(self, place: Place, lease: Lease) -> str:
@@ -138,7 +138,7 @@ class Store:
             pipe = self._redis.pipeline(transaction=False)
             for digest in digests[at : at + _BATCH]:
                 pipe.hgetall(f"{namespace}:p:{digest}")
-            for fields in await _answer(pipe.execute()):
+            for fields in await answer(pipe.execute()):
                 if b"hot" in fields:
                     bins = {int(name[1:]): value for name, value in fields.items() if name != b"hot"}
                     loaded.append(Stored(fields[b"hot"], bins))
@@ -182,7 +182,7 @@ class Store:
         arguments: list[str | bytes | int] = [lease.token, mark, newest_ms, following]
         for write in writes:
             arguments += _arguments(write)
-        verdict = str((await _answer(self._write(keys=keys, args=arguments))).decode())
+        verdict = str((await answer(self._write(keys=keys, args=arguments))).decode())
         if verdict == "ok" and mark not in {"", "-"}:
             lease.token = following
         return verdict
@@ -191,7 +191,7 @@ class Store:
         """What Redis says of its version, memory and persistence."""
         found: dict[str, Any] = {}
         for section in ("server", "memory", "persistence"):
-            found |= await _answer(self._redis.info(section))
+            found |= await answer(self._redis.info(section))
         return found
 
     async def refused(self) -> list[str]:
@@ -217,7 +217,7 @@ class Store:
         return refused
 
     async def _digests(self, place: Place) -> list[str]:
-        members = await _answer(self._redis.smembers(self._namespace(place) + ":patients"))
+        members = await answer(self._redis.smembers(self._namespace(place) + ":patients"))
         return sorted(member.decode() for member in members)
 
     def _namespace(self, place: Place) -> str:
@@ -262,7 +262,12 @@ def _arguments(write: Write) -> list[str | bytes | int]:
     return [write.digest, write.hot, len(put), len(write.drop), *put, *(f"b{hour}" for hour in write.drop)]
 
 
-async def _answer(call: Any) -> Any:
+async def answer(call: Any) -> Any:
+    """What a call to Redis gives.
+
+    Raises:
+        StoreError: it did not answer in time, or refused.
+    """
     try:
         return await call
     except (RedisError, OSError, TimeoutError) as error:

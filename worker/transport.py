@@ -86,6 +86,21 @@ class Chunk(NamedTuple):
         return int(self.records[-1].offset) + 1
 
 
+class Subscription(NamedTuple):
+    """What one group reads, and how much at once.
+
+    group: the consumer group.
+    topic: the topic that it reads.
+    fetch_bytes: of a partition at once; a single larger record comes all the same.
+    records: of a partition at once, at most.
+    """
+
+    group: str
+    topic: str
+    fetch_bytes: int
+    records: int
+
+
 class Committed(NamedTuple):
     """A committed offset and the metadata that was committed with it."""
 
@@ -118,6 +133,7 @@ class ChunkThread(AIOKafkaConsumerThread):  # type: ignore[misc]
 
     def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
         settings: Settings = transport.settings
+        subscription: Subscription = transport.subscription
 
         class Assignor(StickyPartitionAssignor):  # type: ignore[misc]
             """Moves few partitions. A class of its own: what it remembers is its class's."""
@@ -127,13 +143,13 @@ class ChunkThread(AIOKafkaConsumerThread):  # type: ignore[misc]
         return AIOKafkaConsumer(
             **settings.kafka_client(),
             client_id=f"riskstream-{settings.instance}",
-            group_id=settings.group,
+            group_id=subscription.group,
             partition_assignment_strategy=[Assignor],
             enable_auto_commit=False,
             auto_offset_reset="earliest",
-            max_partition_fetch_bytes=settings.fetch_max_bytes,
+            max_partition_fetch_bytes=subscription.fetch_bytes,
             fetch_max_wait_ms=FETCH_WAIT_MS,
-            max_poll_records=settings.chunk_records,
+            max_poll_records=subscription.records,
             max_poll_interval_ms=int(settings.max_poll_interval_s * 1000),
             session_timeout_ms=int(settings.session_timeout_s * 1000),
             heartbeat_interval_ms=int(min(HEARTBEAT_S, settings.session_timeout_s / 4) * 1000),
@@ -307,20 +323,30 @@ class ChunkTransport(FaustTransport):  # type: ignore[misc]
     Consumer = ChunkConsumer
     Producer = SilentProducer
 
-    def __init__(self, urls: Any, app: Any, settings: Settings, intake: Intake) -> None:
+    def __init__(
+        self, urls: Any, app: Any, settings: Settings, intake: Intake, subscription: Subscription
+    ) -> None:
         super().__init__(urls, app)
         self.settings = settings
+        self.subscription = subscription
         self.intake = intake
 
 
-def chunk_app(settings: Settings, intake: Intake, folder: str) -> Any:
-    """A Faust app, not yet started, whose one agent hands the chunks of the vitals topic to `intake`.
+def vitals_subscription(settings: Settings) -> Subscription:
+    """What the vitals role reads."""
+    return Subscription(
+        settings.group, settings.topic_vitals, settings.fetch_max_bytes, settings.chunk_records
+    )
+
+
+def chunk_app(settings: Settings, intake: Intake, folder: str, subscription: Subscription) -> Any:
+    """A Faust app, not yet started, whose one agent hands the chunks of a topic to `intake`.
 
     Faust wants a folder for tables, which there are none of; it is the caller's to remove.
     """
     urls = [URL(f"kafka://{server}") for server in settings.bootstrap_servers]
     app = faust.App(
-        settings.group,
+        subscription.group,
         broker=urls,
         autodiscover=False,
         web_enabled=False,
@@ -336,14 +362,14 @@ def chunk_app(settings: Settings, intake: Intake, folder: str) -> Any:
         broker_max_poll_interval=settings.max_poll_interval_s,
         stream_buffer_maxsize=64,
     )
-    app.transport = app.producer_transport = ChunkTransport(urls, app, settings, intake)
-    topic = app.topic(settings.topic_vitals, key_type=bytes, value_type=bytes, value_serializer="raw")
+    app.transport = app.producer_transport = ChunkTransport(urls, app, settings, intake, subscription)
+    topic = app.topic(subscription.topic, key_type=bytes, value_type=bytes, value_serializer="raw")
 
-    async def vitals(stream: Any) -> None:
+    async def chunks(stream: Any) -> None:
         async for event in stream.noack().events():
             intake.put(event.message.tp, event.message.value)
 
-    app.agent(topic, name="vitals")(vitals)
+    app.agent(topic, name=subscription.topic)(chunks)
     app.on_partitions_assigned.connect(lambda _, assigned, **__: intake.assign(set(assigned)), weak=False)
 
     async def revoke(_: Any, revoked: set[TP], **__: Any) -> None:

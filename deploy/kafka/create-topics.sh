@@ -17,6 +17,8 @@ create risk-alerts 8 "$(days 90)"
 create risk-scores 8 "$(days 10)"
 create dead-letters 1 "$(days 30)"
 create alert-feedback 8 "$(days 90)"
+# A record may hold a picture: up to imaging_max_record_bytes.
+create imaging 8 "$(days 10)" --config max.message.bytes=12582912
 create findings 8 "$(days 90)"
 # Every version of a policy has a key of its own, so compaction keeps them all.
 create policies 1 -1 --config cleanup.policy=compact

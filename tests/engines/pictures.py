@@ -49,7 +49,8 @@ def dicom(pixels: NDArray[Any], syntax: UID = ExplicitVRLittleEndian, **attribut
     meta.TransferSyntaxUID = syntax
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
     meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["test"])
-    dataset = FileDataset("", Dataset(), file_meta=meta, preamble=b"\0" * 128)
+    order = {"is_implicit_VR": syntax.is_implicit_VR, "is_little_endian": syntax.is_little_endian}
+    dataset = FileDataset("", Dataset(), file_meta=meta, preamble=b"\0" * 128, **order)
     bits = pixels.dtype.itemsize * 8
     dataset.Rows, dataset.Columns = pixels.shape[:2]
     dataset.SamplesPerPixel = 1 if pixels.ndim == 2 else 3

@@ -17,8 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
-from engines import dicom as dicom_decoder
-from engines import images
+from engines import dicom_grey, images, limits
 from engines.errors import ExtraError, ImageError
 from schemas.model_config import ImageInput
 from tests.engines.pictures import dicom, encoded
@@ -97,7 +96,7 @@ def test_dicom_rescale_window_and_inversion() -> None:
     ],
 )
 def test_window_functions(function: str, expected: list[float]) -> None:
-    found = dicom_decoder.window(np.array([0.0, 100.0, 200.0]), 100, 200, function)
+    found = dicom_grey.window(np.array([0.0, 100.0, 200.0]), 100, 200, function)
     np.testing.assert_allclose(found, expected, atol=1e-7)
 
 
@@ -106,7 +105,7 @@ def test_window_functions(function: str, expected: list[float]) -> None:
 )
 def test_windows_that_are_none(width: float, function: str) -> None:
     with pytest.raises(ImageError, match="positive width"):
-        dicom_decoder.window(np.zeros(1), 0, width, function)
+        dicom_grey.window(np.zeros(1), 0, width, function)
 
 
 def test_dicom_without_a_window_spans_its_values_and_blackens_padding() -> None:
@@ -168,11 +167,10 @@ def test_dicom_of_another_kind_is_refused_without_telling_it() -> None:
         (b"GIF89a" + bytes(400), "neither PNG, JPEG nor DICOM"),
         (encoded(RAMP)[:50], "damaged"),
         (encoded(RAMP, "JPEG")[:300], "damaged"),
-        (dicom(RAMP)[:-20], "cannot be decoded"),
+        (dicom(RAMP)[:-20], "76 bytes; the header asks for 96"),
         (dicom(RAMP, NumberOfFrames=2), "several frames"),
         (dicom(RAMP, Rows=60000, Columns=60000), "reduce it first"),
         (dicom(RAMP, Rows=0), "a picture of 12 x 0 pixels"),
-        (dicom(np.zeros((2, 2, 3), np.uint16)), "8 bits each"),
         (dicom(RAMP, WindowCenter=1, WindowWidth=0), "positive width"),
     ],
 )
@@ -187,7 +185,7 @@ def test_limits_hold_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = b"\x89PNG\r\n\x1a\n" + header + zlib.crc32(header[4:]).to_bytes(4) + b"\0\0\0\0IEND\xaeB`\x82"
     with pytest.raises(ImageError, match="reduce it first"):
         images.decode(bomb)
-    monkeypatch.setattr(images, "MAX_PIXELS", 95)
+    monkeypatch.setattr(limits, "MAX_PIXELS", 95)
     with pytest.raises(ImageError, match="12 x 8 pixels; 95 are taken"):
         images.decode(encoded(RAMP))
     monkeypatch.setattr(images, "MAX_BYTES", 10)
@@ -208,7 +206,7 @@ def test_moving_pictures_and_deflated_dicom_are_refused() -> None:
     frames[0].save(file, "PNG", save_all=True, append_images=frames[1:])
     with pytest.raises(ImageError, match="several pictures"):
         images.decode(file.getvalue())
-    with pytest.raises(ImageError, match="deflate"):
+    with pytest.raises(ImageError, match="deflated"):
         images.decode(dicom(RAMP, DeflatedExplicitVRLittleEndian))
 
 

@@ -74,7 +74,8 @@ def read_stages() -> dict[str, Stage]:
 
 
 STAGES = read_stages()
-FINAL = ["cpu", "gpu"]
+FINAL = ["cpu", "imaging", "gpu"]
+IMAGING = {"imaging", "worker-imaging"}
 
 
 # Dockerfile
@@ -93,13 +94,15 @@ def test_an_image_runs_the_worker_as_nobody_in_particular(name: str) -> None:
     assert [keyword for keyword, _ in stage.instructions].index("USER") < len(stage.instructions) - 1
     assert "--uid 10001" in stage.values("RUN")[0]
     assert json.loads(stage.values("ENTRYPOINT")[0]) == ["riskstream"]
-    assert json.loads(stage.values("CMD")[0]) == ["run"]
+    role = ["--role", "imaging"] if name in IMAGING else []
+    assert json.loads(stage.values("CMD")[0]) == ["run", *role]
 
 
 @pytest.mark.parametrize("name", FINAL)
 def test_an_image_is_checked_by_the_check_command(name: str) -> None:
     options, _, command = STAGES[name].values("HEALTHCHECK")[0].partition("CMD ")
     assert json.loads(command)[:2] == ["riskstream", "check"]
+    assert ("imaging" in json.loads(command)) == (name in IMAGING)
     assert all(f"--{option}=" in options for option in ("interval", "timeout", "start-period", "retries"))
 
 
@@ -227,7 +230,7 @@ def test_no_service_is_root(name: str) -> None:
         assert SERVICES[name]["user"].split(":")[0] not in {"", "0", "root"}
 
 
-@pytest.mark.parametrize("name", ["redis", "worker", "worker-gpu", "prometheus"])
+@pytest.mark.parametrize("name", ["redis", "worker", "worker-gpu", "worker-imaging", "prometheus"])
 def test_file_systems_are_read_only_where_the_image_allows_it(name: str) -> None:
     assert SERVICES[name]["read_only"] is True
 
@@ -252,7 +255,8 @@ def test_settings_that_are_passed_exist(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(BUILT))
 def test_the_worker_can_start_with_its_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in SERVICES[name]["environment"].items():
-        monkeypatch.setenv(key, "secret" if value.startswith("${") else value)
+        unset = value.startswith("${") and value.endswith(":-}")
+        monkeypatch.setenv(key, "" if unset else "secret" if value.startswith("${") else value)
     settings = Settings()
     assert settings.bootstrap_servers == ["kafka:9092"]
     assert settings.http_host == "0.0.0.0"
@@ -325,6 +329,29 @@ def test_a_worker_has_the_time_to_drain(name: str) -> None:
 def test_prometheus_scrapes_every_worker() -> None:
     config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
     jobs = {job["job_name"]: job for job in config["scrape_configs"]}
-    (discovery,) = jobs["riskstream"]["dns_sd_configs"]
-    assert set(discovery["names"]) == BUILT
-    assert {str(discovery["port"])} == {port for name in BUILT for port in SERVICES[name]["expose"]}
+    vitals, imaging = (jobs[name]["dns_sd_configs"][0] for name in ("riskstream", "riskstream-imaging"))
+    assert set(vitals["names"]) == BUILT - IMAGING
+    assert set(imaging["names"]) == BUILT & IMAGING
+    ports = {port for name in BUILT for port in SERVICES[name]["expose"]}
+    assert {str(vitals["port"]), str(imaging["port"])} == ports
+
+
+def test_the_imaging_worker_is_checked_as_one() -> None:
+    check = SERVICES["worker-imaging"]["healthcheck"]
+    assert check["test"] == [
+        *SERVICES["worker"]["healthcheck"]["test"][:3],
+        "--role",
+        "imaging",
+        "--timeout",
+        "10",
+    ]
+    assert {key: check[key] for key in ("interval", "timeout", "retries")} == {
+        key: SERVICES["worker"]["healthcheck"][key] for key in ("interval", "timeout", "retries")
+    }
+
+
+def test_a_topic_of_pictures_takes_the_largest_that_the_role_takes() -> None:
+    script = (ROOT / "deploy" / "kafka" / "create-topics.sh").read_text()
+    found = re.search(r"^create imaging .* max\.message\.bytes=(\d+)$", script, re.MULTILINE)
+    assert found
+    assert int(found[1]) == Settings.model_fields["imaging_max_record_bytes"].default

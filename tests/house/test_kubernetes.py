@@ -258,8 +258,8 @@ def test_the_job_has_the_name_that_alerts_ask_for() -> None:
         value
         for rule in rules("alerts.yml")
         for selector in selectors(rule["expr"])
-        for label, _, value in selector.matchers
-        if label == "job"
+        for label, operator, value in selector.matchers
+        if label == "job" and operator == "="
     }
     assert asked == {job}
     assert monitor.keys() == {"jobLabel", "selector", "endpoints"}

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
+from engines.errors import IMAGE_REASONS
 from worker import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,6 +111,10 @@ def test_every_reason_of_a_dead_letter_has_an_entry() -> None:
 
 def test_every_reason_of_an_error_has_an_entry() -> None:
     assert entries("Reasons of errors") == (reasons_of_errors() | CHECKPOINTS) - DEAD_LETTERS
+
+
+def test_every_reason_of_a_picture_has_an_entry() -> None:
+    assert entries("Reasons of pictures") == IMAGE_REASONS.keys()
 
 
 def test_metrics_that_are_named_anywhere_exist() -> None:

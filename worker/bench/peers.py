@@ -22,7 +22,7 @@ from faust.types import TP
 
 from schemas.messages import VitalsRecord
 from worker.config import Settings
-from worker.transport import Chunk, chunk_app
+from worker.transport import Chunk, chunk_app, vitals_subscription
 
 WARM_UP = 0.1
 """Share of the events that is read before the clock starts: first fetches, caches, first calls."""
@@ -110,7 +110,7 @@ async def riskstream(source: Input, meter: Meter) -> None:
         rebalance_timeout_s=SESSION_S,
     )
     with tempfile.TemporaryDirectory(prefix="riskstream-") as folder:
-        await _run(chunk_app(settings, _Everything(meter), folder), meter)
+        await _run(chunk_app(settings, _Everything(meter), folder, vitals_subscription(settings)), meter)
 
 
 async def aiokafka(source: Input, meter: Meter) -> None:

@@ -1,0 +1,180 @@
+"""The imaging role as a process, on the embedded broker: what it publishes, and what no kill takes away."""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+from aiohttp import web
+
+from tests.engines.pictures import dicom, of_class
+from tests.killing import WorkerProcess
+from tests.worker.imaging_site import ImagingSite
+from tests.worker.pacs import Pacs, multipart, related
+from tests.worker.pictures import inline, png, record
+from tests.worker.records import Record, rfc3339
+from worker.embedded import redis, tansu
+
+SEED = 20_261_121
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[tuple[str, str]]:
+    """Addresses of an embedded broker and Redis."""
+    with tansu() as broker, redis() as cache:
+        yield broker.address, cache.address
+
+
+def now(sent: Record) -> Record:
+    """The same record, stamped now, as a topic that deletes by age would have it."""
+    moment = time.time_ns() // 1_000_000
+    value = (sent.value or b"").replace(rfc3339(sent.timestamp).encode(), rfc3339(moment).encode())
+    return sent._replace(timestamp=moment, value=value)
+
+
+def file(number: int) -> bytes:
+    """A DICOM file of its own instance."""
+    return dicom(of_class(number % 2, 28, np.random.default_rng(number)), SOPInstanceUID=f"1.2.3.{number}")
+
+
+def kept(pacs: Pacs, number: int, **more: Any) -> Record:
+    """A record of a picture in the PACS."""
+    url = f"{pacs.url}/studies/1.2/series/1.3/instances/1.2.3.{number}"
+    return now(record(number, {"type": "dicomweb", "url": url}, f"p{number}", **more))
+
+
+async def answer(request: web.Request) -> web.StreamResponse:
+    """The instance that is asked for, after a while."""
+    number = int(request.path.rsplit(".", 1)[-1])
+    await asyncio.sleep(random.Random(number).uniform(0, 0.1))
+    return related(multipart(file(number)))
+
+
+def served(pacs: Pacs) -> dict[str, str]:
+    """Settings that allow the PACS."""
+    return {"RISKSTREAM_IMAGING_HOSTS": pacs.url, "RISKSTREAM_IMAGING_INTERNAL_HOSTS": "127.0.0.1"}
+
+
+async def state(worker: WorkerProcess) -> tuple[int, dict[str, Any]]:
+    """Status and body of /health/ready."""
+    url = f"http://127.0.0.1:{worker.port}/health/ready"
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        return response.status, await response.json()
+
+
+async def test_pictures_become_findings_and_what_is_at_fault_dead_letters(
+    servers: tuple[str, str],
+) -> None:
+    site = ImagingSite(*servers)
+    await site.create()
+    sent = [
+        now(record(0, inline(png(0)), "p0")),
+        now(record(1, inline(file(1)), "p1", modality="DX")),
+        now(record(2, inline(png(0)), "p0")),
+        now(record(3, inline(file(1)), "p1")),
+        now(record(4, inline(file(1)), "p2")),
+        now(record(5, inline(b"\x89PNG broken"), "p3")),
+        now(record(6, inline(png(6)), "p4"))._replace(key=b"p5"),
+        now(record(7, {"type": "file", "path": "/etc/passwd"}, "p6")),
+    ]
+    with WorkerProcess(site) as worker:
+        await worker.ready()
+        await site.committed(await site.send(sent))
+        came, fates = await site.came(), await worker.fates()
+        assert await worker.stop() == 0, worker.tail()
+        log = worker.log_text()
+    assert came.patients == ["p0", "p1", "p2"]
+    assert set(came.times.values()) == {1}
+    assert sorted(letter.reason for letter in came.letters)[:2] == ["damaged-file", "key-mismatch"]
+    assert len(came.letters) == 3
+    assert fates == {"scored": 3, "duplicate": 2, "dead_lettered": 3}
+    assert "/etc/passwd" not in log
+    assert all(f.activation_png and f.activation_png[:4] == b"\x89PNG" for f in came.findings.values())
+
+
+async def test_killed_at_random_moments_it_loses_nothing_and_names_each_image_once(
+    servers: tuple[str, str],
+) -> None:
+    rng, pacs = random.Random(SEED), Pacs()
+    pacs.answer = answer
+    await pacs.start()
+    site = ImagingSite(*servers, **served(pacs))
+    await site.create()
+    count = 60
+    sent = [kept(pacs, i) if i % 2 else now(record(i, inline(png(i, i % 2)), f"p{i}")) for i in range(count)]
+    sent += rng.sample(sent, 10)
+    with WorkerProcess(site) as worker:
+        await worker.ready()
+        load = asyncio.create_task(site.send(sent, 0.05))
+        for _ in range(3):
+            await asyncio.sleep(rng.uniform(0.4, 1.0))
+            worker.kill()
+            worker.start()
+            await worker.ready()
+        await site.committed(await load)
+        assert await worker.stop() == 0, worker.tail()
+    await pacs.stop()
+    came = await site.came()
+    assert came.patients == sorted(f"p{i}" for i in range(count))
+    assert came.letters == []
+    print(f"seed {SEED}: {sum(came.times.values()) - count} findings came twice")
+
+
+@pytest.mark.parametrize("forgetful", [False, True])
+async def test_killed_after_publishing_it_knows_what_it_has_scored(
+    servers: tuple[str, str], forgetful: bool
+) -> None:
+    """Nothing is committed before the kill, so all is read again: Redis tells duplicates, ids the rest."""
+    site = ImagingSite(*servers)
+    await site.create()
+    sent = [now(record(i, inline(png(i)), f"p{i}")) for i in range(8)]
+    with WorkerProcess(site, RISKSTREAM_CHECKPOINT_INTERVAL_S="60") as worker:
+        await worker.ready()
+        ends = await site.send(sent)
+        await site.until(8)
+        worker.kill()
+    if forgetful:
+        import redis.asyncio as client
+
+        other = client.Redis.from_url(f"redis://{servers[1]}/0")
+        await other.flushall()
+        await other.aclose()
+    with WorkerProcess(site) as worker:
+        await worker.ready()
+        await site.committed(ends)
+        fates = await worker.fates()
+        assert await worker.stop() == 0, worker.tail()
+    came = await site.came()
+    assert came.patients == [f"p{i}" for i in range(8)]
+    assert set(came.times.values()) == ({2} if forgetful else {1})
+    assert fates == ({"scored": 8} if forgetful else {"duplicate": 8})
+
+
+async def test_a_source_that_is_away_is_waited_for(servers: tuple[str, str]) -> None:
+    pacs = Pacs()
+    pacs.answer = answer
+    await pacs.start()
+    site = ImagingSite(*servers, **served(pacs))
+    await pacs.stop()
+    await site.create()
+    with WorkerProcess(site) as worker:
+        await worker.ready()
+        ends = await site.send([kept(pacs, 1), now(record(2, inline(png(2)), "p2"))])
+        assert (await site.until(1)).patients == ["p2"]
+        for _ in range(100):
+            status, body = await state(worker)
+            if body["imaging"]["sources_away"]:
+                break
+            await asyncio.sleep(0.1)
+        assert (status, body["imaging"]["sources_away"], body["imaging"]["in_flight"]) == (503, 1, 1)
+        await pacs.start()
+        assert (await site.until(2)).patients == ["p1", "p2"]
+        await site.committed(ends)
+        await worker.ready()
+        assert await worker.stop() == 0, worker.tail()
+    await pacs.stop()
+    assert (await site.came()).letters == []

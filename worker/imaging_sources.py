@@ -1,0 +1,156 @@
+"""Where the imaging role's pictures come from and what opens them, behind one interface.
+
+What is wrong with one picture comes back as a refusal, for its dead letter. A source that is away is waited
+for, and counted meanwhile.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from typing import Any
+
+import structlog
+
+from engines.decoded import Decoded, Words
+from engines.errors import ExtraError, ImageError
+from schemas.imaging import DicomwebImage, FileImage, ImagingEvent, InlineImage, ObjectImage
+from schemas.model_config import ModelConfig
+from worker import metrics
+from worker.config import Settings
+from worker.decode import Refusal
+from worker.decoder import Decoders
+from worker.errors import DecoderError, FetchError, SourceAwayError
+from worker.fetch import Fetched, Fetcher
+from worker.fetch_patience import Patience, fetch_patiently
+from worker.imaging import Original
+
+RETRY_S = 1.0
+"""Before a decoder is asked for again."""
+
+log = structlog.get_logger("riskstream.imaging")
+
+
+class _Watched(Fetcher):
+    """A fetcher that bounds how many pictures are held, and notes whose source is away.
+
+    Each picture is fetched in a task of its own. One that is fetched holds its place until `let_go`; between
+    two tries it holds none, so that what a source lacks keeps nothing from what it has.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.away: set[asyncio.Task[Any] | None] = set()
+        self._holding: set[asyncio.Task[Any] | None] = set()
+        # One for each kind of source: a PACS that hangs holds up neither files nor pictures that came inline.
+        self._places = {
+            kind: asyncio.Semaphore(settings.imaging_concurrency)
+            for kind in (InlineImage, FileImage, DicomwebImage, ObjectImage)
+        }
+
+    async def fetch(self, event: ImagingEvent) -> Fetched:
+        places, task = self._places[type(event.image)], asyncio.current_task()
+        await places.acquire()
+        try:
+            fetched = await super().fetch(event)
+        except BaseException as error:
+            places.release()
+            if isinstance(error, SourceAwayError):
+                self.away.add(task)
+                metrics.imaging_source_away.set(len(self.away))
+            raise
+        self._holding.add(task)
+        return fetched
+
+    def let_go(self, event: ImagingEvent) -> None:
+        """The task at work neither waits nor holds bytes any more."""
+        task = asyncio.current_task()
+        if task in self._holding:
+            self._holding.discard(task)
+            self._places[type(event.image)].release()
+        self.came()
+
+    def came(self) -> None:
+        """The task at work waits no more."""
+        self.away.discard(asyncio.current_task())
+        metrics.imaging_source_away.set(len(self.away))
+
+
+class FetchedAndDecoded:
+    """The sources that the settings allow. Made in the event loop that uses it.
+
+    decoders_up: whether a decoder could be had last time.
+    """
+
+    def __init__(self, settings: Settings, model: ModelConfig) -> None:
+        """
+        Raises:
+            ExtraError: a source is allowed whose extra is not installed.
+        """
+        assert model.image is not None
+        self._wanted = model.image
+        self._fetcher = _Watched(settings)
+        self._patience = Patience.of(settings)
+        self._decoders = Decoders.of(settings)
+        self._burned_in = settings.imaging_allow_burned_in
+        self.decoders_up = True
+
+    @property
+    def away(self) -> int:
+        """Pictures that wait for a source that is away."""
+        return len(self._fetcher.away)
+
+    @asynccontextmanager
+    async def fetched(self, event: ImagingEvent) -> AsyncIterator[Original | Refusal]:
+        """The picture's bytes, however long their source is away; its place is another's afterwards."""
+        try:
+            yield await self._original(event)
+        finally:
+            self._fetcher.let_go(event)
+
+    async def _original(self, event: ImagingEvent) -> Original | Refusal:
+        try:
+            fetched = await fetch_patiently(self._fetcher, event, self._patience)
+        except FetchError as error:
+            return Refusal(error.reason, "$.image")
+        self._fetcher.came()
+        digest = await asyncio.to_thread(lambda: sha256(fetched.content).hexdigest())
+        return Original(fetched.content, digest, fetched.frame)
+
+    async def decode(self, original: Original, event: ImagingEvent) -> Decoded | Refusal:
+        """The picture as the model takes it, decoded in a child process."""
+        hints = Words(event.modality, event.body_part, event.view)
+        while True:
+            try:
+                decoded = await self._decoders.decode(
+                    original.content,
+                    self._wanted,
+                    frame=original.frame,
+                    hints=hints,
+                    allow_burned_in=self._burned_in,
+                )
+            except (ImageError, ExtraError) as error:
+                return Refusal(error.reason, "$.image")
+            except DecoderError as error:
+                self._decoders_are(False, str(error))
+                await asyncio.sleep(RETRY_S)
+            else:
+                self._decoders_are(True, "")
+                return decoded
+
+    def _decoders_are(self, up: bool, why: str) -> None:
+        if up != self.decoders_up:
+            log.warning("pictures are decoded again" if up else "pictures wait for a decoder", why=why)
+        self.decoders_up = up
+
+    async def start(self) -> None:
+        """Have every decoder process ready; one that does not start is tried again when it is needed."""
+        try:
+            await self._decoders.start()
+        except DecoderError as error:
+            self._decoders_are(False, str(error))
+
+    async def close(self) -> None:
+        """Close connections and end the children."""
+        await self._fetcher.close()
+        await self._decoders.close()
