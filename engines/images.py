@@ -125,8 +125,14 @@ def overlay(picture: F32, evidence: F32, side: int = 224) -> bytes:
     share = np.clip(evidence / peak, 0, 1) if peak > 0 else np.zeros_like(evidence)
     ink = 0.6 * _resized(share.astype(np.float32), size, Image.Resampling.BICUBIC)[:, :, None].clip(0, 1)
     mixed = ground * (1 - ink) + ink * RED
+    return to_png(mixed.astype(np.float32))
+
+
+def to_png(picture: F32) -> bytes:
+    """A picture, float32[height, width, 1 | 3] in [0, 1], as a PNG of 8 bits."""
+    levels = (picture.clip(0, 1) * 255).round().astype(np.uint8)
     file = io.BytesIO()
-    Image.fromarray((mixed.clip(0, 1) * 255).round().astype(np.uint8)).save(file, "PNG")
+    Image.fromarray(levels[:, :, 0] if levels.shape[2] == 1 else levels).save(file, "PNG")
     return file.getvalue()
 
 

@@ -24,6 +24,7 @@ from worker import (
     cli_model,
     cli_policy,
     cli_replay,
+    cli_send,
     cli_stream,
     config,
 )
@@ -44,7 +45,7 @@ app.command()(cli_feedback.feedback)
 app.command()(cli_board.board)
 app.command()(cli_backtest.backtest)
 app.command()(cli_stream.demo)
-app.command()(cli_stream.send)
+app.add_typer(cli_send.app, name="send")
 app.command(name="drift")(cli_drift.drift_)
 app.command()(cli_audit.explain)
 app.command()(cli_replay.replay)

@@ -1,4 +1,4 @@
-"""`riskstream send`: a recording -> confirmed records on the vitals topic, at the pace of event time.
+"""`riskstream send`: a recording -> confirmed records on a topic, at the pace of event time.
 
 A record's Kafka timestamp is its event time: the worker judges dates, and how far back to rebuild, against
 record timestamps. A topic that deletes by age therefore deletes old recordings early: give such a topic
@@ -13,14 +13,20 @@ from typing import IO, Any, NamedTuple
 
 import msgspec
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, UnknownTopicOrPartitionError
 
+from schemas.imaging import MAX_INLINE_BYTES, ImagingEvent
 from schemas.messages import VitalsRecord
 from worker import tracing
 from worker.config import Settings
 from worker.recording import Recording
 
 _HEADERS = (("content-type", b"application/json"),)
+
+MOST_BYTES = 4 * MAX_INLINE_BYTES // 3 + (1 << 16)
+"""Of a record: the largest picture inline, in base64."""
+
+TOO_LARGE = "a record is larger than the broker takes: send it --by-reference, or raise max.message.bytes"
 
 _YIELD_EVERY = 64
 """Records handed over before other tasks get a turn, when nothing else makes the sender wait."""
@@ -64,9 +70,10 @@ class Sender:
     """Sends records in order through an own producer: acks=all, idempotent where the broker can.
 
     Args:
-        settings: broker and topic.
+        settings: broker.
         on_confirmed: called once for each record that the broker has confirmed.
         record_to: where what is sent is written too, one record a line.
+        topic: the vitals topic unless stated.
     """
 
     def __init__(
@@ -74,10 +81,11 @@ class Sender:
         settings: Settings,
         on_confirmed: Callable[[Confirmed], None] | None = None,
         record_to: IO[bytes] | None = None,
+        topic: str | None = None,
     ) -> None:
         self.sent = 0
         self.confirmed = 0
-        self._topic = settings.topic_vitals
+        self._topic = topic or settings.topic_vitals
         self._timeout_s = settings.request_timeout_s
         self._on_confirmed = on_confirmed
         self._record_to = record_to
@@ -87,6 +95,7 @@ class Sender:
             client_id="riskstream-send",
             acks="all",
             enable_idempotence=settings.kafka_idempotence,
+            max_request_size=MOST_BYTES if topic == settings.topic_imaging else 1 << 20,
         )
 
     async def __aenter__(self) -> "Sender":
@@ -100,7 +109,7 @@ class Sender:
     async def __aexit__(self, *_: object) -> None:
         await self._producer.stop()
 
-    async def send(self, record: VitalsRecord) -> None:
+    async def send(self, record: VitalsRecord | ImagingEvent) -> None:
         """Hand a record over; waits while the producer's buffer is full.
 
         Raises:
@@ -116,6 +125,8 @@ class Sender:
                 timestamp_ms=round(record.time.timestamp() * 1000),
                 headers=list(tracing.sent(self._topic, _HEADERS)),
             )
+        except MessageSizeTooLargeError:
+            raise SendError(TOO_LARGE) from None
         except UnknownTopicOrPartitionError:
             raise SendError(f"the broker has no topic {self._topic}; create it first") from None
         except KafkaError as error:
@@ -151,6 +162,8 @@ class Sender:
             self._on_confirmed(Confirmed(place.partition, place.offset, at))
 
     def _check(self) -> None:
+        if isinstance(self._failure, MessageSizeTooLargeError):
+            raise SendError(TOO_LARGE)
         if self._failure is not None:
             raise SendError(f"the broker refused a record: {type(self._failure).__name__}")
 

@@ -29,6 +29,9 @@ ADMISSIONS_H = 6.0
 ILL = 0.25
 """Level of illness from which a patient is watched more closely and has blood gases taken."""
 
+LUNGS = {"respiratory-failure": 1.1, "sepsis": 0.6}
+"""How white the lungs are on a chest film at a pathway's full level."""
+
 _EVENTS = uuid.UUID("5b4ce0d7-7f0c-5f0e-9a34-3f6b1f1f6a11")
 
 
@@ -128,6 +131,18 @@ def chart(patient: Patient, hours: float = 48.0) -> Iterator[VitalsRecord]:
             yield _record(patient, count, hour, observations)
             count += 1
         heapq.heapreplace(due, (hour + body.wait(_ROUNDS[i], hour), i))
+
+
+def filmed(patient: Patient) -> tuple[datetime, float]:
+    """When a patient's chest film is taken, and how white the lungs are on it, from 0 to 1.
+
+    It is taken some hours after admission, of the ill at the height of their illness.
+    """
+    body = _Body(patient)
+    ill = bool(body.severity)
+    hour = body.onset_h + body.rise_h if ill else random.Random(f"film/{patient.number}").uniform(2, 12)
+    level = LUNGS.get(patient.pathway, 0.0) * body.level(hour)
+    return patient.admitted + timedelta(seconds=round(hour * 3600)), min(level, 1.0)
 
 
 def _patient(number: int, seed: int, mix: Mapping[str, float]) -> Patient:

@@ -1,0 +1,122 @@
+"""What a DICOMweb service holds, by QIDO-RS: an imaging event for each image, by reference.
+
+    {base}/studies -> {base}/studies/{uid}/instances -> {base}/studies/{uid}/series/{uid}/instances/{uid}
+
+Studies come page by page, the service's order kept. Nothing of the pictures is fetched; their patients and
+times are the service's word.
+"""
+
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import tzinfo
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from engines.dicom_header import time_of
+from schemas.imaging import DicomwebImage, ImagingEvent
+from worker.config import Settings
+from worker.fetch_allowed import parse_base
+from worker.imaging_source import Choice
+from worker.recording import SourceError
+
+PAGE = 100
+"""Studies asked for at once."""
+
+_MOST_BYTES = 64 << 20
+"""Of one answer."""
+
+_EVENTS = uuid.UUID("9c9a3cf0-3a5f-5a0e-8f0a-5f5ad2f1f3b7")
+
+_PATIENT, _STUDY, _SERIES, _INSTANCE = "00100020", "0020000D", "0020000E", "00080018"
+_DATE, _TIME, _MODALITY, _BODY_PART, _ROWS = "00080020", "00080030", "00080060", "00180015", "00280010"
+
+Attributes = Mapping[str, Any]
+
+
+async def events(url: str, settings: Settings, choice: Choice) -> AsyncIterator[ImagingEvent]:
+    """The events of a service's images.
+
+    Args:
+        url: of the service, such as https://pacs.example/dicom-web.
+        settings: credentials and TLS for it, as a worker has them.
+        choice: patient, time, zone and number as for other sources.
+
+    Raises:
+        SourceError: the service cannot be asked, or an image lacks patient or time.
+    """
+    base = url.rstrip("/")
+    try:
+        known = settings.imaging_authorizations().get(parse_base(base))
+    except ValueError as error:
+        raise SourceError(f"dicomweb: {error}") from None
+    headers = {"Accept": "application/dicom+json"} | ({"Authorization": known} if known else {})
+    timeout = aiohttp.ClientTimeout(total=settings.imaging_fetch_timeout_s)
+    connector = aiohttp.TCPConnector(ssl=settings.imaging_ssl_context())
+    found = 0
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector) as session:
+        offset = 0
+        while True:
+            studies = await _asked(session, f"{base}/studies?limit={PAGE}&offset={offset}")
+            for study in studies:
+                uid = _text(study, _STUDY)
+                fields = f"includefield={_MODALITY}&includefield={_BODY_PART}&includefield={_SERIES}"
+                for instance in await _asked(session, f"{base}/studies/{uid}/instances?{fields}"):
+                    if _ROWS in instance and not _text(instance, _ROWS):
+                        continue  # a report or a measurement: no picture
+                    yield _event(base, {**study, **instance}, choice)
+                    found += 1
+                    if found == choice.limit:
+                        return
+            if len(studies) < PAGE:
+                return
+            offset += len(studies)
+
+
+async def _asked(session: aiohttp.ClientSession, url: str) -> Sequence[Attributes]:
+    try:
+        async with session.get(url, allow_redirects=False) as response:
+            if response.status == 204:
+                return []
+            if response.status != 200:
+                raise SourceError(f"dicomweb: the service answers {response.status}")
+            body = await response.content.read(_MOST_BYTES)
+            if not response.content.at_eof():
+                raise SourceError(f"dicomweb: an answer of more than {_MOST_BYTES:,} bytes")
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise SourceError(f"dicomweb: the service cannot be asked: {type(error).__name__}") from None
+    try:
+        return msgspec.json.decode(body, type=list[dict[str, Any]])
+    except msgspec.MsgspecError:
+        raise SourceError("dicomweb: the service's answer is not DICOM JSON") from None
+
+
+def _event(base: str, told: Attributes, choice: Choice) -> ImagingEvent:
+    study, series, instance = (_text(told, tag) for tag in (_STUDY, _SERIES, _INSTANCE))
+    patient = choice.patient or _text(told, _PATIENT)
+    time = choice.time or _time(told, choice.zone)
+    if not (study and series and instance):
+        raise SourceError("dicomweb: the service names an image without its study, series or instance")
+    if not patient or time is None:
+        raise SourceError("dicomweb: an image without patient or date; give --patient, --time")
+    url = f"{base}/studies/{study}/series/{series}/instances/{instance}"
+    event_id = str(uuid.uuid5(_EVENTS, f"{patient}/{instance}"))
+    return ImagingEvent(
+        event_id,
+        patient,
+        time,
+        DicomwebImage(url),
+        modality=_text(told, _MODALITY)[:16],
+        body_part=_text(told, _BODY_PART)[:64],
+    )
+
+
+def _time(told: Attributes, zone: tzinfo) -> Any:
+    return time_of(_text(told, _DATE), _text(told, _TIME), zone)
+
+
+def _text(told: Attributes, tag: str) -> str:
+    """The first value of an attribute of DICOM JSON, as text; empty where there is none."""
+    values = told.get(tag, {}).get("Value") or [""]
+    return str(values[0] if values[0] is not None else "").strip()

@@ -1,0 +1,248 @@
+"""What `riskstream send imaging` sends: events of the pictures in a folder, a file or a data set.
+
+A small picture travels in its event; a larger one is named by its path, which readers must be allowed to
+open.
+Of a DICOM file the event takes patient, time and words; for other pictures the user, or `events.csv` in the
+folder, says whose they are. The same picture of the same patient gives the same event id.
+"""
+
+import csv
+import hashlib
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from engines import dicom_header, medmnist
+from engines.errors import DatasetError, ExtraError, ImageError
+from engines.images import to_png
+from engines.limits import MAX_BYTES
+from schemas.imaging import MAX_INLINE_BYTES, FileImage, ImagingEvent, InlineImage
+from schemas.model_config import ImageInput
+from worker import simulate
+from worker.films import film
+from worker.pathways import MIX
+from worker.recording import PATIENTS, SIMULATE, SourceError
+
+DICOMWEB = "dicomweb:"
+
+MANIFEST = "events.csv"
+"""Says whose a folder's pictures are: columns file, patient, time; modality, body_part, view if known."""
+
+INLINE_BYTES = 600 << 10
+"""A larger picture goes by reference unless stated: with base64 and the rest it would pass Kafka's 1 MiB."""
+
+_EVENTS = uuid.UUID("0f1c1f0e-61a5-5a0b-9d0c-5b4f53a2be11")
+
+Carry = Literal["auto", "inline", "reference"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Events to send.
+
+    open: a fresh iterator over them. count: how many, None where it is not known before.
+    skipped: files that are no pictures.
+    """
+
+    open: Callable[[], Iterator[ImagingEvent]]
+    count: int | None
+    skipped: int = 0
+
+
+class Choice(NamedTuple):
+    """How a source is read.
+
+    patient: whose all pictures are. time: when all were taken. zone: of times that state none.
+    carry: whether pictures travel in their events. limit: how many, the first ones.
+    """
+
+    patient: str | None = None
+    time: datetime | None = None
+    zone: tzinfo = UTC
+    carry: Carry = "auto"
+    limit: int | None = None
+    seed: int = 1
+
+
+class _Told(NamedTuple):
+    """A row of `events.csv`."""
+
+    patient: str
+    time: datetime
+    modality: str
+    body_part: str
+    view: str
+
+
+def read(source: str, choice: Choice) -> Pictures:
+    """The events of a source that this machine holds: `simulate`, `medmnist:FILE`, a folder or a file.
+
+    Raises:
+        SourceError: it cannot be read, or nobody says whose a picture is.
+    """
+    if source == SIMULATE:
+        return simulated(choice)
+    if source.startswith(medmnist.PREFIX):
+        return _data_set(Path(source.removeprefix(medmnist.PREFIX)), choice)
+    path = Path(source)
+    if path.is_dir():
+        return _folder(path, choice)
+    if not path.is_file():
+        raise SourceError(f"no such file or folder: {path}; or write {DICOMWEB}URL, {medmnist.PREFIX}FILE")
+    if not _is_picture(path):
+        raise SourceError(f"{path} is neither PNG, JPEG nor DICOM (part 10)")
+    return Pictures(lambda: iter([_of_file(path, choice, None)]), 1)
+
+
+def simulated(choice: Choice, patients: list[simulate.Patient] | None = None) -> Pictures:
+    """A chest film of each simulated patient, at the height of the illness."""
+    everyone = patients or simulate.patients(choice.limit or PATIENTS, choice.seed, MIX)
+
+    def events() -> Iterator[ImagingEvent]:
+        made = [(simulate.filmed(patient), patient) for patient in everyone]
+        for (time, level), patient in sorted(made, key=lambda one: one[0]):
+            png = to_png(film(patient.seed, patient.number, level))
+            yield _event(patient.id, time, InlineImage(png), _digest(png), len(png), ("DX", "CHEST", "PA"))
+
+    return Pictures(events, len(everyone))
+
+
+def _data_set(path: Path, choice: Choice) -> Pictures:
+    """Pictures of a MedMNIST file, each a patient's of its own; an hour apart unless one time is given."""
+    try:
+        images = medmnist.read(path, labelled=False)
+    except DatasetError as error:
+        raise SourceError(str(error)) from error
+    count = min(len(images), choice.limit or len(images))
+    begins = choice.time or simulate.START
+    raw = ImageInput(images.height, images.width)
+
+    def events() -> Iterator[ImagingEvent]:
+        for number in range(count):
+            png = to_png(images.read(int(images.places[number]), raw))
+            time = begins if choice.time else begins + timedelta(hours=number)
+            patient = choice.patient or f"image-{number}"
+            yield _event(patient, time, InlineImage(png), _digest(png), len(png), ("", "", ""))
+
+    return Pictures(events, count)
+
+
+def _folder(folder: Path, choice: Choice) -> Pictures:
+    told = _manifest(folder / MANIFEST, choice.zone) if (folder / MANIFEST).is_file() else {}
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    missing = sorted(set(told) - {path.relative_to(folder).as_posix() for path in files})
+    if missing:
+        raise SourceError(f"{MANIFEST} names {len(missing)} files that are not there")
+    pictures = [path for path in files if _is_picture(path)]
+    if not pictures:
+        raise SourceError(f"{folder} holds no PNG, JPEG or DICOM file")
+    chosen = pictures[: choice.limit]
+
+    def events() -> Iterator[ImagingEvent]:
+        for path in chosen:
+            yield _of_file(path, choice, told.get(path.relative_to(folder).as_posix()))
+
+    return Pictures(events, len(chosen), len(files) - len(pictures))
+
+
+def _of_file(path: Path, choice: Choice, told: _Told | None) -> ImagingEvent:
+    content = _content(path)
+    header = None
+    if content[128:132] == b"DICM":
+        try:
+            header = dicom_header.read_header(content, choice.zone)
+        except (ImageError, ExtraError) as error:
+            raise SourceError(f"{path}: {error}") from None
+    patient = choice.patient or (told.patient if told else "") or (header.patient if header else "")
+    if not patient:
+        raise SourceError(
+            f"{path}: whose picture is it? Give --patient, or {MANIFEST} in the folder with the columns "
+            "file, patient, time"
+        )
+    time = choice.time or (told.time if told else None) or (header.time if header else None)
+    if time is None:
+        raise SourceError(f"{path}: when was it taken? Give --time, or {MANIFEST} in the folder")
+    words = tuple(
+        (told and getattr(told, name)) or (header and getattr(header, name)) or ""
+        for name in ("modality", "body_part", "view")
+    )
+    image = FileImage(str(path.resolve()))
+    if choice.carry == "inline" or (choice.carry == "auto" and len(content) <= INLINE_BYTES):
+        if len(content) > MAX_INLINE_BYTES:
+            raise SourceError(f"{path} has {len(content):,} bytes; an event carries {MAX_INLINE_BYTES:,}")
+        return _event(patient, time, InlineImage(content), _digest(content), len(content), words)
+    return _event(patient, time, image, _digest(content), len(content), words)
+
+
+def _manifest(path: Path, zone: tzinfo) -> dict[str, _Told]:
+    """Rows of `events.csv` by file."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as opened:
+            rows = list(csv.DictReader(opened, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(f"{path} cannot be read: {type(error).__name__}") from None
+    found = {}
+    for number, row in enumerate(rows, start=2):
+        file, patient = (row.get("file") or "").strip(), (row.get("patient") or "").strip()
+        if not file or not patient:
+            raise SourceError(f"{path}, row {number}: the columns file and patient must be filled")
+        time = time_of(row.get("time") or "", zone)
+        if time is None:
+            raise SourceError(f"{path}, row {number}: time must be such as 2026-01-31T08:30:00Z")
+        words = ((row.get(name) or "").strip() for name in ("modality", "body_part", "view"))
+        found[Path(file).as_posix()] = _Told(patient, time, *words)
+    return found
+
+
+def time_of(text: str, zone: tzinfo) -> datetime | None:
+    """An ISO 8601 time, in `zone` where it states none; None for none."""
+    try:
+        time = datetime.fromisoformat(text.strip())
+    except ValueError:
+        return None
+    return time if time.tzinfo is not None else time.replace(tzinfo=zone)
+
+
+def _is_picture(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(132)
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror}") from None
+    return head[:4] == b"\x89PNG" or head[:2] == b"\xff\xd8" or head[128:132] == b"DICM"
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise SourceError(f"{path} is larger than {MAX_BYTES:,} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror}") from None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _event(
+    patient: str,
+    time: datetime,
+    image: InlineImage | FileImage,
+    digest: str,
+    size: int,
+    words: tuple[str, ...],
+) -> ImagingEvent:
+    event_id = str(uuid.uuid5(_EVENTS, f"{patient}/{digest}"))
+    try:
+        return msgspec.convert(
+            msgspec.structs.asdict(ImagingEvent(event_id, patient, time, image, digest, size, *words)),
+            ImagingEvent,
+        )
+    except msgspec.ValidationError:
+        raise SourceError("a patient's id or a word is longer than events may hold") from None
