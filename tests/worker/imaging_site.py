@@ -72,17 +72,21 @@ class ImagingSite(Site):
 
     async def send(self, records: Sequence[Record], pause_s: float = 0.0) -> dict[int, int]:
         """Send records in order; the end of each partition's log afterwards."""
+        return {partition: offset + 1 for partition, offset in await self.placed(records, pause_s)}
+
+    async def placed(self, records: Sequence[Record], pause_s: float = 0.0) -> list[tuple[int, int]]:
+        """Send records in order; partition and offset of each."""
         producer = AIOKafkaProducer(bootstrap_servers=self.broker, acks="all", max_request_size=16 << 20)
         await producer.start()
+        places = []
         try:
-            ends: dict[int, int] = {}
             for record in records:
                 sent = await producer.send_and_wait(
                     self.topics[0], record.value, record.key, timestamp_ms=record.timestamp
                 )
-                ends[sent.partition] = sent.offset + 1
+                places.append((sent.partition, sent.offset))
                 await asyncio.sleep(pause_s)
-            return ends
+            return places
         finally:
             await producer.stop()
 
