@@ -1,6 +1,7 @@
 """What deciding remembers of a patient; kept in Redis between records.
 
-A patient has two latches: the model's, over risks, and NEWS2's, over points. "Risk" below is either.
+A patient has three latches: the model's, over risks, NEWS2's, over points, and the imaging model's, over the
+risks of its findings. "Risk" below is any of them.
 
 A latch has two halves. The *trace* depends only on the recent risks, so it can be rebuilt from a bounded
 stretch of the log. The *episode* changes only with an alert, so it can be rebuilt from the alerts. What
@@ -9,8 +10,10 @@ people say of alerts comes as records of the log, and keeps an episode *quiet*.
 
 from typing import Literal, NamedTuple
 
-Which = Literal["risk", "news2"]
-"""Which of a patient's two latches."""
+Which = Literal["risk", "news2", "imaging"]
+"""Which of a patient's latches."""
+
+LATCHES: tuple[Which, ...] = ("risk", "news2", "imaging")
 
 
 class Trace(NamedTuple):

@@ -150,6 +150,43 @@ class BedsideScore(Struct, frozen=True):
     missing: tuple[str, ...] = ()
 
 
+Word = Annotated[str, Meta(max_length=64)]
+"""A short word of a fixed vocabulary, such as a DICOM code string; empty where it is not known."""
+
+Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
+"""Calibrated."""
+
+ClassName = Annotated[str, Meta(min_length=1, max_length=128)]
+"""What a model calls one of its classes."""
+
+
+class ClassProbability(Struct, frozen=True):
+    """How probable one of a model's classes is."""
+
+    name: ClassName
+    probability: Probability
+
+
+class BasisFinding(Struct, frozen=True):
+    """What a model made of the patient's newest picture that it saw; fields as in `Finding`.
+
+    age_s: of the picture at the alert's time; 0 where it was taken later than that.
+    classes: of those that are the outcome, the most probable first; eight at most.
+    """
+
+    id: str
+    model: ModelReference
+    outcome: str
+    time: Time
+    age_s: float
+    risk: float
+    classes: tuple[ClassProbability, ...] = ()
+    modality: str = ""
+    body_part: str = ""
+    view: str = ""
+    quality: tuple[str, ...] = ()
+
+
 Transition = Literal["raised", "escalated", "updated", "resolved", "expired"]
 """What happened to an episode. `raised` opens it; `resolved` and `expired` end it."""
 
@@ -172,12 +209,15 @@ class Alert(Struct, frozen=True):
     forecast: of features that were measured, where the model forecasts.
     points: of an alert of NEWS2's own, what its policy decided on: the low end, or the level that 3 points in
         one parameter call for, if that is more. Null in a model's alert.
-    news2, qsofa, mews: of the window at the same record; null in `expired`, which rests on no record.
+    news2, qsofa, mews: of the window at the same record; null in `expired`, which rests on no record, and
+        before the patient's first vital sign.
     source: the record that caused the transition; for `expired`, the last record scored before.
     policy_version: of the policy in force: the shipped one's, then each change's, as in `1+unit.3+patient.2`.
     level: of `severity` in that policy, from 0; where it has none of this name, the highest that `threshold`
         reaches, or null.
     care_unit: where the patient lay, as far as records have said; null in `expired`.
+    findings: of pictures of the last 48 hours, the newest of each model, in the order of the models' names;
+        none in `expired`. An alert whose `model` made one of them rests on that one, and has no inputs.
     """
 
     id: str
@@ -207,6 +247,7 @@ class Alert(Struct, frozen=True):
     mews: BedsideScore | None = None
     level: int | None = None
     care_unit: str | None = None
+    findings: tuple[BasisFinding, ...] = ()
 
 
 FeedbackAction = Literal["acknowledged", "dismissed", "confirmed"]
@@ -288,22 +329,6 @@ class Score(Struct, frozen=True):
 
 MAX_ACTIVATION_BYTES = 1 << 18
 """Largest class-activation map; one of 512 by 512 pixels has some 150 KiB."""
-
-Word = Annotated[str, Meta(max_length=64)]
-"""A short word of a fixed vocabulary, such as a DICOM code string; empty where it is not known."""
-
-Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
-"""Calibrated."""
-
-ClassName = Annotated[str, Meta(min_length=1, max_length=128)]
-"""What a model calls one of its classes."""
-
-
-class ClassProbability(Struct, frozen=True):
-    """How probable one of a model's classes is."""
-
-    name: ClassName
-    probability: Probability
 
 
 class Finding(Struct, frozen=True):

@@ -29,6 +29,15 @@ def count_warnings(chunk: Sequence[Record], change: Change, severities: Containe
         metrics.end_to_end.labels(NEWS2).observe(max(now_ms - chunk[index].timestamp, 0) / 1000)
 
 
+def count_imaged(chunk: Sequence[Record], change: Change, severities: Container[str]) -> None:
+    """Count alerts of findings, and how long after their records they were confirmed."""
+    now_ms = time.time_ns() // 1_000_000
+    for imaged in change.imaged:
+        name = imaged.voice.model.name
+        _count_alerts(name, [imaged.step], severities)
+        metrics.end_to_end.labels(name).observe(max(now_ms - chunk[imaged.at].timestamp, 0) / 1000)
+
+
 def count(topic: str, change: Change, model: str, severities: Container[str]) -> None:
     """Count fates, refusals and the model's alerts; the one place where records are accounted for."""
     for fate in ("scored", "stored", "duplicate", "dead_lettered"):

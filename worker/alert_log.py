@@ -15,7 +15,6 @@ from worker import metrics
 from worker.config import Settings
 from worker.decode import milliseconds
 from worker.history import History, Log
-from worker.messages import Voice
 from worker.partition import Place
 
 
@@ -32,23 +31,23 @@ LastAlerts = dict[Which, dict[str, LastAlert]]
 
 def no_alerts() -> LastAlerts:
     """An empty log."""
-    return {"risk": {}, "news2": {}}
+    return {"risk": {}, "news2": {}, "imaging": {}}
 
 
 async def last_alerts(
-    settings: Settings, place: Place, voices: Mapping[Which, Voice], before: int
+    settings: Settings, place: Place, names: Mapping[Which, str], before: int
 ) -> LastAlerts:
-    """Each patient's last alert, of the model and of NEWS2, that a record before offset `before` caused.
+    """Each patient's last alert, of whoever raises any, that a record before offset `before` caused.
 
     Raises:
         RetryError: Kafka did not answer.
     """
     async with History(settings) as log:
-        return await read_last(log, settings.topic_alerts, place, voices, before)
+        return await read_last(log, settings.topic_alerts, place, names, before)
 
 
 async def read_last(
-    log: Log, topic: str, place: Place, voices: Mapping[Which, Voice], before: int
+    log: Log, topic: str, place: Place, names: Mapping[Which, str], before: int
 ) -> LastAlerts:
     """`last_alerts` of a log that is at hand."""
     found = no_alerts()
@@ -57,18 +56,26 @@ async def read_last(
     async for records in log.read(topic, place.partition, *span):
         for record in records:
             try:
-                enter(found, decoder.decode(record.value or b""), place, voices, before)
+                enter(found, decoder.decode(record.value or b""), place, names, before)
             except (msgspec.MsgspecError, ValueError, IndexError, RecursionError):
                 metrics.rejections.labels("alert-log", "invalid-message").inc()
     return found
 
 
-def enter(logged: LastAlerts, alert: Alert, place: Place, voices: Mapping[Which, Voice], before: int) -> None:
-    """Take the next alert of the log, unless it is another partition's, another model's or too new."""
+def enter(logged: LastAlerts, alert: Alert, place: Place, names: Mapping[Which, str], before: int) -> None:
+    """Take the next alert of the log, unless it is another partition's, another model's or too new.
+
+    Args:
+        logged: what was found so far; changed.
+        alert: the next.
+        place: whose alerts count.
+        names: of those who raise alerts, by latch.
+        before: alerts count that rest on records before this offset.
+    """
     source = alert.source
     if (source.cluster, source.topic, source.partition) != place or source.offset >= before:
         return
-    which = next((which for which, voice in voices.items() if voice.model.name == alert.model.name), None)
+    which = next((which for which, name in names.items() if name == alert.model.name), None)
     if which is None:
         return
     found = logged[which]

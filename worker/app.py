@@ -21,12 +21,14 @@ from schemas.model_config import ModelConfig
 from worker import metrics, tracing
 from worker.alert_log import LastAlerts, last_alerts
 from worker.assignment import Lanes
+from worker.carry import Carrier
 from worker.checkpoint import Checkpointer
 from worker.cluster import Cluster, complaints, describe, optional_topics
 from worker.config import Role, Settings
 from worker.deadlines import shutdown_s
 from worker.errors import FatalError, StoreError
-from worker.feedback_topic import Carrier
+from worker.feedback_topic import feedback_load
+from worker.findings_topic import findings_load
 from worker.http import Health, serve
 from worker.imaging_app import ImagingRole
 from worker.intake import limits_of
@@ -131,9 +133,12 @@ class Worker:
             topic = PolicyTopic(settings, partitions, policies)
             await until_up(self._stop, "policies topic", topic.load)
             followed.append(topic.follow())
-        if cluster.partitions.get(settings.topic_feedback):
-            author = partial(Author, voices=self._ladder.current.voices, topics=settings.output_topics)
-            followed.append(Carrier(settings, cluster, self._publisher.publish, author).run())
+        author = partial(Author, voices=self._ladder.current.voices, topics=settings.output_topics)
+        followed += [
+            Carrier(load, settings, cluster.id, self._publisher.publish, author).run()
+            for load in (feedback_load(settings, cluster), findings_load(settings))
+            if cluster.partitions.get(load.topic)
+        ]
         for name in optional_topics(settings):
             if not cluster.partitions.get(name):
                 log.warning("topic is missing; it is read after the next start", topic=name)
@@ -168,7 +173,7 @@ class Worker:
         settings, ladder = self.settings, self._ladder
 
         async def alert_log(place: Place, before: int) -> LastAlerts:
-            return await last_alerts(settings, place, ladder.current.voices, before)
+            return await last_alerts(settings, place, policies.names, before)
 
         pipeline = Pipeline(
             ladder,

@@ -15,9 +15,9 @@ import msgspec
 
 from schemas.latch import Which
 from schemas.messages import Alert
-from schemas.model_config import NEWS2
 from worker.config import Settings
 from worker.history import Log, Progress, Span
+from worker.messages import Voice
 from worker.partition import Place
 from worker.publish import Outgoing
 from worker.published import Published
@@ -91,7 +91,7 @@ class _Pass(NamedTuple):
 
 
 class Auditor:
-    """Verifies alerts of one model, and NEWS2's.
+    """Verifies alerts of one model, and with them NEWS2's and the imaging model's.
 
     Args:
         log: holds the input topic and the alert topic.
@@ -192,7 +192,7 @@ class Auditor:
         last = part.records[-1].offset
         for alert in ended:
             if alert.source.offset == last:
-                message = self._rerun.expiry(part.partition, alert.patient, _which(alert))
+                message = self._rerun.expiry(part.partition, alert.patient, self._which(alert))
                 if message is not None:
                     yield message
 
@@ -215,8 +215,8 @@ class Auditor:
                 f"the settings name {place.topic}, and the cluster is {place.cluster}"
             )
             return Finding(published, "other-log", notes=(note,))
-        voice = self._rerun.voices[_which(alert)]
-        if alert.model != voice.model:
+        voice = self._voice(alert)
+        if voice is not None and alert.model != voice.model:
             needed, there = alert.model, voice.model
             note = (
                 f"it needs {needed.name} version {needed.version} with digest {needed.digest}; at hand is "
@@ -224,6 +224,14 @@ class Auditor:
             )
             return Finding(published, "other-model", notes=(note,))
         return None
+
+    def _which(self, alert: Alert) -> Which:
+        names = self._rerun.pipeline.policies.names
+        return next((which for which, name in names.items() if name == alert.model.name), "risk")
+
+    def _voice(self, alert: Alert) -> Voice | None:
+        """Who raises such alerts here; None where the patient's findings say so, whatever is at hand."""
+        return self._rerun.voices.get(self._which(alert))
 
     def _judge(self, published: Published, computed: _Pass) -> Finding:
         alert = published.alert
@@ -252,8 +260,8 @@ class Auditor:
         return "horizon" if computed.first_ms <= record.timestamp - horizon_ms else "incomplete"
 
     def _notes(self, published: Published, record: RecordPlace | None, reach: Reach) -> Iterator[str]:
-        alert, which = published.alert, _which(published.alert)
-        voice = self._rerun.voices[which]
+        alert, which = published.alert, self._which(published.alert)
+        voice = self._voice(alert)
         if record is None or not record.same_key:
             yield "the record that it names is not of its patient, or is no longer in the log"
         if record is not None:
@@ -261,17 +269,13 @@ class Auditor:
             there = policies.of(which, alert.patient, alert.care_unit, record.timestamp).version
             if alert.transition != "expired" and there != alert.policy_version:
                 yield f"it names policy version {alert.policy_version}; at its record {there} was in force"
-        if alert.backend != voice.backend:
+        if voice is not None and alert.backend != voice.backend:
             yield f"{alert.backend} computed it; here computes {voice.backend}"
         if reach == "incomplete":
             yield (
                 "the input topic no longer reaches "
                 f"{self._settings.rebuild_horizon_h:g} h back from its record; raise the topic's retention"
             )
-
-
-def _which(alert: Alert) -> Which:
-    return "news2" if alert.model.name == NEWS2 else "risk"
 
 
 def _basis(alert: Alert) -> tuple[str, int, str]:

@@ -20,6 +20,7 @@ from worker.cluster import Cluster, describe
 from worker.config import Settings
 from worker.errors import FatalError
 from worker.history import History, Log, Progress, Span
+from worker.policies import imaging_config
 from worker.policy_source import in_force
 from worker.published import Found, Keep, Published, Range, find, named
 from worker.rerun import Rerun
@@ -175,15 +176,20 @@ class _Models:
         self._settings = settings
         self._log = log
         self._progress = progress
+        imaging = imaging_config(settings)
+        self._imaging = "" if imaging is None else imaging.name
         self._loaded: dict[str, tuple[Engine, Rerun]] = {}
 
     async def verify(self, alerts: Sequence[Published]) -> list[Finding]:
-        """Findings of one partition's alerts, in order. NEWS2's own are computed beside the first model."""
+        """Findings of one partition's alerts, in order.
+
+        NEWS2's own and the imaging model's are computed beside the first model.
+        """
         found: dict[int, Finding] = {}
         groups: dict[str, dict[int, Published]] = {}
         for i, published in enumerate(alerts):
             groups.setdefault(published.alert.model.name, {})[i] = published
-        own = groups.pop(NEWS2, {})
+        own = groups.pop(NEWS2, {}) | groups.pop(self._imaging, {})
         for name, group in groups.items():
             missing = self._missing(name, group.values())
             found |= {
@@ -218,6 +224,11 @@ class _Models:
             config = repository.read_config(self._settings.model_repository, name)
         except RepositoryError as error:
             return [f"its model is not in the repository: {error}"] * len(list(alerts))
+        if config.kind == "image":
+            note = (
+                f"its model reads images: name it with RISKSTREAM_IMAGING_MODEL={name} to verify its alerts"
+            )
+            return [note] * len(list(alerts))
         return [_unlike(published.alert, config) for published in alerts]
 
     async def close(self) -> None:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from schemas.messages import Alert, BasisInput, EarlyWarning
+from schemas.messages import Alert, BasisFinding, BasisInput, EarlyWarning
 from worker.audit import Finding
 from worker.audit_run import Result, episode_of
 from worker.config import Settings
@@ -61,6 +61,7 @@ def _alert_lines(finding: Finding, result: Result, settings: Settings) -> Iterat
     yield f"expires    {alert.expires_at.isoformat()} unless the patient is scored again"
     yield from _block("inputs", [_input(i) for i in sorted(alert.inputs, key=_weight)])
     yield from _block("missing", [", ".join(alert.missing)] if alert.missing else [])
+    yield from _block("findings", [_seen(f) for f in alert.findings])
     yield from _block("bedside", list(_bedside(alert)))
     yield from _block(
         "trend", [", ".join(f"{p.hour:%H:%M} {p.risk:g}" for p in alert.trend)] if alert.trend else []
@@ -92,6 +93,15 @@ def _input(measured: BasisInput) -> str:
     age = "" if measured.age_s is None else f"  {measured.age_s / 60:,.0f} min old"
     adds = "" if measured.contribution is None else f"  {measured.contribution:+.6g}"
     return f"{measured.feature:<28} {measured.value:g}{unit}{when}{age}{adds}"
+
+
+def _seen(found: BasisFinding) -> str:
+    seen = " ".join(word for word in (found.modality, found.body_part, found.view) if word)
+    doubts = f", {', '.join(found.quality)}" if found.quality else ""
+    return (
+        f"{found.outcome}: risk {found.risk:g} by {found.model.name} version {found.model.version}, "
+        f"{seen or 'picture'} at {found.time.isoformat()}, {found.age_s / 60:,.0f} min old{doubts}"
+    )
 
 
 def _bedside(alert: Alert) -> Iterator[str]:

@@ -154,12 +154,14 @@ class Ward:
     def alert(self, alert: Alert, timestamp: int) -> None:
         """Take an alert; `timestamp` is its record's, in milliseconds."""
         patient = self._patient(alert.patient)
+        # An expiry tells when a patient was not heard of; a picture's risk is another than the line draws.
+        pictured = any(finding.model == alert.model for finding in alert.findings)
+        measured = alert.transition != "expired" and not pictured
         if _is_news(patient.newest.get(alert.model.name), alert):
             self._supersede(patient, alert)
-            if alert.transition != "expired":
+            if measured:
                 self._learn(patient, alert)
-        # An expiry tells when a patient was not heard of.
-        self._heard(patient, timestamp, None if alert.transition == "expired" else milliseconds(alert.time))
+        self._heard(patient, timestamp, milliseconds(alert.time) if measured else None)
 
     def feedback(self, record: FeedbackRecord) -> None:
         """Take what somebody said of an alert, whether or not the alert has come yet."""

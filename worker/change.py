@@ -10,6 +10,8 @@ from worker.decide import Step
 from worker.decode import Record
 from worker.early_warning import Warned
 from worker.feedback import Said
+from worker.findings import Imaged
+from worker.messages import Voice
 from worker.patient import Patient
 from worker.plan import Plan
 
@@ -18,11 +20,15 @@ Fate = Literal["scored", "stored", "duplicate", "dead_lettered", "skipped"]
 
 
 class Lapse(NamedTuple):
-    """An expiry of a patient that starts anew with the record at position `at` of the chunk."""
+    """An expiry of a patient that starts anew with the record at position `at` of the chunk.
+
+    voice: who speaks, of an imaging latch; None for those whose voice every patient's alerts have.
+    """
 
     at: int
     patient_id: str
     step: Step
+    voice: Voice | None
 
 
 class Change:
@@ -32,7 +38,8 @@ class Change:
     risks: float32[scored], of the plan's scores, once the model has answered.
     steps: by number of the score in the plan, the transitions it caused.
     warned: NEWS2's transitions.
-    said: feedback on alerts.
+    imaged: transitions of the imaging model's.
+    said: feedback on alerts, of all latches but the imaging one, which has heard it.
     renewed: (position, patient as it was) of patients that start anew with a record of the chunk.
     """
 
@@ -45,5 +52,6 @@ class Change:
         self.risks = np.zeros(0, dtype=np.float32)
         self.steps: dict[int, list[Step]] = {}
         self.warned: list[Warned] = []
+        self.imaged: list[Imaged] = []
         self.said: list[Said] = []
         self.renewed: list[tuple[int, Patient]] = []

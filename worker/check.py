@@ -14,21 +14,18 @@ from engines import drift_reference, repository
 from engines.engine import Engine
 from engines.errors import EngineError
 from engines.steps import require_series
-from schemas import news2_policy
 from schemas.errors import PolicyError
 from schemas.model_config import ModelConfig
-from schemas.window import WINDOW_BINS
 from worker.check_imaging import check_imaging
 from worker.check_redis import check_redis
 from worker.check_settings import check_disk, check_settings
 from worker.check_topics import check_topics, role_names
 from worker.cluster import complaints, describe
 from worker.config import Role, Settings
-from worker.decide import TREND_MS
 from worker.errors import WorkerError
 from worker.finding import Finding, failed, ok, warning
 from worker.http import Occupant, occupant
-from worker.policies import shipped
+from worker.policies import needed_s, shipped
 from worker.policy_source import PolicyFile
 from worker.topic_facts import gather_facts
 
@@ -76,8 +73,9 @@ async def _kafka(settings: Settings) -> list[Finding]:
 
 async def _model(settings: Settings) -> list[Finding]:
     try:
-        news2 = news2_policy.load(settings.news2_policy)
-        require_series(repository.read_config(settings.model_repository, settings.model))
+        config = repository.read_config(settings.model_repository, settings.model)
+        require_series(config)
+        policies = shipped(settings, config)
         engine = await asyncio.to_thread(
             repository.load,
             settings.model_repository,
@@ -92,12 +90,8 @@ async def _model(settings: Settings) -> list[Finding]:
         took_s = await asyncio.to_thread(_full_batch_s, engine)
     finally:
         engine.close()
-    config = engine.config
     hours = settings.rebuild_horizon_h
-    # A window, the silence after it, and what a trace remembers: across one silence that does not expire it.
-    policies = (config.policy, news2)
-    remembered_s = max(*(p.memory_s + p.expiry_s for p in policies), TREND_MS / 1000 + 3600)
-    needed = 2 * WINDOW_BINS + remembered_s / 3600
+    needed = max(needed_s(which, policy) for which, policy in policies.shipped.items()) / 3600
     others = [
         _speed(settings, took_s, config.dynamic_batching.max_batch_size),
         _reference(settings, config),
@@ -106,7 +100,7 @@ async def _model(settings: Settings) -> list[Finding]:
     if hours < needed:
         return [failed("model", f"rebuild_horizon_h is {hours:g}; the policies need {needed:g}"), *others]
     told = f"{config.name} version {config.version} on {engine.backend}, golden data agree"
-    return [ok("model", f"{told}; NEWS2 policy {news2.version}"), *others]
+    return [ok("model", f"{told}; NEWS2 policy {policies.shipped['news2'].version}"), *others]
 
 
 def _reference(settings: Settings, config: ModelConfig) -> Finding:

@@ -57,8 +57,9 @@ def role_names(settings: Settings) -> list[str]:
 
 
 def _roles(settings: Settings) -> dict[str, _Role]:
+    carries = bool(settings.topic_feedback or settings.topic_findings)
     roles = {
-        settings.topic_vitals: _Role(READ | (WRITE if settings.topic_feedback else 0), _vitals),
+        settings.topic_vitals: _Role(READ | (WRITE if carries else 0), _vitals),
         settings.topic_alerts: _Role(READ | WRITE, _alerts),
         settings.topic_dead_letters: _Role(WRITE, _dead_letters),
     }
@@ -68,6 +69,8 @@ def _roles(settings: Settings) -> dict[str, _Role]:
         roles[settings.topic_policies] = _Role(READ, _policies)
     if settings.topic_feedback:
         roles[settings.topic_feedback] = _Role(READ, _feedback)
+    if settings.topic_findings:
+        roles[settings.topic_findings] = _Role(READ, _findings)
     return roles
 
 
@@ -213,6 +216,7 @@ def _imaging(settings: Settings, topic: TopicFacts, configs: Mapping[str, str]) 
 
 
 def _findings(settings: Settings, topic: TopicFacts, configs: Mapping[str, str]) -> Iterator[Finding]:
+    yield from _not_compacted(topic, configs, "findings not carried yet would be lost")
     most = _number(configs, "max.message.bytes", 1 << 20)
     if most < FINDING_BYTES:
         yield failed(

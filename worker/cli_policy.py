@@ -73,7 +73,7 @@ def list_changes(
         place = (patient or "", care_unit, round(moment.timestamp() * 1000))
         sys.stdout.buffer.write(
             msgspec.json.format(
-                msgspec.json.encode({"risk": found.risk(*place), "news2": found.news2(*place)}), indent=2
+                msgspec.json.encode({which: found.of(which, *place) for which in found.names}), indent=2
             )
             + b"\n"
         )

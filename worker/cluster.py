@@ -52,7 +52,8 @@ def topic_names(settings: Settings) -> list[str]:
 
 def optional_topics(settings: Settings) -> list[str]:
     """Topics that the worker reads where they exist."""
-    return [name for name in (settings.topic_policies, settings.topic_feedback) if name]
+    names = (settings.topic_policies, settings.topic_feedback, settings.topic_findings)
+    return [name for name in names if name]
 
 
 async def describe(settings: Settings, *, create: bool) -> Cluster:
@@ -176,9 +177,8 @@ def _imaging_topic(settings: Settings, name: str) -> NewTopic:
 
 
 def _vitals_topics(settings: Settings) -> list[NewTopic]:
-    new = [NewTopic(name, settings.partitions, settings.replication) for name in topic_names(settings)]
-    if settings.topic_feedback:
-        new.append(NewTopic(settings.topic_feedback, settings.partitions, settings.replication))
+    names = [*topic_names(settings), *filter(None, (settings.topic_feedback, settings.topic_findings))]
+    new = [NewTopic(name, settings.partitions, settings.replication) for name in names]
     if settings.topic_policies:
         compacted = {"cleanup.policy": "compact"}
         new.append(NewTopic(settings.topic_policies, 1, settings.replication, topic_configs=compacted))

@@ -51,6 +51,9 @@ def encode_hot(patient: Patient, model: str) -> bytes:
             np.array(list(patient.event_ids), dtype="<u8").tobytes(),
             *patient.latches["risk"],
             *patient.latches["news2"],
+            *patient.latches["imaging"],
+            patient.imaging_by,
+            patient.findings,
             patient.care_unit,
             patient.care_unit_ms,
             # A state that is of no use belongs to no model: it is computed anew when it is loaded.
@@ -136,6 +139,8 @@ def _restore_hot(patient: Patient, stored: StoredPatient) -> None:
     patient.event_ids = dict.fromkeys(np.frombuffer(stored.event_ids, dtype="<u8").tolist())
     patient.latches["risk"] = Latch(stored.trace, stored.episode, stored.quiet)
     patient.latches["news2"] = Latch(stored.news2_trace, stored.news2_episode, stored.news2_quiet)
+    patient.latches["imaging"] = Latch(stored.imaging_trace, stored.imaging_episode, stored.imaging_quiet)
+    patient.imaging_by, patient.findings = stored.imaging_by, stored.findings
     patient.care_unit, patient.care_unit_ms = stored.care_unit, stored.care_unit_ms
 
 

@@ -108,9 +108,7 @@ class Settings(BaseSettings):
     topic_policies: str = Field("policies", description="changes of policies, compacted; empty for none")
     topic_feedback: str = Field("alert-feedback", description="what people say of alerts; empty for none")
     topic_imaging: str = Field("imaging", description="imaging events, read by the imaging role")
-    topic_findings: str = Field(
-        "findings", description="what models make of pictures, read by the ward page alone; empty for none"
-    )
+    topic_findings: str = Field("findings", description="what models make of pictures; empty for none")
     publish_scores: bool = Field(False, description="publish every score to the scores topic")
     create_topics: bool = Field(False, description="create missing topics at start")
     partitions: int = Field(8, ge=1, le=1024, description="partitions of topics created at start")
@@ -150,6 +148,11 @@ class Settings(BaseSettings):
     engine_patience_s: float = Field(
         2.0, gt=0, le=300, description="NEWS2 answers alone while an engine call takes longer than this"
     )
+    imaging_model: str = Field(
+        "pneumonia",
+        description="image model that the imaging role serves, and by whose policy findings raise alerts; "
+        "empty for none",
+    )
     news2_policy: Path = Field(news2_policy.SHIPPED, description="NEWS2's own alert policy, a JSON file")
     policies: Path | None = Field(
         None, description="JSON file of changes of alert policies; read again when it changes"
@@ -182,7 +185,6 @@ class Settings(BaseSettings):
     )
 
     # The imaging role
-    imaging_model: str = Field("pneumonia", description="image model in the repository")
     imaging_concurrency: int = Field(
         8,
         ge=1,

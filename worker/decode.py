@@ -15,6 +15,7 @@ import msgspec
 from schemas.messages import (
     MAX_OBSERVATIONS,
     FeedbackRecord,
+    Finding,
     Identifier,
     Observation,
     Rejection,
@@ -66,6 +67,15 @@ class Feedback(NamedTuple):
     said: FeedbackRecord
 
 
+class Found(NamedTuple):
+    """A decoded record of what a model made of a picture."""
+
+    event_id: str
+    patient: str
+    time_ms: int
+    finding: Finding
+
+
 class Refusal(NamedTuple):
     """Why a whole record was refused."""
 
@@ -87,14 +97,21 @@ _vitals = msgspec.json.Decoder(VitalsRecord)
 _envelope = msgspec.json.Decoder(_Envelope)
 _observation = msgspec.json.Decoder(Observation)
 _feedback_record = msgspec.json.Decoder(FeedbackRecord)
+_finding_record = msgspec.json.Decoder(Finding)
 
 _encode = msgspec.json.Encoder().encode
 
-_Read = Callable[[bytes], Event | Feedback | Refusal]
-E = TypeVar("E", bound=Event | Feedback)
+_Read = Callable[[bytes], Event | Feedback | Found | Refusal]
+E = TypeVar("E", bound=Event | Feedback | Found)
 
 FEEDBACK_TYPE = b"application/vnd.riskstream.feedback+json"
 """Content type of feedback among the vitals records."""
+
+FINDING_TYPE = b"application/vnd.riskstream.finding+json"
+"""Content type of findings among the vitals records."""
+
+_LONGEST_NAME, _LONGEST_DIGEST, _GREATEST_VERSION = 64, 128, 999_999_999
+"""Of the model that made a finding: what is kept of it stands in every alert."""
 
 _ENVELOPE_KEYS = (b'"event_id"', b'"patient"', b'"time"', b'"care_unit"')
 _OPTIONAL_KEYS = (b'"unit"', b'"system"', b'"time"', b'"status"')
@@ -107,7 +124,7 @@ def milliseconds(time: datetime) -> int:
     return round(time.timestamp() * 1000)
 
 
-def decode(record: Record, max_bytes: int) -> Event | Feedback | Refusal:
+def decode(record: Record, max_bytes: int) -> Event | Feedback | Found | Refusal:
     """Decode one record and check that its key is its patient.
 
     Args:
@@ -127,6 +144,11 @@ def decode(record: Record, max_bytes: int) -> Event | Feedback | Refusal:
 def decode_feedback(record: Record, max_bytes: int) -> Feedback | Refusal:
     """Decode one record of the feedback topic, whatever content type it names."""
     return _decoded(record, max_bytes, _feedback)
+
+
+def decode_finding(record: Record, max_bytes: int) -> Found | Refusal:
+    """Decode one record of the findings topic, whatever content type it names."""
+    return _decoded(record, max_bytes, _found)
 
 
 def _decoded(record: Record, max_bytes: int, read: Callable[[bytes], E | Refusal]) -> E | Refusal:
@@ -250,8 +272,38 @@ def _feedback(value: bytes) -> Feedback | Refusal:
     return Feedback(message.event_id, message.patient, time_ms, message)
 
 
+def _found(value: bytes) -> Found | Refusal:
+    """What a model made of a picture."""
+    try:
+        message = _finding_record.decode(value)
+        repeats, time_ms = repeats_keys(value), milliseconds(message.time)
+    except msgspec.ValidationError as error:
+        return Refusal("invalid-message", path_of(error))
+    except (msgspec.DecodeError, RecursionError, OverflowError, ValueError):
+        return Refusal("invalid-json")
+    if repeats:
+        return Refusal("duplicate-key")
+    wrong = _wrong_finding(message)
+    return Found(message.id, message.patient, time_ms, message) if wrong is None else wrong
+
+
+def _wrong_finding(message: Finding) -> Refusal | None:
+    """What types do not say: the names of models are bounded where a model is served, not in this message."""
+    model = message.model
+    if not 0 < len(model.name) <= _LONGEST_NAME:
+        return Refusal("invalid-message", "$.model.name")
+    if not 0 <= model.version <= _GREATEST_VERSION:
+        return Refusal("invalid-message", "$.model.version")
+    if len(model.digest) > _LONGEST_DIGEST:
+        return Refusal("invalid-message", "$.model.digest")
+    if not set(message.findings) <= {one.name for one in message.classes}:
+        return Refusal("invalid-message", "$.findings")
+    return None
+
+
 _FORMATS: dict[bytes, _Read] = {
     b"application/json": _native,
     b"application/vnd.riskstream.vitals+json": _native,
     FEEDBACK_TYPE: _feedback,
+    FINDING_TYPE: _found,
 }

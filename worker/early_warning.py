@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from schemas import model_config, news2
 from schemas.features import CHANNEL, FEATURES
 from schemas.latch import Which
-from schemas.messages import BasisInput, BedsideScore, EarlyWarning, ModelReference
+from schemas.messages import BasisFinding, BasisInput, BedsideScore, EarlyWarning, ModelReference
 from schemas.model_config import ModelConfig
 from schemas.news2_policy import News2Policy
 from schemas.window import NEVER
 from worker.decide import Step, decide
 from worker.decode import Record
 from worker.feedback import Hearing, Said
-from worker.messages import Basis, Voice, model_voice, moment, short
+from worker.messages import Basis, Voice, model_voice, moment, short, told_findings
 from worker.plan import Plan, Scored, input_times
 
 OUTCOME = "deterioration, by the National Early Warning Score 2"
@@ -218,13 +218,14 @@ def _charted(values: F64, ages: NDArray[np.int64], scale: news2.Scale) -> tuple[
 
 
 class Assessment(NamedTuple):
-    """NEWS2, qSOFA and MEWS at one record, as alerts hold them, and the values that they rest on."""
+    """NEWS2, qSOFA and MEWS at one record, as alerts hold them, what they rest on, and findings."""
 
     news2: EarlyWarning
     qsofa: BedsideScore
     mews: BedsideScore
     inputs: tuple[BasisInput, ...]
     missing: tuple[str, ...]
+    findings: tuple[BasisFinding, ...]
 
     def basis(self, care_unit: str | None) -> Basis:
         """Of an alert of NEWS2's own."""
@@ -235,11 +236,13 @@ class Assessment(NamedTuple):
             qsofa=self.qsofa,
             mews=self.mews,
             care_unit=care_unit,
+            findings=self.findings,
         )
 
     def beside(self, basis: Basis) -> Basis:
-        """The basis of a model's alert, with these scores beside it."""
-        return basis._replace(news2=self.news2, qsofa=self.qsofa, mews=self.mews)
+        """The basis of a model's alert, with these scores and findings beside it."""
+        news2, qsofa, mews = self.news2, self.qsofa, self.mews
+        return basis._replace(news2=news2, qsofa=qsofa, mews=mews, findings=self.findings)
 
 
 def assess(policy: News2Policy, plan: Plan, i: int) -> Assessment:
@@ -270,4 +273,5 @@ def assess(policy: News2Policy, plan: Plan, i: int) -> Assessment:
     )
     qsofa, mews = (BedsideScore(t.low, t.high, t.missing) for t in (news2.qsofa(seen), news2.mews(seen)))
     missing = tuple(name for name in INPUTS if name not in newest)
-    return Assessment(warning, qsofa, mews, tuple(inputs), missing)
+    findings = told_findings(scored.findings, scored.time_ms)
+    return Assessment(warning, qsofa, mews, tuple(inputs), missing, findings)

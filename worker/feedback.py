@@ -47,6 +47,14 @@ def quiet_of(said: FeedbackRecord, place: Place, offset: int) -> Quiet | None:
     return Quiet(found[1], said.alert.sequence, said.action == "dismissed")
 
 
+def hear(said: Said) -> None:
+    """Give feedback to its latch; late, on an older alert, it takes nothing back of what a newer one got."""
+    _, patient, which, quiet, _ = said
+    latch = patient.latches[which]
+    if latch.quiet is None or quiet[:2] >= latch.quiet[:2]:
+        patient.latches[which] = latch._replace(quiet=quiet)
+
+
 class Hearing:
     """Gives a chunk's feedback to the latches of one kind, each in its turn among the records."""
 
@@ -56,8 +64,4 @@ class Hearing:
     def until(self, at: int | None) -> None:
         """Hear what stands before position `at`, or all that is left."""
         while self._left and (at is None or self._left[0].at < at):
-            _, patient, which, quiet, _ = self._left.popleft()
-            latch = patient.latches[which]
-            # Feedback on an older alert that comes late takes nothing back of what a newer one was given.
-            if latch.quiet is None or quiet[:2] >= latch.quiet[:2]:
-                patient.latches[which] = latch._replace(quiet=quiet)
+            hear(self._left.popleft())

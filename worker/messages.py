@@ -15,8 +15,10 @@ from schemas.latch import Which
 from schemas.messages import (
     NAMESPACE,
     Alert,
+    BasisFinding,
     BasisInput,
     BedsideScore,
+    ClassProbability,
     DeadLetter,
     EarlyWarning,
     ForecastPoint,
@@ -28,6 +30,7 @@ from schemas.messages import (
     alert_id,
 )
 from schemas.model_config import ModelConfig
+from schemas.stored import KeptFinding
 from schemas.window import HOUR_MS, NEVER
 from worker.decide import Step, told_level
 from worker.decode import Record
@@ -60,6 +63,7 @@ class Basis(NamedTuple):
     qsofa: BedsideScore | None = None
     mews: BedsideScore | None = None
     care_unit: str | None = None
+    findings: tuple[BasisFinding, ...] = ()
 
 
 class Voice(NamedTuple):
@@ -91,13 +95,22 @@ class Author:
         self._alerts, self._scores, self._dead_letters = topics
         self._uri = f"/riskstream/{place.cluster}/{place.topic}/{place.partition}"
 
-    def alert(self, which: Which, step: Step, patient_id: str, basis: Basis) -> Outgoing:
-        """An alert transition of the model's or NEWS2's; `basis` is that of the record that it rests on.
+    def alert(
+        self, which: Which, step: Step, patient_id: str, basis: Basis, voice: Voice | None = None
+    ) -> Outgoing:
+        """An alert transition; `basis` is that of the record that it rests on.
+
+        Args:
+            which: of the patient's latches.
+            step: the transition.
+            patient_id: whose.
+            basis: nothing, for an expiry.
+            voice: who raises it, of the imaging latch: what made the finding.
 
         An expiry rests on no score. It says only what the alert log and the records' times say, so that
         it is the same after a rebuild that began in the middle of its patient's window.
         """
-        (model, backend, outcome), policy = self._voices[which], step.policy
+        (model, backend, outcome), policy = voice or self._voices[which], step.policy
         episode, trace = step.episode, step.trace
         cluster, topic, partition = self._place
         name = f"{cluster}/{topic}/{partition}/{episode.opened}"
@@ -116,8 +129,8 @@ class Author:
             time=moment(step.time),
             raised_at=moment(episode.raised),
             expires_at=moment(trace.time + round(policy.expiry_s * 1000)),
-            risk=episode.alerted_risk if which == "risk" else None,
-            threshold=episode.threshold if which == "risk" else round(episode.threshold),
+            risk=episode.alerted_risk if which != "news2" else None,
+            threshold=episode.threshold if which != "news2" else round(episode.threshold),
             outcome=outcome,
             policy_version=policy.version,
             model=model,
@@ -134,6 +147,7 @@ class Author:
             mews=basis.mews,
             level=number if number >= 0 else None,
             care_unit=basis.care_unit,
+            findings=basis.findings,
         )
         headers = cloud_event(f"alert.{step.transition}", identifier, self._uri)
         return Outgoing(self._alerts, patient_id.encode(), _encode(alert), headers, partition)
@@ -239,6 +253,26 @@ def _forecast(plan: Plan, i: int, model: SeriesModel, prediction: Prediction) ->
             last, unit = short(plan.rows.values[i, channel]), FEATURES[channel].unit
             points.append(ForecastPoint(name, round(float(value), 3), unit, ahead.horizon_s, last))
     return tuple(points)
+
+
+def told_findings(findings: Sequence[KeptFinding], at_ms: int) -> tuple[BasisFinding, ...]:
+    """Findings as alerts hold them, with their ages at `at_ms`."""
+    return tuple(
+        BasisFinding(
+            f.id,
+            ModelReference(f.by.name, f.by.version, f.by.digest),
+            f.by.outcome,
+            moment(f.time_ms),
+            max(at_ms - f.time_ms, 0) / 1000,
+            f.risk,
+            tuple(ClassProbability(*one) for one in f.classes),
+            f.modality,
+            f.body_part,
+            f.view,
+            f.quality,
+        )
+        for f in findings
+    )
 
 
 def moment(time_ms: int) -> datetime:

@@ -4,9 +4,10 @@ import asyncio
 import heapq
 import secrets
 import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from schemas.latch import Which
+from schemas.latch import LATCHES, Which
 from worker.patient import FORGET_MS, Patient
 
 QUIET_S = 3600.0
@@ -136,10 +137,9 @@ class Partition:
                 self.came(key)
                 self.gone.add(key)
 
-    def came(self, patient_id: str) -> None:
-        """Note that a patient is not silent, or forgotten: what expired early may do so again."""
-        self.expired_early.discard((patient_id, "risk"))
-        self.expired_early.discard((patient_id, "news2"))
+    def came(self, patient_id: str, latches: Iterable[Which] = LATCHES) -> None:
+        """Note that a patient is not silent, or forgotten: what expired early of these may do so again."""
+        self.expired_early -= {(patient_id, which) for which in latches}
 
     def _open(self, patient: Patient) -> bool:
         """Whether an episode of the patient's is open whose expiry has not been published."""

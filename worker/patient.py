@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from schemas.features import STATIC
 from schemas.latch import Latch, Which
+from schemas.stored import KeptFinding, Speaker
 from schemas.window import CHANNELS, HOUR_MS, WINDOW_BINS, Carried, Rows, carry, rows
 
 RECENT_EVENTS = 64
@@ -67,7 +68,9 @@ class Patient:
     failed: the state, another model's or one that the engine failed on, must be computed anew.
     carried: what the closed bins hand to the open one.
     carried_times: event time in ms of each carried value, int64[channels]; never changed in place.
-    latches: what deciding remembers, of the model's risks and of NEWS2.
+    latches: what deciding remembers, of the model's risks, of NEWS2 and of the imaging model's findings.
+    imaging_by: what made the finding that the imaging latch rests on; None where there is none.
+    findings: the newest of each model, by the model's name; never changed in place.
     care_unit, care_unit_ms: where the patient lies, and the event time of what said so.
     dirty_bins, stored_bins: bins changed since they were last stored; bins that the store holds.
     """
@@ -82,8 +85,10 @@ class Patient:
         "dirty_bins",
         "event_ids",
         "failed",
+        "findings",
         "hidden",
         "id",
+        "imaging_by",
         "latches",
         "newest_ms",
         "open",
@@ -111,7 +116,9 @@ class Patient:
         self.carried_times: NDArray[np.int64] = np.zeros(CHANNELS, dtype=np.int64)
         self.recent: dict[int, list[Recent]] = {}
         self.event_ids: dict[int, None] = {}
-        self.latches: dict[Which, Latch] = {"risk": Latch(), "news2": Latch()}
+        self.latches: dict[Which, Latch] = {"risk": Latch(), "news2": Latch(), "imaging": Latch()}
+        self.imaging_by: Speaker | None = None
+        self.findings: tuple[KeptFinding, ...] = ()
         self.care_unit: str | None = None
         self.care_unit_ms = 0
         self.dirty_bins: set[int] = set()

@@ -1,7 +1,8 @@
 """The path of a chunk of records, from bytes to confirmed alerts.
 
     decode -> normalise -> state      `intake.py`: changes the patients in memory, plans what to compute
-    NEWS2                             `_warn`: its own alerts, confirmed before the model is asked
+    NEWS2                             `_warn`: its own alerts, and those of findings, which the intake has
+                                      decided; confirmed before the model is asked
     batch -> infer                    `infer`: calibrated risks, one for each record that changed a patient
     decide                            `_decide`: alert transitions; pure but for the latch it replaces
     explain                           `_explain`: what each input adds to the risk, for scores that alert
@@ -33,14 +34,14 @@ from schemas.messages import Rejection
 from schemas.model_config import Policy
 from schemas.news2_policy import News2Policy
 from worker import early_warning, metrics, tracing
-from worker.accounting import count, count_feedback, count_warnings, observe
+from worker.accounting import count, count_feedback, count_imaged, count_warnings, observe
 from worker.change import Change, Lapse
-from worker.decide import Step, decide, expire
+from worker.decide import decide, expire
 from worker.decode import Record
-from worker.early_warning import Warned
 from worker.errors import EngineDownError, EngineHungError
 from worker.explain import explain
 from worker.feedback import Hearing
+from worker.findings import voice_of
 from worker.infer import infer
 from worker.intake import Limits, take_in
 from worker.messages import Author, Basis, basis, finite, uncertainty
@@ -119,7 +120,7 @@ class Pipeline:
     async def _warn(
         self, partition: Partition, chunk: Sequence[Record], change: Change, served: Served
     ) -> None:
-        """NEWS2's part of a chunk."""
+        """NEWS2's part of a chunk, and that of findings."""
         with _timed("news2"):
             policy_of, before_of = partial(self._news2, chunk), self.policies.news2_before
             plans = change.plan, change.beside
@@ -128,14 +129,17 @@ class Pipeline:
             return
         # What was confirmed before the engine came back and records were read again is not said twice.
         change.warned = [w for w in warned if chunk[w.plan.scored[w.i].at].offset >= partition.warned]
-        lapsed = [
-            lapse for lapse in self._lapsed(change, "news2") if chunk[lapse.at].offset >= partition.warned
-        ]
-        if change.warned or lapsed:
+        change.imaged = [one for one in change.imaged if chunk[one.at].offset >= partition.warned]
+        lapsed: dict[Which, list[Lapse]] = {
+            which: [x for x in self._lapsed(change, which) if chunk[x.at].offset >= partition.warned]
+            for which in ("news2", "imaging")
+        }
+        if change.warned or change.imaged or any(lapsed.values()):
             with _timed("warn"):
                 author = self._author(partition, served)
-                await self._publish(self._write_warnings(author, chunk, change.warned, lapsed))
+                await self._publish(self._write_warnings(author, chunk, change, lapsed))
             count_warnings(chunk, change, self.policies.severities("news2"))
+            count_imaged(chunk, change, self.policies.severities("imaging"))
 
     async def _answer(
         self, partition: Partition, chunk: Sequence[Record], change: Change, served: Served
@@ -182,7 +186,8 @@ class Pipeline:
         The latch stays: the patient's next record, if it comes, publishes the same alert with the same id.
         While the model does not answer, its latches stand still, and say nothing of who is silent.
         """
-        told: list[tuple[str, Which, Step]] = []
+        author = self._author(partition, self.serving.current)
+        told, messages = set[tuple[str, Which]](), list[Outgoing]()
         for patient in partition.quiet():
             for which, latch in patient.latches.items():
                 if (patient.id, which) in partition.expired_early:
@@ -192,14 +197,14 @@ class Pipeline:
                 policy = self.policies.of(which, patient.id, patient.care_unit, patient.touched_ms)
                 _, step = expire(policy, latch, now_ms)
                 if step is not None:
-                    told.append((patient.id, which, step))
-        if told:
-            author = self._author(partition, self.serving.current)
-            await self._publish([author.alert(which, step, key, Basis()) for key, which, step in told])
-            partition.expired_early |= {(key, which) for key, which, _ in told}
+                    told.add((patient.id, which))
+                    messages.append(author.alert(which, step, patient.id, Basis(), voice_of(patient, which)))
+        if messages:
+            await self._publish(messages)
+            partition.expired_early |= told
 
     def _apply(self, partition: Partition, chunk: Sequence[Record], model: SeriesModel) -> Change:
-        return take_in(partition, chunk, model, self._limits)
+        return take_in(partition, chunk, model, self.policies, self._limits)
 
     def _lapsed(self, change: Change, which: Which) -> list[Lapse]:
         """What is left of patients that start anew: an open episode has expired.
@@ -213,7 +218,7 @@ class Pipeline:
                 policy = self.policies.of(which, before.id, before.care_unit, before.touched_ms)
                 _, step = expire(policy, latch, latch.trace.time + FORGET_MS + 1)
                 if step is not None:
-                    found.append(Lapse(index, before.id, step))
+                    found.append(Lapse(index, before.id, step, voice_of(before, which)))
         return found
 
     def _decide(self, chunk: Sequence[Record], change: Change, risks: F32, base: Policy) -> None:
@@ -244,10 +249,21 @@ class Pipeline:
         return early_warning.assess(self._news2(chunk, plan.scored[i]), plan, i)
 
     def _write_warnings(
-        self, author: Author, chunk: Sequence[Record], warned: Sequence[Warned], lapsed: Sequence[Lapse]
+        self,
+        author: Author,
+        chunk: Sequence[Record],
+        change: Change,
+        lapsed: Mapping[Which, Sequence[Lapse]],
     ) -> list[Outgoing]:
-        found = [(x.at, author.alert("news2", x.step, x.patient_id, Basis())) for x in lapsed]
-        for step, plan, i in warned:
+        found = [
+            (x.at, author.alert(which, x.step, x.patient_id, Basis(), x.voice))
+            for which, lapses in lapsed.items()
+            for x in lapses
+        ]
+        for at, patient_id, step, voice, because in change.imaged:
+            message = author.alert("imaging", step, patient_id, because, voice)
+            found.append((at, tracing.alert(message, chunk[at])))
+        for step, plan, i in change.warned:
             because = Basis()
             if step.transition != "expired":
                 because = self._assess(chunk, plan, i).basis(plan.scored[i].care_unit)

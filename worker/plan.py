@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.stored import KeptFinding
 from schemas.window import CHANNELS, HOUR_MS, WINDOW_BINS, Rows, rows
 from worker.patient import F32, Patient
 
@@ -94,6 +95,7 @@ class Scored(NamedTuple):
     open, carried_times: the patient's at this record; with the plan's times they date every input.
     window: the patient's at this record, where the plan keeps windows.
     care_unit: where the patient lay at this record.
+    findings: the patient's at this record.
     before: the patient's, at its record before: by it an episode has expired meanwhile, or not.
     """
 
@@ -105,6 +107,7 @@ class Scored(NamedTuple):
     carried_times: NDArray[np.int64]
     window: Window | None
     care_unit: str | None
+    findings: tuple[KeptFinding, ...]
     before: Standing
 
 

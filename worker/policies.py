@@ -9,19 +9,36 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import structlog
+
+from engines import repository
+from engines.errors import KindError, RepositoryError
 from schemas import news2_policy
 from schemas.errors import PolicyError
 from schemas.latch import Which
-from schemas.model_config import NEWS2, AlertPolicy, ModelConfig, Policy
+from schemas.model_config import NEWS2, AlertPolicy, Level, ModelConfig, Policy
 from schemas.news2_policy import News2Policy
 from schemas.policy_change import PolicyChange, changed
 from worker.config import Settings
+from worker.decide import TREND_MS
 from worker.decode import milliseconds
 from worker.patient import FORGET_MS
 from worker.plan import Scored
 
 Scope = tuple[str, str | None, str | None]
 AnyPolicy = Policy | News2Policy
+
+
+SILENT_S = FORGET_MS / 1000
+"""How long a patient may be silent and is still remembered."""
+
+TREND_S = TREND_MS / 1000 + 3600
+"""How far back the trend in an alert reaches, its first hour included."""
+
+NO_IMAGING = Policy("none", (Level("none", 1.0),), 0.5, 0.0, 0.0, 1.0, SILENT_S)
+"""Where no imaging model is named, what ends the episodes that one had opened before."""
+
+log = structlog.get_logger("riskstream.policies")
 
 
 class _Versions(NamedTuple):
@@ -38,13 +55,26 @@ class Policies:
         model: name of the served model.
         risk: its policy, as it ships.
         news2: NEWS2's, as it ships.
-        memory_s: what a rebuild reads again for decisions' sake: half of it bounds what changes may ask.
+        horizon_s: how far back, in record time, a rebuild reads: it bounds what changes may ask.
+        imaging: name of the model whose findings raise alerts, and its policy as it ships; None for none.
+
+    names: of those who raise alerts, by latch.
     """
 
-    def __init__(self, model: str, risk: Policy, news2: News2Policy, memory_s: float = float("inf")) -> None:
-        self.shipped: Mapping[Which, AnyPolicy] = {"risk": risk, "news2": news2}
-        self._names: Mapping[Which, str] = {"risk": model, "news2": NEWS2}
-        self._memory_s = memory_s
+    def __init__(
+        self,
+        model: str,
+        risk: Policy,
+        news2: News2Policy,
+        horizon_s: float = float("inf"),
+        imaging: tuple[str, Policy] | None = None,
+    ) -> None:
+        name, policy = imaging or (None, NO_IMAGING)
+        self.shipped: Mapping[Which, AnyPolicy] = {"risk": risk, "news2": news2, "imaging": policy}
+        self.names: dict[Which, str] = {"risk": model, "news2": NEWS2}
+        if name is not None:
+            self.names["imaging"] = name
+        self._horizon_s = horizon_s
         self._sources: dict[str, list[PolicyChange]] = {}
         self._versions: dict[Scope, _Versions] = {}
         self._changed_models: set[str] = set()
@@ -96,8 +126,8 @@ class Policies:
         Args:
             base: what the changes are laid over, where that is not what ships now.
         """
-        name, base = self._names[which], base or self.shipped[which]
-        if name not in self._changed_models:
+        name, base = self.names.get(which), base or self.shipped[which]
+        if name is None or name not in self._changed_models:
             return base
         layers = self._layers(name, patient_id, care_unit, timestamp_ms)
         if not layers:
@@ -162,19 +192,24 @@ class Policies:
         return [change for versions in self._versions.values() for change in versions.changes]
 
     def _refusal(self, change: PolicyChange) -> str | None:
-        which = next((which for which, name in self._names.items() if name == change.model), None)
+        which = next((which for which, name in self.names.items() if name == change.model), None)
         if which is None:
             return None  # of a model that another role or worker serves
         try:
             policy: AlertPolicy = changed(self.shipped[which], [change])
         except PolicyError as error:
             return str(error)
+        more = "a rebuild reads no more again; raise RISKSTREAM_REBUILD_HORIZON_H for more"
+        if which == "imaging":
+            # Any layer may bring the longest expiry there is, on both sides of what is remembered.
+            most_s = max(self._horizon_s - 3 * SILENT_S, 0.0)
+            if policy.memory_s > most_s:
+                return f"persistence_s and resolve_s may be {most_s:g} s at most: {more}"
+            return None
         # Half for each, so that no two layers come to more together.
-        if max(policy.memory_s, policy.expiry_s) > self._memory_s / 2:
-            return (
-                f"persistence_s, resolve_s and expiry_s may be {self._memory_s / 2:g} s at most: a rebuild "
-                "reads no more again; raise RISKSTREAM_REBUILD_HORIZON_H for more"
-            )
+        most_s = (self._horizon_s - 2 * SILENT_S) / 2
+        if max(policy.memory_s, policy.expiry_s) > most_s:
+            return f"persistence_s, resolve_s and expiry_s may be {most_s:g} s at most: {more}"
         return None
 
 
@@ -187,6 +222,45 @@ def shipped(settings: Settings, model: ModelConfig) -> Policies:
 
     Raises:
         PolicyError: NEWS2's policy cannot be used.
+        EngineError: the imaging model's config cannot be used, or it is no image model.
     """
-    spare_s = settings.rebuild_horizon_h * 3600 - 2 * FORGET_MS / 1000
-    return Policies(model.name, model.policy, news2_policy.load(settings.news2_policy), spare_s)
+    imaging, news2 = imaging_config(settings), news2_policy.load(settings.news2_policy)
+    named = None if imaging is None else (imaging.name, imaging.policy)
+    return Policies(model.name, model.policy, news2, settings.rebuild_horizon_h * 3600, named)
+
+
+def imaging_config(settings: Settings) -> ModelConfig | None:
+    """The config of the model whose findings raise alerts; None where the settings name none.
+
+    A repository of one's own need not hold the one that is the default: no findings raise alerts then.
+
+    Raises:
+        EngineError: it cannot be used, or is no image model.
+    """
+    if not settings.imaging_model:
+        return None
+    try:
+        config = repository.read_config(settings.model_repository, settings.imaging_model)
+    except RepositoryError:
+        if "imaging_model" in settings.model_fields_set:
+            raise
+        log.warning(
+            "findings raise no alerts: the repository has no such model", model=settings.imaging_model
+        )
+        return None
+    if config.kind != "image":
+        raise KindError(f"{config.name} reads no images; imaging_model must name an image model, or none")
+    return config
+
+
+def needed_s(which: Which, policy: AlertPolicy) -> float:
+    """How far back, in record time, a rebuild must read for decisions under a policy to be what they were.
+
+    A patient may have been silent, and is remembered; what was decided on last before that rests on a window,
+    or on one finding, which may itself be as old as the expiry; and what a trace remembers reaches back
+    across one silence that does not expire it.
+    """
+    if which == "imaging":
+        across = policy.memory_s + policy.expiry_s if policy.memory_s else TREND_S
+        return SILENT_S + policy.expiry_s + across
+    return 2 * SILENT_S + max(policy.memory_s + policy.expiry_s, TREND_S)

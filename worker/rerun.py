@@ -14,6 +14,7 @@ from worker.config import Settings
 from worker.decide import expire
 from worker.decode import Record
 from worker.errors import EngineDownError
+from worker.findings import voice_of
 from worker.intake import limits_of
 from worker.messages import Author, Basis
 from worker.partition import Partition
@@ -88,7 +89,9 @@ class Rerun:
             return None
         policy = self.pipeline.policies.of(which, patient_id, patient.care_unit, patient.touched_ms)
         _, step = expire(policy, patient.latches[which], trace.time + FORGET_MS + 1)
-        return None if step is None else self._author(partition).alert(which, step, patient_id, Basis())
+        if step is None:
+            return None
+        return self._author(partition).alert(which, step, patient_id, Basis(), voice_of(patient, which))
 
     async def expire_silent(self, partition: Partition, now_ms: int) -> list[Outgoing]:
         """What a worker's timer publishes of patients who are silent at stream time `now_ms`."""

@@ -108,6 +108,7 @@ def plan_score(patient: Patient, at: int, plan: Plan, before: Standing) -> None:
             patient.carried_times,
             window,
             patient.care_unit,
+            patient.findings,
             before,
         )
     )

@@ -101,7 +101,8 @@ async def run_again(
     partition = Partition(place, stretch.start, stretch.live_from)
     adopted: LastAlerts | None = None
     if not stretch.whole and stretch.start < stretch.live_from:
-        adopted = await read_last(log, settings.topic_alerts, place, rerun.voices, stretch.live_from)
+        names = rerun.pipeline.policies.names
+        adopted = await read_last(log, settings.topic_alerts, place, names, stretch.live_from)
     borders = sorted({*cuts, stretch.live_from - 1})
     async for records in _gathered(log, stretch, patients, settings.chunk_records, progress):
         for piece in pieces(records, borders):

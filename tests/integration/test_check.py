@@ -35,6 +35,7 @@ def settings(kafka: KafkaServer, redis_server: RedisServer) -> Settings:
         topic_dead_letters=f"{run}-dead",
         topic_policies=f"{run}-policies",
         topic_feedback="",
+        topic_findings="",
         http_port=0,
     )
 

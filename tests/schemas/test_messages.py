@@ -12,6 +12,7 @@ from schemas.messages import (
     MAX_OBSERVATIONS,
     Alert,
     AlertReference,
+    BasisFinding,
     BasisInput,
     ClassProbability,
     DeadLetter,
@@ -209,6 +210,35 @@ EXPLAINED = {
 def test_explained_messages_decode(kind: type[msgspec.Struct]) -> None:
     decoded = msgspec.json.decode((FIXTURES / f"{kind.__name__}-v1-explained.json").read_bytes(), type=kind)
     assert decoded == EXPLAINED[kind]
+
+
+PICTURED = msgspec.structs.replace(
+    alert("minimal"),
+    risk=0.95,
+    threshold=0.9,
+    outcome="pneumonia",
+    model=ModelReference("pneumonia", 2, "1" * 64),
+    findings=(
+        BasisFinding(
+            "f-1",
+            ModelReference("pneumonia", 2, "1" * 64),
+            "pneumonia",
+            NOON - timedelta(minutes=30),
+            1800.0,
+            0.95,
+            (ClassProbability("pneumonia", 0.95),),
+            "DX",
+            "CHEST",
+            "PA",
+            ("low-contrast",),
+        ),
+    ),
+)
+
+
+def test_an_alert_of_a_picture_decodes() -> None:
+    decoded = msgspec.json.decode((FIXTURES / "Alert-v1-pictured.json").read_bytes(), type=Alert)
+    assert decoded == PICTURED
 
 
 def feedback(action: FeedbackAction, **more: Any) -> FeedbackRecord:

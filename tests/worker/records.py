@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from engines import repository
 from engines.engine import F32, Engine
 from engines.steps import SeriesModel
 from schemas import news2_policy
@@ -30,6 +31,8 @@ MINUTE, HOUR = 60_000, 3_600_000
 PLACE = Place("cluster", "vitals", 3)
 TOPICS = ("risk-alerts", "risk-scores", "dead-letters")
 NEWS2 = news2_policy.load()
+PNEUMONIA = repository.read_config(repository.SHIPPED, "pneumonia")
+IMAGING = (PNEUMONIA.name, PNEUMONIA.policy)
 LIMITS = Limits(1 << 20, 366 * 24 * HOUR, HOUR)
 
 
@@ -116,12 +119,17 @@ class Outbox:
     @property
     def alerts(self) -> list[Alert]:
         """The model's."""
-        return [alert for alert in self._alerts() if alert.model.name != "news2"]
+        return [alert for alert in self._alerts() if alert.model.name not in {"news2", PNEUMONIA.name}]
 
     @property
     def warnings(self) -> list[Alert]:
         """NEWS2's own."""
         return [alert for alert in self._alerts() if alert.model.name == "news2"]
+
+    @property
+    def imaged(self) -> list[Alert]:
+        """The imaging model's."""
+        return [alert for alert in self._alerts() if alert.model.name == PNEUMONIA.name]
 
     @property
     def scores(self) -> list[Score]:
@@ -155,7 +163,7 @@ class LocalPath:
         self.author = Author(place, self.voices, TOPICS)
         self.pipeline = Pipeline(
             Alone(self.served),
-            Policies(engine.config.name, engine.config.policy, NEWS2),
+            Policies(engine.config.name, engine.config.policy, NEWS2, imaging=IMAGING),
             self.outbox,
             TOPICS,
             LIMITS,

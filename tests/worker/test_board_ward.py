@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from schemas.messages import (
     Alert,
     AlertReference,
+    BasisFinding,
     DismissalReason,
     FeedbackAction,
     FeedbackRecord,
     Finding,
     ModelName,
+    ModelReference,
     Score,
     TrendPoint,
 )
@@ -102,6 +104,18 @@ def test_an_alert_of_news2_shows_points_and_leaves_the_risk() -> None:
     (episode,) = row.episodes
     assert (row.risk, row.rank, episode.by, episode.level) == (0.1, 2, "news2", 5.0)
     assert [(r.feature, r.value, r.adds) for r in episode.why] == [("heart_rate", None, 3)]
+
+
+def test_an_alert_of_a_picture_moves_its_patient_up_and_leaves_the_line_alone() -> None:
+    model = ModelReference("pneumonia", 2, "e" * 64)
+    seen = BasisFinding("f-1", model, "pneumonia", at(-2), 3 * 3600.0, 0.95)
+    pictured = alert("p", hours=1, model=model, risk=0.95, inputs=(), findings=(seen,), policy_version="1")
+    row = rows(ward(score("p", 0.1, inputs=(vital("heart_rate", 80.0, 0),)), pictured))["p"]
+    (episode,) = row.episodes
+    assert (row.risk, row.rank, episode.by, episode.level) == (0.1, 3, "pneumonia", 0.95)
+    assert ([v.feature for v in row.vitals], row.seen) == (["heart_rate"], NOON_MS)
+    assert all(risk == 0.1 for _, risk in row.trend)
+    assert rows(ward(pictured))["p"].risk is None
 
 
 EPISODE = (

@@ -81,7 +81,7 @@ class Life:
         found = no_alerts()
         for message in self.path.outbox.of("risk-alerts"):
             alert = msgspec.json.decode(message.value, type=Alert)
-            enter(found, alert, PLACE, self.path.voices, before)
+            enter(found, alert, PLACE, self.path.pipeline.policies.names, before)
         return found
 
 

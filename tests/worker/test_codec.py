@@ -136,5 +136,5 @@ def test_another_layout_is_named() -> None:
     fields = msgspec.msgpack.decode(packed)
     changed = msgspec.msgpack.encode([fields[0] + 1, *fields[1:]])
 
-    with pytest.raises(LayoutError, match="has layout 5, this program writes 4"):
+    with pytest.raises(LayoutError, match="has layout 6, this program writes 5"):
         decode(changed + zlib.crc32(changed).to_bytes(4, "little"), {}, MODEL)

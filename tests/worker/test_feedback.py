@@ -26,10 +26,11 @@ from tests.worker.records import (
 from tests.worker.records import record as vitals_record
 from tests.worker.test_checkpoint import Life, ListLog, ids, remains
 from worker import config, embedded, metrics
+from worker.carry import Carrier
 from worker.cluster import Cluster, describe
 from worker.codec import encode_hot
 from worker.decode import FEEDBACK_TYPE
-from worker.feedback_topic import Carrier
+from worker.feedback_topic import feedback_load
 from worker.messages import Author
 from worker.partition import Place
 from worker.publish import Outgoing, Publisher
@@ -264,6 +265,12 @@ async def test_killed_rebuilt_or_cut_otherwise_it_is_the_same(engine: Engine, st
     assert remains(rebuilt.partition) == remains(whole.partition)
 
 
+def carrier_of(path: LocalPath, cluster: Cluster) -> Carrier:
+    settings = config.load()
+    load = feedback_load(settings, cluster)
+    return Carrier(load, settings, cluster.id, path.outbox, lambda place: Author(place, path.voices, TOPICS))
+
+
 async def test_it_is_carried_to_its_patients_partition(engine: Engine) -> None:
     with embedded.tansu() as broker:
         settings = config.load(broker=broker.address, kafka_idempotence=False, partitions=4)
@@ -275,7 +282,11 @@ async def test_it_is_carried_to_its_patients_partition(engine: Engine) -> None:
         publisher = Publisher(settings)
         await publisher.start()
         carrier = Carrier(
-            settings, cluster, publisher.publish, lambda place: Author(place, path.voices, TOPICS)
+            feedback_load(settings, cluster),
+            settings,
+            cluster.id,
+            publisher.publish,
+            lambda place: Author(place, path.voices, TOPICS),
         )
         carrying = asyncio.create_task(carrier.run())
         topic = settings.topic_feedback
@@ -316,8 +327,7 @@ async def test_it_is_carried_to_its_patients_partition(engine: Engine) -> None:
     "episode", ["c/vitals/9/1", "d/vitals/3/1", "c/other/3/1", "c/vitals/-1/1", "c/vitals/3/x", "", "/"]
 )
 def test_no_feedback_goes_where_no_alert_came_from(path: LocalPath, episode: str) -> None:
-    cluster = Cluster("c", {"vitals": 4}, "id")
-    carrier = Carrier(config.load(), cluster, path.outbox, lambda place: Author(place, path.voices, TOPICS))
+    carrier = carrier_of(path, Cluster("c", {"vitals": 4}, "id"))
     content = said(path.outbox.alerts[0])
     content["alert"] |= {"episode": episode, "id": _id(episode, content["alert"])}
 
@@ -329,12 +339,7 @@ def test_no_feedback_goes_where_no_alert_came_from(path: LocalPath, episode: str
 
 def test_what_a_paging_system_adds_stays_behind(path: LocalPath) -> None:
     """With the header that it is carried with, a record of the greatest size would fit no more."""
-    carrier = Carrier(
-        config.load(),
-        Cluster("cluster", {"vitals": 4}, "id"),
-        path.outbox,
-        lambda place: Author(place, path.voices, TOPICS),
-    )
+    carrier = carrier_of(path, Cluster("cluster", {"vitals": 4}, "id"))
     content = said(path.outbox.alerts[0], note="x" * 900_000)
 
     carried = carrier.carried(record(0, content), 2)

@@ -13,10 +13,11 @@ from prometheus_client import generate_latest
 from engines.engine import Engine
 from schemas.errors import SchemaError
 from schemas.units import accept
-from tests.worker.bad_input import CANARY, CASES, EVENT, MARK
+from tests.worker.bad_input import CANARY, CASES, EVENT, GOOD_FINDING, MARK
 from tests.worker.records import LocalPath, Record, worsening
 from worker import logs
 from worker.codec import LayoutError, decode, encode_hot
+from worker.decode import FINDING_TYPE
 from worker.patient import Patient
 from worker.store import digest
 
@@ -43,13 +44,16 @@ async def test_canary_stays_in_the_messages(
 ) -> None:
     path = LocalPath(engine)
     records = [one._replace(value=_renamed(one)) for one in worsening(CANARY, 0, 12)]
+    headers = (("content-type", FINDING_TYPE),)
+    found = Record(50, records[-1].timestamp, CANARY.encode(), GOOD_FINDING, headers)
     bad = [Record(100 + n, c.timestamp, c.key, c.value, c.headers) for n, c in enumerate(CASES)]
 
     logging.getLogger("asyncio").debug("seen")
-    fates = await path.process([*records, *bad])
+    fates = await path.process([*records, found, *bad])
 
     assert fates.count("scored") > len(records)
     assert path.outbox.alerts
+    assert path.outbox.imaged
     assert len(path.outbox.dead_letters) >= len(CASES) - 5
     for message in path.outbox.messages:
         assert MARK not in repr(message.headers)
@@ -58,7 +62,7 @@ async def test_canary_stays_in_the_messages(
             assert MARK not in message.key.decode()
     for letter in path.outbox.dead_letters:
         assert MARK not in letter.reason + repr(letter.rejections) + letter.id + repr(letter.source)
-    for alert in path.outbox.alerts:
+    for alert in (*path.outbox.alerts, *path.outbox.imaged):
         assert MARK not in alert.id + alert.episode
         assert alert.patient == CANARY
     assert '"asyncio"' in logged.getvalue()

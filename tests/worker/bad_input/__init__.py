@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from schemas.messages import alert_id
 from tests.worker.records import HOUR, T0, message, observation, rfc3339
-from worker.decode import FEEDBACK_TYPE
+from worker.decode import FEEDBACK_TYPE, FINDING_TYPE
 
 CANARY = "canary-7f3a-patient"
 EVENT = "canary-7f3a-event"
@@ -272,7 +272,50 @@ FEEDBACK = (
     _said("vitals in its place", _message(), "invalid-message", "$"),
 )
 
+
+def _finding(**fields: Any) -> bytes:
+    """A finding in which fields may be of any type."""
+    whole = {
+        "id": EVENT,
+        "patient": CANARY,
+        "time": rfc3339(T0),
+        "outcome": TEXT,
+        "risk": 0.2,
+        "classes": [{"name": "none", "probability": 0.8}, {"name": TEXT, "probability": 0.2}],
+        "findings": [TEXT],
+        "model": {"name": TEXT, "version": 1, "digest": "0"},
+        "backend": TEXT,
+        "source": {"cluster": "c", "topic": TEXT, "partition": 0, "offset": 0},
+        "image_sha256": "0" * 64,
+        "modality": TEXT,
+        "quality": [TEXT],
+    }
+    return json.dumps(whole | fields).encode()
+
+
+GOOD_FINDING = _finding(
+    risk=0.95,
+    classes=[{"name": "none", "probability": 0.05}, {"name": TEXT, "probability": 0.95}],
+    model={"name": "pneumonia", "version": 1, "digest": "0"},
+)
+"""One that raises an alert, and names the canary wherever a good one can."""
+
+
+def _found(name: str, value: bytes, reason: str, path: str) -> Case:
+    return Case(f"finding: {name}", value, _one(reason, path), headers=(("content-type", FINDING_TYPE),))
+
+
+FINDINGS = (
+    _found(
+        "a class that is none", _finding(id=f"{EVENT}-2", findings=[EVENT]), "invalid-message", "$.findings"
+    ),
+    _found("an unlikely time", _finding(time="1970-01-01T00:00:00Z"), "implausible-time", "$.time"),
+    _found("somebody else's", _finding(patient=TEXT), "key-mismatch", "$.patient"),
+    _found("a risk that is none", _finding(risk=TEXT), "invalid-message", "$.risk"),
+    _found("a digest that is none", _finding(image_sha256=TEXT), "invalid-message", "$.image_sha256"),
+)
+
 CASES: tuple[Case, ...] = (
     *(*BYTES, *TYPES, *MEANING),
-    *(*DUPLICATE_KEYS, *KEYS, *HEADERS, *HALF_GOOD, *FEEDBACK),
+    *(*DUPLICATE_KEYS, *KEYS, *HEADERS, *HALF_GOOD, *FEEDBACK, *FINDINGS),
 )
