@@ -36,7 +36,7 @@ _VARIABLES = COLOURS | {INK: "--ink", FAINT: "--faint"}
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = "osD^vP"
 
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "riskstream",
     "text.parse_math": False,
@@ -65,30 +65,30 @@ RECALL = "recall of patients with the event"
 
 def roc(name: str, curves: Mapping[str, Points], alt: str) -> str:
     """ROC curves by label, of points [false positive rate, true positive rate]."""
-    with rc_context(_STYLE):
-        figure, axes = _axes("false positive rate (1 - specificity)", "sensitivity", square=True)
+    with rc_context(STYLE):
+        figure, axes = new_axes("false positive rate (1 - specificity)", "sensitivity", square=True)
         axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1)
         _lines(axes, curves)
         _unit(axes)
         axes.legend(loc="lower right")
-        return _svg(figure, name, alt)
+        return as_svg(figure, name, alt)
 
 
 def precision_recall(name: str, curves: Mapping[str, Points], share: float, alt: str) -> str:
     """Precision-recall curves by label, of points [recall, precision]; `share` of positives as a line."""
-    with rc_context(_STYLE):
-        figure, axes = _axes("sensitivity (recall)", "positive predictivity (precision)", square=True)
+    with rc_context(STYLE):
+        figure, axes = new_axes("sensitivity (recall)", "positive predictivity (precision)", square=True)
         axes.axhline(share, color=FAINT, linewidth=1)
         _lines(axes, curves)
         _unit(axes)
         axes.legend(loc="upper right" if share < 0.5 else "lower left")
-        return _svg(figure, name, alt)
+        return as_svg(figure, name, alt)
 
 
 def calibration(name: str, groups: Mapping[str, Points], alt: str) -> str:
     """Share of positives over mean risk by label, of points [mean risk, share, cases]; Wilson's intervals."""
-    with rc_context(_STYLE):
-        figure, axes = _axes("mean risk of the group", "share of positives", square=True)
+    with rc_context(STYLE):
+        figure, axes = new_axes("mean risk of the group", "share of positives", square=True)
         axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1)
         greatest = 0.0
         for number, (label, points) in enumerate(groups.items()):
@@ -109,7 +109,7 @@ def calibration(name: str, groups: Mapping[str, Points], alt: str) -> str:
         limit = min(1.0, greatest * 1.05)
         axes.set(xlim=(0, limit), ylim=(0, limit))
         axes.legend(loc="upper left")
-        return _svg(figure, name, alt)
+        return as_svg(figure, name, alt)
 
 
 def wilson(share: Any, cases: Any) -> tuple[Any, Any]:
@@ -122,8 +122,8 @@ def wilson(share: Any, cases: Any) -> tuple[Any, Any]:
 
 def decision(name: str, points: Points, alt: str) -> str:
     """Net benefit over the threshold, of points [threshold, model, treat all]."""
-    with rc_context(_STYLE):
-        figure, axes = _axes("threshold of the risk", "net benefit")
+    with rc_context(STYLE):
+        figure, axes = new_axes("threshold of the risk", "net benefit")
         threshold, model, everyone = np.array(points, dtype=np.float64).T
         axes.plot(threshold, model, color=_colour(0), label="model")
         axes.plot(threshold, everyone, color=_colour(1), linestyle=DASHES[1], label="treat all")
@@ -132,13 +132,13 @@ def decision(name: str, points: Points, alt: str) -> str:
         useful = threshold[(model > 0.01 * top) | (everyone > 0.01 * top)]
         axes.set(xlim=(0, min(1.0, 1.2 * float(useful.max(initial=0.2)))), ylim=(-0.15 * top, 1.08 * top))
         axes.legend(loc="best")
-        return _svg(figure, name, alt)
+        return as_svg(figure, name, alt)
 
 
 def trajectories(name: str, content: Mapping[str, Any], alt: str) -> str:
     """Median and quartiles of risk over time, by outcome."""
-    with rc_context(_STYLE):
-        figure, axes = _axes("hours after admission", "risk")
+    with rc_context(STYLE):
+        figure, axes = new_axes("hours after admission", "risk")
         for number, (key, label) in enumerate((("survivors", "survived"), ("deaths", "died"))):
             group, colour = content[key], _colour(number)
             axes.fill_between(content["hours"], group["low"], group["high"], color=colour, alpha=0.2, lw=0)
@@ -147,13 +147,13 @@ def trajectories(name: str, content: Mapping[str, Any], alt: str) -> str:
         axes.set(xlim=(1, content["hours"][-1]), xticks=[1, *range(6, content["hours"][-1] + 1, 6)])
         axes.set_ylim(bottom=0)
         axes.legend(loc="upper left")
-        return _svg(figure, name, alt)
+        return as_svg(figure, name, alt)
 
 
 def over_hours(name: str, series: Mapping[str, Mapping[str, Sequence[float]]], label: str, alt: str) -> str:
     """A figure of several models at the judged hours: {model: {hour: [figure, low, high]}}."""
-    with rc_context(_STYLE):
-        figure, axes = _axes("hours after admission", label)
+    with rc_context(STYLE):
+        figure, axes = new_axes("hours after admission", label)
         hours = list(dict.fromkeys(hour for content in series.values() for hour in content))
         for number, (model, content) in enumerate(series.items()):
             beside = 0.11 * (number - (len(series) - 1) / 2)
@@ -173,15 +173,15 @@ def over_hours(name: str, series: Mapping[str, Mapping[str, Sequence[float]]], l
         axes.set_xticks(range(len(hours)), hours)
         axes.grid(visible=False, axis="x")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-        return _svg(figure, name, alt)
+        return as_svg(figure, name, alt)
 
 
 def shares(
     name: str, bins: Sequence[str], live: Sequence[float], reference: Sequence[float], alt: str
 ) -> str:
     """Shares of two distributions over the same bins, side by side."""
-    with rc_context(_STYLE):
-        figure, axes = _axes("", "share of patient-hours")
+    with rc_context(STYLE):
+        figure, axes = new_axes("", "share of patient-hours")
         place = np.arange(len(bins))
         for number, (label, heights) in enumerate((("now", live), ("reference", reference))):
             beside = place + 0.4 * (number - 0.5)
@@ -199,14 +199,14 @@ def shares(
         axes.set_xticks(place, bins, rotation=45, ha="right")
         axes.grid(visible=False, axis="x")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-        return _svg(figure, name, alt)
+        return as_svg(figure, name, alt)
 
 
 def forest(
     name: str, rows: Sequence[tuple[str, Sequence[float] | None]], label: str, alt: str, *, at: float | None
 ) -> str:
     """Figures with intervals, one under the other: (words, [figure, low, high] or None for too few)."""
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         words = [textwrap.fill(text, 24) for text, _ in rows]
         lines = sum(text.count("\n") for text in words)
         figure = Figure(figsize=(WIDTH, 0.9 + 0.27 * len(rows) + 0.13 * lines), layout="constrained")
@@ -237,7 +237,7 @@ def forest(
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
-        return _svg(figure, name, alt)
+        return as_svg(figure, name, alt)
 
 
 class Marked(NamedTuple):
@@ -252,11 +252,11 @@ def trade_off(
     name: str, tried: Sequence[Marked], front: Points, marked: Sequence[Marked], label: str, alt: str
 ) -> str:
     """Recall over what it costs: what was tried, the best of it as a line, and points that stand out."""
-    with rc_context(_STYLE):
-        figure, axes = _axes(label, RECALL)
+    with rc_context(STYLE):
+        figure, axes = new_axes(label, RECALL)
         _trade_off(axes, tried, front, marked)
         _below(axes)
-        return _svg(figure, name, alt)
+        return as_svg(figure, name, alt)
 
 
 def trade_offs(
@@ -267,7 +267,7 @@ def trade_offs(
     Args:
         file: .svg or .png.
     """
-    with rc_context({**_STYLE, "svg.fonttype": "path", "grid.color": "#d5d9de"}):
+    with rc_context({**STYLE, "svg.fonttype": "path", "grid.color": "#d5d9de"}):
         figure = Figure(figsize=(WIDTH * len(panels), HEIGHT + 1.0), layout="constrained", dpi=150)
         for number, (label, tried, front, marked) in enumerate(panels):
             axes = figure.add_subplot(1, len(panels), number + 1)
@@ -285,7 +285,7 @@ def over_batches(file: Path, panels: Sequence[tuple[str, Mapping[str, Points]]],
     Args:
         file: .svg or .png.
     """
-    with rc_context({**_STYLE, "svg.fonttype": "path", "grid.color": "#d5d9de"}):
+    with rc_context({**STYLE, "svg.fonttype": "path", "grid.color": "#d5d9de"}):
         figure = Figure(figsize=(WIDTH * len(panels), HEIGHT + 0.4), layout="constrained", dpi=150)
         for number, (label, curves) in enumerate(panels):
             axes = figure.add_subplot(1, len(panels), number + 1)
@@ -348,7 +348,8 @@ def _places(words: Sequence[str]) -> list[float]:
     return places
 
 
-def _axes(x: str, y: str, *, square: bool = False) -> tuple[Figure, Axes]:
+def new_axes(x: str, y: str, *, square: bool = False) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes."""
     figure = Figure(figsize=(WIDTH, WIDTH - 0.2 if square else HEIGHT), layout="constrained")
     axes = figure.add_subplot()
     axes.set(xlabel=x, ylabel=y)
@@ -371,7 +372,7 @@ def _colour(number: int) -> str:
     return list(COLOURS)[number % len(COLOURS)]
 
 
-def _svg(figure: Figure, name: str, alt: str) -> str:
+def as_svg(figure: Figure, name: str, alt: str) -> str:
     """The figure as an element for a page: ids made its own by `name`, colours as CSS variables."""
     figure.patch.set_alpha(0)
     for axes in figure.axes:

@@ -212,9 +212,7 @@ class WorkerProcess:
 
     async def fates(self) -> dict[str, int]:
         """Records by fate, from its metrics."""
-        url = f"http://127.0.0.1:{self.port}/metrics"
-        async with aiohttp.ClientSession() as session, session.get(url) as response:
-            text = await response.text()
+        text = await get(self, "metrics")
         return {fate: int(float(count)) for fate, count in _FATES.findall(text)}
 
     def log_text(self) -> str:
@@ -238,6 +236,13 @@ class WorkerProcess:
             self._process.kill()
             self._process.wait()
         self._folder.cleanup()
+
+
+async def get(worker: WorkerProcess, path: str) -> str:
+    """What a worker's HTTP server answers."""
+    url = f"http://127.0.0.1:{worker.port}/{path}"
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        return await response.text()
 
 
 async def create_topics(site: Site) -> None:

@@ -43,20 +43,31 @@ async def last_alerts(
         RetryError: Kafka did not answer.
     """
     async with History(settings) as log:
-        return await read_last(log, settings.topic_alerts, place, names, before)
+        return await read_last(log, settings.topic_alerts, place, names, before, settings.shadow_version)
 
 
 async def read_last(
-    log: Log, topic: str, place: Place, names: Mapping[Which, str], before: int
+    log: Log,
+    topic: str,
+    place: Place,
+    names: Mapping[Which, str],
+    before: int,
+    shadow: int | None = None,
 ) -> LastAlerts:
-    """`last_alerts` of a log that is at hand."""
+    """`last_alerts` of a log that is at hand.
+
+    A served version takes over the episodes of the one before it. Shadows of several versions share a topic
+    and nothing else: with `shadow`, a model's alerts count if they are that version's.
+    """
     found = no_alerts()
     decoder = msgspec.json.Decoder(Alert)
     span = await log.span(topic, place.partition)
     async for records in log.read(topic, place.partition, *span):
         for record in records:
             try:
-                enter(found, decoder.decode(record.value or b""), place, names, before)
+                alert = decoder.decode(record.value or b"")
+                if shadow in (None, alert.model.version) or alert.model.name != names["risk"]:
+                    enter(found, alert, place, names, before)
             except (msgspec.MsgspecError, ValueError, IndexError, RecursionError):
                 metrics.rejections.labels("alert-log", "invalid-message").inc()
     return found

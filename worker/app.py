@@ -18,7 +18,7 @@ import structlog
 
 from schemas.errors import PolicyError
 from schemas.model_config import ModelConfig
-from worker import metrics, tracing
+from worker import metrics, shadow, tracing
 from worker.alert_log import LastAlerts, last_alerts
 from worker.assignment import Lanes
 from worker.carry import Carrier
@@ -33,6 +33,7 @@ from worker.http import Health, serve
 from worker.imaging_app import ImagingRole
 from worker.intake import limits_of
 from worker.lanes import Lane, Stages
+from worker.loading import device_turns
 from worker.messages import Author
 from worker.partition import Place
 from worker.pipeline import Pipeline
@@ -41,7 +42,7 @@ from worker.policy_source import PolicyFile, PolicyTopic
 from worker.publish import Publisher
 from worker.restore import Restorer
 from worker.role import serve_app, together, until_up
-from worker.serving import Ladder, device_turns
+from worker.serving import Ladder
 from worker.store import Store
 from worker.transport import chunk_app, vitals_subscription
 
@@ -96,7 +97,9 @@ class Worker:
 
     async def _work(self) -> None:
         ladder = self._ladder
-        await ladder.start()
+        if not await self._unless_stopped(ladder.start()):
+            return
+        shadow.announce(self.settings, ladder.current.config)
         cluster = await until_up(self._stop, "Kafka", self._describe)
         await until_up(self._stop, "Kafka producer", self._publisher.start)
         if cluster is None or self._stop.is_set():
@@ -133,6 +136,10 @@ class Worker:
             topic = PolicyTopic(settings, partitions, policies)
             await until_up(self._stop, "policies topic", topic.load)
             followed.append(topic.follow())
+        if settings.imaging_model and "imaging" not in policies.names:
+            log.warning(
+                "findings raise no alerts: the repository has no such model", model=settings.imaging_model
+            )
         author = partial(Author, voices=self._ladder.current.voices, topics=settings.output_topics)
         followed += [
             Carrier(load, settings, cluster.id, self._publisher.publish, author).run()
@@ -158,6 +165,18 @@ class Worker:
             raise FatalError("; ".join(found))
         return cluster
 
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Whether something slow ended before the process was told to stop; if not, it is given up."""
+        doing, stop = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
+        await asyncio.wait((doing, stop), return_when=asyncio.FIRST_COMPLETED)
+        ended = doing.done()
+        for task in (doing, stop):
+            task.cancel()
+        await asyncio.gather(stop, *(() if ended else (doing,)), return_exceptions=True)
+        if ended:
+            doing.result()
+        return ended
+
     async def _watch_redis(self, store: Store) -> None:
         while True:
             try:
@@ -182,6 +201,7 @@ class Worker:
             settings.output_topics,
             limits_of(settings),
             publish_scores=settings.publish_scores,
+            shadow=settings.shadow_version,
         )
         horizon_ms = round(settings.rebuild_horizon_h * 3_600_000)
         restorer = Restorer(store, app.consumer, lambda: ladder.current.config.digest, horizon_ms)
@@ -236,6 +256,7 @@ class Worker:
             "model": served.config.name if served else None,
             "version": served.config.version if served else None,
             "refused": self._ladder.refused or None,
+            "shadow": self.settings.shadow_version is not None,
         }
         ready = (
             state["joined"] and state["redis"] and state["checkpoints"] and all(lane.ready for lane in lanes)

@@ -178,7 +178,7 @@ class _Models:
         self._progress = progress
         imaging = imaging_config(settings)
         self._imaging = "" if imaging is None else imaging.name
-        self._loaded: dict[str, tuple[Engine, Rerun]] = {}
+        self._loaded: dict[tuple[str, int], tuple[Engine, Rerun]] = {}
 
     async def verify(self, alerts: Sequence[Published]) -> list[Finding]:
         """Findings of one partition's alerts, in order.
@@ -186,12 +186,14 @@ class _Models:
         NEWS2's own and the imaging model's are computed beside the first model.
         """
         found: dict[int, Finding] = {}
-        groups: dict[str, dict[int, Published]] = {}
+        groups: dict[tuple[str, int], dict[int, Published]] = {}
+        own: dict[int, Published] = {}
         for i, published in enumerate(alerts):
-            groups.setdefault(published.alert.model.name, {})[i] = published
-        own = groups.pop(NEWS2, {}) | groups.pop(self._imaging, {})
+            model = published.alert.model
+            beside = model.name in (NEWS2, self._imaging)
+            (own if beside else groups.setdefault((model.name, model.version), {}))[i] = published
         for name, group in groups.items():
-            missing = self._missing(name, group.values())
+            missing = self._missing(*name, group.values())
             found |= {
                 i: _without_model(group[i], note) for i, note in zip(group, missing, strict=True) if note
             }
@@ -200,28 +202,32 @@ class _Models:
                 found |= await self._verify(name, left | own)
                 own = {}
         if own:
-            found |= await self._verify(self._settings.model, own)
+            served = repository.read_config(self._settings.model_repository, self._settings.model)
+            found |= await self._verify((served.name, served.version), own)
         return [found[i] for i in range(len(alerts))]
 
-    async def _verify(self, name: str, alerts: dict[int, Published]) -> dict[int, Finding]:
+    async def _verify(self, name: tuple[str, int], alerts: dict[int, Published]) -> dict[int, Finding]:
         if name not in self._loaded:
-            self._loaded[name] = await self._load(name)
+            self._loaded[name] = await self._load(*name)
         _, rerun = self._loaded[name]
         auditor = Auditor(self._log, rerun, self._settings, self.cluster.id, self._progress)
         return dict(zip(alerts, await auditor.verify(list(alerts.values())), strict=True))
 
-    async def _load(self, name: str) -> tuple[Engine, Rerun]:
+    async def _load(self, name: str, version: int) -> tuple[Engine, Rerun]:
         settings = self._settings
-        require_series(repository.read_config(settings.model_repository, name))
+        require_series(repository.read_config(settings.model_repository, name, version))
         engine = await asyncio.to_thread(
-            repository.load, settings.model_repository, name, settings.backend, settings.plans
+            repository.load, settings.model_repository, name, settings.backend, settings.plans, version
         )
         return engine, Rerun(engine, await in_force(settings, self.cluster, engine.config), settings)
 
-    def _missing(self, name: str, alerts: Iterable[Published]) -> list[str]:
+    def _missing(self, name: str, version: int, alerts: Iterable[Published]) -> list[str]:
         """For each alert, why its model is not at hand; empty where it is."""
+        models = self._settings.model_repository
         try:
-            config = repository.read_config(self._settings.model_repository, name)
+            config = repository.read_config(models, name)
+            with suppress(RepositoryError):
+                config = repository.read_config(models, name, version)
         except RepositoryError as error:
             return [f"its model is not in the repository: {error}"] * len(list(alerts))
         if config.kind == "image":

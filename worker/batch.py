@@ -8,10 +8,10 @@ partition has one request under way at a time.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from typing import NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,11 @@ from worker.errors import EngineDownError, EngineHungError, EngineSilentError
 F32 = NDArray[np.float32]
 Tensors = Mapping[str, F32]
 T = TypeVar("T")
+
+REPLACED = "the engine has been replaced"
+
+FAILURES = (EngineError, MemoryError)
+"""What a call fails with where an engine is at fault, the machine, or a row."""
 
 
 class _Request(NamedTuple):
@@ -66,11 +71,12 @@ class Batcher:
         self.engine = engine
         self.hung = False
         self._closed = False
-        self._turns = turns
+        self._turns = turns or asyncio.Lock()
         self._verify = verify
         self._timeout_s = timeout_s
         self._patience_s = self._first_patience_s = patience_s
-        self._late: asyncio.Task[None] | None = None
+        self._call: asyncio.Future[Any] | None = None
+        self._waiting_on: asyncio.Task[None] | None = None
         self._largest = engine.config.dynamic_batching.max_batch_size
         self._waiting: deque[_Request] = deque()
         self._runner: asyncio.Task[None] | None = None
@@ -96,14 +102,22 @@ class Batcher:
     @property
     def busy(self) -> bool:
         """Whether a call that nobody waits for any more has not come back."""
-        return self.hung or self._late is not None
+        return self._waiting_on is not None and not self._waiting_on.done()
 
     async def close(self) -> None:
-        """Stop, and refuse whoever still comes; a thread whose call has not come back is left behind."""
+        """Stop, and refuse whoever waits or still comes.
+
+        A call under way is waited for within the patience; a thread whose call does not come back is left.
+        """
         self._closed = True
         if self._runner is not None:
             self._runner.cancel()
-        self._thread.shutdown(wait=not self.busy, cancel_futures=True)
+            await asyncio.gather(self._runner, return_exceptions=True)
+        _refuse(self._waiting, EngineDownError(REPLACED))
+        self._waiting.clear()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._call is not None and not self.busy:
+            await asyncio.wait({self._call}, timeout=self._patience_s)
 
     def _submit(self, inputs: Tensors) -> asyncio.Future[dict[str, F32]]:
         done: asyncio.Future[dict[str, F32]] = asyncio.get_running_loop().create_future()
@@ -118,15 +132,15 @@ class Batcher:
             started = time.perf_counter()
             for request in batch:
                 metrics.queue_delay.observe(started - request.since)
-            names = batch[0].inputs
-            inputs = {name: np.concatenate([request.inputs[name] for request in batch]) for name in names}
             try:
-                async with self._turns or nullcontext():
-                    outputs = await self._call(inputs)
+                names = batch[0].inputs
+                inputs = {name: np.concatenate([request.inputs[name] for request in batch]) for name in names}
+                outputs = await self._in_thread(partial(self._run_sparing, inputs))
+            except asyncio.CancelledError:
+                _refuse(batch, EngineDownError(REPLACED))
+                raise
             except Exception as error:  # whatever it is, whoever waits must hear of it
-                for request in batch:
-                    if not request.done.done():
-                        request.done.set_exception(error)
+                _refuse(batch, error)
                 continue
             self._observe(sum(request.rows for request in batch), time.perf_counter() - started)
             at = 0
@@ -155,42 +169,47 @@ class Batcher:
         """
         try:
             await self._in_thread(self._verify)
-        except (EngineError, EngineDownError):
+        except (*FAILURES, EngineDownError):
             return False
         return True
 
-    async def _call(self, inputs: Tensors) -> dict[str, F32]:
-        return await self._in_thread(lambda: self._run_sparing(inputs))
-
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Do something in the engine's thread, within the patience."""
-        if self._closed:
-            raise EngineDownError("the engine has been replaced")
+        """Do something in the engine's thread when it is this engine's turn, within the patience."""
+        async with self._turns:
+            if self._closed:
+                raise EngineDownError(REPLACED)
+            if self.hung:
+                raise EngineHungError("the engine hangs")
+            if self.busy:
+                raise EngineSilentError("an engine call has not come back yet")
+            started = time.perf_counter()
+            try:
+                call = self._call = asyncio.get_running_loop().run_in_executor(self._thread, work)
+            except RuntimeError as error:
+                raise EngineDownError("no thread can be started for the engine: out of memory?") from error
+            await asyncio.wait({call}, timeout=min(self._patience_s, self._timeout_s))
+            if call.cancelled():
+                raise EngineDownError(REPLACED)
+            if call.done():
+                if time.perf_counter() - started <= self._first_patience_s:
+                    self._patience_s = self._first_patience_s
+                result: T = call.result()
+                return result
+            self.hung = self._patience_s >= self._timeout_s
+            self._waiting_on = asyncio.create_task(self._come_back(call))
         if self.hung:
-            raise EngineHungError("the engine hangs")
-        if self._late is not None:
-            raise EngineSilentError("an engine call has not come back yet")
-        started = time.perf_counter()
-        call = asyncio.get_running_loop().run_in_executor(self._thread, work)
-        await asyncio.wait({call}, timeout=min(self._patience_s, self._timeout_s))
-        if call.done():
-            if time.perf_counter() - started <= self._first_patience_s:
-                self._patience_s = self._first_patience_s
-            return call.result()
-        if self._patience_s < self._timeout_s:
-            self._late = asyncio.create_task(self._come_back(call))
-            raise EngineSilentError(f"an engine call takes more than {self._patience_s} s")
-        self.hung = True
-        raise EngineHungError(f"an engine call took more than {self._timeout_s} s")
+            raise EngineHungError(f"an engine call took more than {self._timeout_s} s")
+        raise EngineSilentError(f"an engine call takes more than {self._patience_s} s")
 
     async def _come_back(self, call: asyncio.Future[T]) -> None:
         """Wait on for a late call; nobody waits for its result any more."""
-        await asyncio.wait({call}, timeout=self._timeout_s - self._patience_s)
-        self.hung = not call.done()
-        if call.done():
-            call.exception()
+        await asyncio.wait({call}, timeout=max(self._timeout_s - self._patience_s, 0.0))
         self._patience_s *= 2
-        self._late = None
+        if not call.done():
+            self.hung = True
+            await asyncio.wait({call})
+        if not call.cancelled():
+            call.exception()
 
     def _observe(self, rows: int, seconds: float) -> None:
         labels = (self.engine.config.name, self.engine.backend)
@@ -203,8 +222,8 @@ class Batcher:
         """Run a batch, in the engine's thread; a row that fails by itself becomes NaN."""
         try:
             outputs = self.engine.run(inputs)
-        except EngineError as error:
-            metrics.engine_failures.labels(error.reason).inc()
+        except FAILURES as error:
+            metrics.engine_failures.labels(_reason(error)).inc()
         else:
             if not all(np.isfinite(array).all() for array in outputs.values()):
                 metrics.engine_failures.labels("not-finite").inc()
@@ -224,7 +243,17 @@ class Batcher:
         """Raise EngineDownError if the engine does not reproduce its golden data."""
         try:
             self._verify()
-        except EngineError as broken:
+        except FAILURES as broken:
             raise EngineDownError(
-                f"{self.engine.config.name} fails its golden data: {broken.reason}"
+                f"{self.engine.config.name} fails its golden data: {_reason(broken)}"
             ) from broken
+
+
+def _refuse(requests: Iterable[_Request], error: Exception) -> None:
+    for request in requests:
+        if not request.done.done():
+            request.done.set_exception(error)
+
+
+def _reason(error: Exception) -> str:
+    return error.reason if isinstance(error, EngineError) else "out-of-memory"

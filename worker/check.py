@@ -6,6 +6,7 @@ It asks and changes nothing. Its parts run side by side, each with the same dead
 import asyncio
 import time
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from worker.config import Role, Settings
 from worker.errors import WorkerError
 from worker.finding import Finding, failed, ok, warning
 from worker.http import Occupant, occupant
-from worker.policies import needed_s, shipped
+from worker.loading import REFERENCE
+from worker.policies import Policies, needed_s, shipped
 from worker.policy_source import PolicyFile
 from worker.topic_facts import gather_facts
 
@@ -73,17 +75,10 @@ async def _kafka(settings: Settings) -> list[Finding]:
 
 async def _model(settings: Settings) -> list[Finding]:
     try:
-        config = repository.read_config(settings.model_repository, settings.model)
+        config = repository.read_config(settings.model_repository, settings.model, settings.shadow_version)
         require_series(config)
         policies = shipped(settings, config)
-        engine = await asyncio.to_thread(
-            repository.load,
-            settings.model_repository,
-            settings.model,
-            settings.backend,
-            settings.plans,
-            memory_limit=settings.model_memory_limit,
-        )
+        engine, degraded = await asyncio.to_thread(_loaded, settings)
     except (EngineError, PolicyError) as error:
         return [failed("model", str(error))]
     try:
@@ -95,12 +90,46 @@ async def _model(settings: Settings) -> list[Finding]:
     others = [
         _speed(settings, took_s, config.dynamic_batching.max_batch_size),
         _reference(settings, config),
+        _findings(settings, policies),
         *_policies(settings, config),
+        *degraded,
     ]
     if hours < needed:
         return [failed("model", f"rebuild_horizon_h is {hours:g}; the policies need {needed:g}"), *others]
     told = f"{config.name} version {config.version} on {engine.backend}, golden data agree"
     return [ok("model", f"{told}; NEWS2 policy {policies.shipped['news2'].version}"), *others]
+
+
+def _loaded(settings: Settings) -> tuple[Engine, list[Finding]]:
+    """The engine that a worker would start with, and a warning where that is not the one asked for."""
+    load = partial(
+        repository.load,
+        settings.model_repository,
+        settings.model,
+        version=settings.shadow_version,
+        memory_limit=settings.model_memory_limit,
+    )
+    try:
+        return load(settings.backend, settings.plans), []
+    except EngineError as error:
+        if settings.backend == REFERENCE:
+            raise
+        advice = f"a worker serves on {REFERENCE} meanwhile; mend it, or set RISKSTREAM_BACKEND={REFERENCE}"
+        told = [warning("model: backend", str(error), advice)]
+    return load(REFERENCE), told
+
+
+def _findings(settings: Settings, policies: Policies) -> Finding:
+    subject, name = "model: findings", policies.names.get("imaging")
+    if name is None and settings.imaging_model:
+        return warning(
+            subject,
+            f"no model {settings.imaging_model} in {settings.model_repository}: findings raise no alerts",
+            "put it there, or name another in RISKSTREAM_IMAGING_MODEL; empty for none",
+        )
+    if name is None:
+        return ok(subject, "findings raise no alerts, as imaging_model says")
+    return ok(subject, f"those of {name} raise alerts, by policy {policies.shipped['imaging'].version}")
 
 
 def _reference(settings: Settings, config: ModelConfig) -> Finding:

@@ -5,7 +5,6 @@ import importlib.util
 from collections.abc import Coroutine
 from typing import Any
 
-from engines import repository
 from engines.errors import EngineError
 from worker.check_topics import check_topics
 from worker.cluster import describe_imaging, imaging_complaints, imaging_topics
@@ -13,7 +12,7 @@ from worker.config import Settings
 from worker.decoder import Decoders
 from worker.errors import DecoderError, WorkerError
 from worker.finding import Finding, failed, ok, warning
-from worker.imaging_app import require_image
+from worker.imaging_app import load
 from worker.topic_facts import gather_facts
 
 
@@ -44,10 +43,9 @@ async def _kafka(settings: Settings) -> list[Finding]:
 
 
 async def _model(settings: Settings) -> list[Finding]:
-    subject, name = "imaging: model", settings.imaging_model
+    subject = "imaging: model"
     try:
-        require_image(repository.read_config(settings.model_repository, name))
-        engine = await asyncio.to_thread(repository.load, settings.model_repository, name, settings.backend)
+        engine, _ = await asyncio.to_thread(load, settings)
     except EngineError as error:
         return [failed(subject, str(error), "RISKSTREAM_IMAGING_MODEL names a model of kind image")]
     config, backend = engine.config, engine.backend

@@ -6,6 +6,9 @@ import json
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -25,6 +28,7 @@ from worker import (
     cli_policy,
     cli_replay,
     cli_send,
+    cli_shadow,
     cli_stream,
     config,
 )
@@ -49,6 +53,7 @@ app.add_typer(cli_send.app, name="send")
 app.command(name="drift")(cli_drift.drift_)
 app.command()(cli_audit.explain)
 app.command()(cli_replay.replay)
+app.command()(cli_shadow.shadow)
 
 SettingsFile = Annotated[
     Path | None, typer.Option("--settings", help="TOML file of settings; RISKSTREAM_* variables override it.")
@@ -61,38 +66,58 @@ def run(
     role: Annotated[
         config.Role, typer.Option(help="what this process does: vitals, imaging, or all of it in one process")
     ] = config.Role.VITALS,
+    shadow: Annotated[
+        int | None,
+        typer.Option(
+            help="Score with this version of the model, into the shadow topics alone: docs/shadow.md.",
+            metavar="VERSION",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run the worker until SIGTERM or Ctrl-C."""
     from engines.errors import EngineError
     from worker.errors import WorkerError
 
-    settings = _settings(settings_file)
+    settings = _settings(settings_file, role, **({} if shadow is None else {"shadow_version": shadow}))
     from worker import logs
     from worker.app import Worker
 
     logs.configure(settings.log_level, settings.instance)
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     try:
-        asyncio.run(_run(Worker(settings, role)))
+        asyncio.run(_run(partial(Worker, role=role), settings))
     except (WorkerError, EngineError) as error:
         raise SystemExit(f"riskstream: {error}") from None
 
 
-async def _run(worker: "Worker") -> None:
+async def _run(worker: "Callable[[config.Settings], Worker]", settings: config.Settings) -> None:
+    from engines.errors import EngineError
     from worker.errors import FatalError
 
     try:
-        await worker.run()
-    except FatalError as error:
-        _end(error)
+        await worker(settings).run()
+    except (FatalError, EngineError) as error:
+        sys.stderr.write(f"riskstream: {error}\n")
+        _end(1)
+    if _engines_hang():
+        _end(0)
 
 
-def _end(error: Exception) -> NoReturn:
+def _engines_hang() -> bool:
+    """Whether a thread of an engine or of a load has not ended, though all were told to."""
+    ours = [thread for thread in threading.enumerate() if thread.name.startswith(("engine", "loading"))]
+    for thread in ours:
+        thread.join(1.0)
+    return any(thread.is_alive() for thread in ours)
+
+
+def _end(status: int) -> NoReturn:
     """End the process at once: leaving the ordinary way would wait for a thread that hangs in the engine."""
-    sys.stderr.write(f"riskstream: {error}\n")
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(status)
 
 
 @app.command()
@@ -110,7 +135,7 @@ def check(
     """
     from worker.check import check as run_checks
 
-    settings = _settings(settings_file)
+    settings = _settings(settings_file, role)
     findings = asyncio.run(run_checks(settings, timeout, role))
     well = all(finding.well and not (strict and finding.severity == "warning") for finding in findings)
     if as_json:
@@ -132,9 +157,12 @@ def _shown(settings: config.Settings) -> dict[str, object]:
     return shown
 
 
-def _settings(file: Path | None) -> config.Settings:
+def _settings(file: Path | None, role: config.Role, **overrides: int) -> config.Settings:
+    """The settings of this worker; those of a shadow, where they ask for one."""
+    from worker.shadow import shadowed
+
     try:
-        return config.load(file)
+        return shadowed(config.load(file, **overrides), role)
     except config.ConfigError as error:
         raise SystemExit(f"riskstream: {error}") from None
 

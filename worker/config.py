@@ -10,23 +10,21 @@ import ssl
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
-    BeforeValidator,
-    DirectoryPath,
     Field,
     FilePath,
     SecretStr,
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from schemas import news2_policy
 from schemas.window import WINDOW_BINS
-from worker.fetch_allowed import Base, authorizations, check_hosts, parse_bucket
+from worker.config_imaging import ImagingSettings
 
 _PREFIX = "RISKSTREAM_"
 
@@ -44,20 +42,11 @@ class Role(enum.Enum):
     ALL = "all"
 
 
-def _listed(value: Any) -> Any:
-    """What stands between commas; anything but text is left alone."""
-    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
-
-
-Listed = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
-Folders = Annotated[tuple[DirectoryPath, ...], NoDecode, BeforeValidator(_listed)]
-
-
 class ConfigError(ValueError):
     """The settings cannot be used; the message names each setting and what it should be."""
 
 
-class Settings(BaseSettings):
+class Settings(ImagingSettings):
     """The worker's settings. Times are in seconds unless the name says otherwise."""
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
@@ -65,11 +54,6 @@ class Settings(BaseSettings):
     # Kafka
     broker: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port, comma-separated")
     group: str = Field("riskstream-vitals", description="consumer group", pattern=r"^[A-Za-z0-9._-]{1,200}$")
-    imaging_group: str = Field(
-        "riskstream-imaging",
-        description="consumer group of the imaging role",
-        pattern=r"^[A-Za-z0-9._-]{1,200}$",
-    )
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
     kafka_username: str = ""
@@ -109,6 +93,9 @@ class Settings(BaseSettings):
     topic_feedback: str = Field("alert-feedback", description="what people say of alerts; empty for none")
     topic_imaging: str = Field("imaging", description="imaging events, read by the imaging role")
     topic_findings: str = Field("findings", description="what models make of pictures; empty for none")
+    topic_shadow_alerts: str = Field("shadow-alerts", description="alerts of a shadow, for nobody to act on")
+    topic_shadow_scores: str = Field("shadow-scores", description="every score of a shadow")
+    topic_shadow_dead_letters: str = "shadow-dead-letters"
     publish_scores: bool = Field(False, description="publish every score to the scores topic")
     create_topics: bool = Field(False, description="create missing topics at start")
     partitions: int = Field(8, ge=1, le=1024, description="partitions of topics created at start")
@@ -128,6 +115,11 @@ class Settings(BaseSettings):
     # Model
     model: str = Field("vitals", description="model in the repository")
     model_repository: Path = Field(DEFAULT_MODELS, description="folder of model folders")
+    shadow_version: int | None = Field(
+        None,
+        ge=1,
+        description="score as a shadow with this version of the model: alert nobody, write to shadow topics",
+    )
     backend: Literal["onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"] = Field(
         "onnxruntime",
         description="runtime that computes the model: onnxruntime on the CPU, its CUDA provider or a plan on "
@@ -158,17 +150,6 @@ class Settings(BaseSettings):
         None, description="JSON file of changes of alert policies; read again when it changes"
     )
 
-    # Pictures
-    imaging_decoders: int = Field(
-        2, ge=1, le=64, description="processes that decode pictures, one picture each at a time"
-    )
-    imaging_decode_timeout_s: float = Field(
-        20.0, gt=0, le=300, description="a picture that takes longer to decode is refused"
-    )
-    imaging_decode_memory_mb: int = Field(
-        2048, ge=64, le=16_384, description="MiB that decoding one picture may take"
-    )
-
     # The path
     checkpoint_interval_s: float = Field(1.0, gt=0, le=60)
     max_record_bytes: int = Field(
@@ -182,29 +163,6 @@ class Settings(BaseSettings):
         2.0 * WINDOW_BINS + 24.0,
         ge=2.0 * WINDOW_BINS,
         description="record time that is read again when state is rebuilt from Kafka",
-    )
-
-    # The imaging role
-    imaging_concurrency: int = Field(
-        8,
-        ge=1,
-        le=16,
-        description="pictures held at once of each kind of source, from fetch to decoded",
-    )
-    imaging_allow_burned_in: bool = Field(
-        False, description="take DICOM whose header says that text is burned into its pixels"
-    )
-    imaging_max_record_bytes: int = Field(
-        12 << 20,
-        ge=1 << 10,
-        le=64 << 20,
-        description="larger imaging records are dead-lettered; base64 makes 8 MiB inline into 11",
-    )
-    imaging_window_bytes: int = Field(
-        64 << 20, ge=1 << 20, le=4 << 30, description="imaging records on their way; no more are fetched then"
-    )
-    imaging_memory_h: float = Field(
-        720.0, gt=0, le=24.0 * 366, description="how long Redis remembers which images have been scored"
     )
 
     # HTTP and logs
@@ -227,49 +185,6 @@ class Settings(BaseSettings):
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     instance: str = Field(default_factory=socket.gethostname, description="names this worker in logs")
-
-    # Where pictures come from; several between commas, or a list in the file
-    imaging_roots: Folders = Field((), description="folders under which picture files may be read")
-    imaging_hosts: Listed = Field(
-        (), description="DICOMweb services that may be asked, such as https://pacs.example/dicom-web"
-    )
-    imaging_internal_hosts: Listed = Field(
-        (), description="those of their hosts that have private or loopback addresses"
-    )
-    imaging_credentials: dict[str, SecretStr] = Field(
-        {}, description='JSON, by imaging_hosts entry: "basic USER:PASSWORD" or "bearer TOKEN"'
-    )
-    imaging_ca_file: FilePath | None = Field(
-        None, description="PEM of the authorities that signed the services' certificates"
-    )
-    imaging_cert_file: FilePath | None = Field(None, description="PEM of the client certificate")
-    imaging_key_file: FilePath | None = Field(None, description="PEM of the client certificate's key")
-    imaging_buckets: Listed = Field(
-        (), description="where objects may be read, such as s3://bucket/prefix, by the extra objects"
-    )
-    imaging_max_bytes: int = Field(64 << 20, ge=1 << 10, le=1 << 30, description="of a picture as it comes")
-    imaging_fetch_concurrency: int = Field(
-        8, ge=1, le=64, description="fetches under way at once, for each service, for files and for objects"
-    )
-    imaging_connect_timeout_s: float = Field(
-        5.0, gt=0, le=60, description="a source that has not answered for this long is away"
-    )
-    imaging_silence_timeout_s: float = Field(10.0, gt=0, le=300, description="longest pause in a response")
-    imaging_fetch_timeout_s: float = Field(60.0, gt=0, le=900, description="longest fetch of one picture")
-    imaging_min_bytes_per_s: int = Field(
-        16 << 10, ge=1, description="a response slower than this, after its longest pause, is given up"
-    )
-    imaging_fetch_tries: int = Field(
-        6, ge=1, le=100, description="tries of a picture that is missing or broken"
-    )
-    imaging_patience_s: float = Field(
-        300.0, gt=0, le=86_400, description="how long those tries go on, the source's absence apart"
-    )
-    imaging_backoff_s: float = Field(1.0, gt=0, le=60, description="the first wait; it doubles")
-    imaging_backoff_max_s: float = Field(30.0, gt=0, le=600, description="the longest wait")
-    imaging_retry_after_max_s: float = Field(
-        300.0, ge=0, le=3600, description="how long a server may ask us to wait"
-    )
 
     # The ward page, `riskstream board`
     board_host: str = Field(
@@ -301,12 +216,6 @@ class Settings(BaseSettings):
             raise ValueError("redis_cert_file and redis_key_file go together")
         if bool(self.board_cert_file) != bool(self.board_key_file):
             raise ValueError("board_cert_file and board_key_file go together")
-        if bool(self.imaging_cert_file) != bool(self.imaging_key_file):
-            raise ValueError("imaging_cert_file and imaging_key_file go together")
-        check_hosts(self.imaging_hosts, self.imaging_internal_hosts)
-        self.imaging_authorizations()
-        for bucket in self.imaging_buckets:
-            parse_bucket(bucket)
         if 0 < len(self.board_token.get_secret_value()) < 16:
             raise ValueError("board_token must have at least 16 characters, or be empty")
         if not self.bootstrap_servers:
@@ -341,18 +250,6 @@ class Settings(BaseSettings):
         if self.kafka_cert_file and self.kafka_key_file:
             context.load_cert_chain(self.kafka_cert_file, self.kafka_key_file)
         return context
-
-    def imaging_ssl_context(self) -> ssl.SSLContext:
-        """The TLS context for DICOMweb, verifying host names."""
-        context = ssl.create_default_context(cafile=self.imaging_ca_file)
-        if self.imaging_cert_file and self.imaging_key_file:
-            context.load_cert_chain(self.imaging_cert_file, self.imaging_key_file)
-        return context
-
-    def imaging_authorizations(self) -> dict[Base, str]:
-        """The header Authorization for each DICOMweb service that has credentials."""
-        secrets = {url: secret.get_secret_value() for url, secret in self.imaging_credentials.items()}
-        return authorizations(self.imaging_hosts, secrets)
 
     def board_ssl_context(self) -> ssl.SSLContext | None:
         """The TLS context of the ward page; None without a certificate."""

@@ -95,11 +95,11 @@ class Decoders:
         Raises:
             DecoderError: one does not start.
         """
-        try:
-            await asyncio.gather(*(process.start() for process in self._processes))
-        except BaseException:
-            await self.close()
-            raise
+        starts = (process.start() for process in self._processes)
+        for error in await asyncio.gather(*starts, return_exceptions=True):
+            if error is not None:
+                await self.close()
+                raise error
 
     async def close(self) -> None:
         """End every process; whoever waits for a picture gets a DecoderError."""
@@ -128,16 +128,28 @@ class Decoders:
         most = NOTE.size + MAX_NOTE + 4 * math.prod(wanted.dims)
         process = await self._free()
         try:
-            if self._closed:
-                raise DecoderError("the decoders are closed")
-            outcome, answer = await process.ask(order, content, most)
+            outcome, answer = await self._asked(process, order, content, most)
         finally:
+            if self._closed:
+                await process.stop()
             self._idle.put_nowait(process)
-        if self._closed and outcome is not Outcome.ANSWERED:
-            raise DecoderError("the decoders were closed while a picture was decoded")
         if outcome in _OUTCOMES:
             raise ImageError(_OUTCOMES[outcome])
         return _checked(answer, wanted)
+
+    async def _asked(
+        self, process: "_Process", order: bytes, content: bytes, most: int
+    ) -> tuple[Outcome, bytes]:
+        """The process's reply. The first that is lost may have been killed for a reason of its own."""
+        for _ in range(2):
+            if self._closed:
+                break
+            reply = await process.ask(order, content, most)
+            if reply is not None:
+                return reply
+        if self._closed:
+            raise DecoderError("the decoders are closed")
+        return Outcome.CRASHED, b""
 
     async def _free(self) -> "_Process":
         if self._idle.empty() and self._waiting >= WAITING:
@@ -170,7 +182,7 @@ class _Process:
         """
         try:
             async with asyncio.timeout(START_S):
-                self._process = await asyncio.create_subprocess_exec(
+                process = await asyncio.create_subprocess_exec(
                     *self._command,
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
@@ -180,7 +192,8 @@ class _Process:
                     start_new_session=True,
                     limit=_BUFFER,
                 )
-                await self._reply()
+                self._process = process
+                await self._reply(process)
         except (OSError, TimeoutError, asyncio.IncompleteReadError, struct.error) as error:
             await self.stop()
             raise DecoderError(
@@ -191,18 +204,24 @@ class _Process:
             await self.stop()
             raise
 
-    async def ask(self, order: bytes, content: bytes, most: int) -> tuple[Outcome, bytes]:
-        """How decoding ended, and the answer; after anything but that the process is ended."""
+    async def ask(self, order: bytes, content: bytes, most: int) -> tuple[Outcome, bytes] | None:
+        """How decoding ended, and the answer; None, after which it has ended, if the process was lost."""
         if not self.pid:
             await self.stop()
             await self.start()
+        process = self._process
+        if process is None:
+            return None  # the pool was closed while it started
         try:
             async with asyncio.timeout(self._patience_s):
-                await self._send(ORDER.pack(len(order), len(content), most) + order, content)
-                return await self._reply(most)
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError) as error:
+                await _send(process, ORDER.pack(len(order), len(content), most) + order, content)
+                return await self._reply(process, most)
+        except TimeoutError:
             await self.stop()
-            return Outcome.TIMEOUT if isinstance(error, TimeoutError) else Outcome.CRASHED, b""
+            return Outcome.TIMEOUT, b""
+        except (OSError, asyncio.IncompleteReadError, ValueError):
+            await self.stop()
+            return None
         except BaseException:  # cancelled in the middle: what comes next would answer the wrong picture
             await self.stop()
             raise
@@ -223,23 +242,22 @@ class _Process:
                     process.kill()
                 await process.wait()
 
-    async def _send(self, head: bytes, content: bytes) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        self._process.stdin.write(head)
-        for start in range(0, len(content), _PIECE):
-            self._process.stdin.write(content[start : start + _PIECE])
-            await self._process.stdin.drain()
-        await self._process.stdin.drain()
-
-    async def _reply(self, most: int = 0) -> tuple[Outcome, bytes]:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        outcome, peak, size = REPLY.unpack(await self._process.stdout.readexactly(REPLY.size))
+    async def _reply(self, process: asyncio.subprocess.Process, most: int = 0) -> tuple[Outcome, bytes]:
+        assert process.stdout is not None
+        outcome, peak, size = REPLY.unpack(await process.stdout.readexactly(REPLY.size))
         if size > most:
             raise ValueError("an answer longer than it may be")
         self.peak_bytes = max(self.peak_bytes, peak)
-        return Outcome(outcome), await self._process.stdout.readexactly(size)
+        return Outcome(outcome), await process.stdout.readexactly(size)
+
+
+async def _send(process: asyncio.subprocess.Process, head: bytes, content: bytes) -> None:
+    assert process.stdin is not None
+    process.stdin.write(head)
+    for start in range(0, len(content), _PIECE):
+        process.stdin.write(content[start : start + _PIECE])
+        await process.stdin.drain()
+    await process.stdin.drain()
 
 
 def _environment() -> dict[str, str]:

@@ -155,6 +155,11 @@ class DriftWatch:
             self._waiting.append(closed.values)
             self._hours_waiting += len(closed.patients)
 
+    def end(self) -> None:
+        """Count all hours as they stand: the model is replaced, and its rows are asked for no more."""
+        self._wait(self._tally.silent())
+        self.count()
+
     def count(self) -> None:
         """Count the hours that are over and wait."""
         if not self._waiting:

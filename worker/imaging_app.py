@@ -27,10 +27,10 @@ from worker.imaging_lanes import ImagingLane, ImagingStages, Room
 from worker.imaging_memory import ScoredImages
 from worker.imaging_sources import FetchedAndDecoded
 from worker.intake import Limits
+from worker.loading import Turns
 from worker.partition import Place
 from worker.publish import Publisher
 from worker.role import serve_app, until_up
-from worker.serving import Turns
 from worker.store import connect
 from worker.transport import Subscription, chunk_app
 
@@ -47,7 +47,7 @@ class Served:
     """The image model behind its batcher."""
 
     def __init__(self, settings: Settings, turns: asyncio.Lock | None) -> None:
-        self._engine, verify = _load(settings)
+        self._engine, verify = load(settings)
         self.batcher = Batcher(
             self._engine, verify, settings.infer_timeout_s, settings.engine_patience_s, turns
         )
@@ -198,7 +198,7 @@ class ImagingRole:
         return ready and all(lane.ready for lane in lanes), state
 
 
-def require_image(config: ModelConfig) -> None:
+def _require_image(config: ModelConfig) -> None:
     """Refuse a model that reads no images.
 
     Raises:
@@ -208,9 +208,16 @@ def require_image(config: ModelConfig) -> None:
         raise KindError(f"{config.name} is of kind {config.kind}; the imaging role needs one of kind image")
 
 
-def _load(settings: Settings) -> tuple[Engine, Callable[[], None]]:
+def load(settings: Settings) -> tuple[Engine, Callable[[], None]]:
+    """The image model on its engine, and what proves it on its golden data.
+
+    Raises:
+        EngineError: it cannot be served.
+    """
     name = settings.imaging_model
-    require_image(repository.read_config(settings.model_repository, name))
+    if not name:
+        raise KindError("imaging_model is empty; the imaging role needs one of kind image")
+    _require_image(repository.read_config(settings.model_repository, name))
     engine = repository.load(settings.model_repository, name, settings.backend)
     version = str(engine.config.version)
     golden = repository.read_golden(settings.model_repository / name / version / repository.GOLDEN)

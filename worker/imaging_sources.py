@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from hashlib import sha256
-from typing import Any
 
 import structlog
 
@@ -34,14 +33,14 @@ log = structlog.get_logger("riskstream.imaging")
 class _Watched(Fetcher):
     """A fetcher that bounds how many pictures are held, and notes whose source is away.
 
-    Each picture is fetched in a task of its own. One that is fetched holds its place until `let_go`; between
-    two tries it holds none, so that what a source lacks keeps nothing from what it has.
+    A picture that is fetched holds its place until `let_go`; between two tries it holds none, so that what a
+    source lacks keeps nothing from what it has. Events are told apart as objects: one may come twice.
     """
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self.away: set[asyncio.Task[Any] | None] = set()
-        self._holding: set[asyncio.Task[Any] | None] = set()
+        self.away: set[int] = set()
+        self._holding: set[int] = set()
         # One for each kind of source: a PACS that hangs holds up neither files nor pictures that came inline.
         self._places = {
             kind: asyncio.Semaphore(settings.imaging_concurrency)
@@ -49,30 +48,29 @@ class _Watched(Fetcher):
         }
 
     async def fetch(self, event: ImagingEvent) -> Fetched:
-        places, task = self._places[type(event.image)], asyncio.current_task()
+        places = self._places[type(event.image)]
         await places.acquire()
         try:
             fetched = await super().fetch(event)
         except BaseException as error:
             places.release()
             if isinstance(error, SourceAwayError):
-                self.away.add(task)
+                self.away.add(id(event))
                 metrics.imaging_source_away.set(len(self.away))
             raise
-        self._holding.add(task)
+        self._holding.add(id(event))
         return fetched
 
     def let_go(self, event: ImagingEvent) -> None:
-        """The task at work neither waits nor holds bytes any more."""
-        task = asyncio.current_task()
-        if task in self._holding:
-            self._holding.discard(task)
+        """The picture neither waits nor is held any more."""
+        if id(event) in self._holding:
+            self._holding.discard(id(event))
             self._places[type(event.image)].release()
-        self.came()
+        self.came(event)
 
-    def came(self) -> None:
-        """The task at work waits no more."""
-        self.away.discard(asyncio.current_task())
+    def came(self, event: ImagingEvent) -> None:
+        """The picture waits no more."""
+        self.away.discard(id(event))
         metrics.imaging_source_away.set(len(self.away))
 
 
@@ -113,7 +111,7 @@ class FetchedAndDecoded:
             fetched = await fetch_patiently(self._fetcher, event, self._patience)
         except FetchError as error:
             return Refusal(error.reason, "$.image")
-        self._fetcher.came()
+        self._fetcher.came(event)
         digest = await asyncio.to_thread(lambda: sha256(fetched.content).hexdigest())
         return Original(fetched.content, digest, fetched.frame)
 

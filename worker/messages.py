@@ -36,7 +36,7 @@ from worker.decide import Step, told_level
 from worker.decode import Record
 from worker.partition import Place
 from worker.plan import Plan
-from worker.publish import Outgoing, cloud_event
+from worker.publish import Headers, Outgoing, cloud_event
 
 KEPT_BYTES = 256 * 1024
 """Bytes of an original that a dead letter keeps."""
@@ -87,13 +87,26 @@ class Author:
         place: the input partition.
         voices: the model's, and NEWS2's.
         topics: names of the alert, score and dead-letter topics.
+        shadow: version of the model that scores as a shadow; None in a worker that serves. Headers tell,
+            bodies do not: a body says what the version would say if it served, under the same id.
     """
 
-    def __init__(self, place: Place, voices: Mapping[Which, Voice], topics: tuple[str, str, str]) -> None:
+    def __init__(
+        self,
+        place: Place,
+        voices: Mapping[Which, Voice],
+        topics: tuple[str, str, str],
+        shadow: int | None = None,
+    ) -> None:
         self._place = place
         self._voices = voices
         self._alerts, self._scores, self._dead_letters = topics
-        self._uri = f"/riskstream/{place.cluster}/{place.topic}/{place.partition}"
+        self._kind = "" if shadow is None else "shadow."
+        root = "/riskstream" if shadow is None else f"/riskstream/shadow-{shadow}"
+        self._uri = f"{root}/{place.cluster}/{place.topic}/{place.partition}"
+
+    def _event(self, kind: str, identifier: str) -> Headers:
+        return cloud_event(f"{self._kind}{kind}", identifier, self._uri)
 
     def alert(
         self, which: Which, step: Step, patient_id: str, basis: Basis, voice: Voice | None = None
@@ -149,7 +162,7 @@ class Author:
             care_unit=basis.care_unit,
             findings=basis.findings,
         )
-        headers = cloud_event(f"alert.{step.transition}", identifier, self._uri)
+        headers = self._event(f"alert.{step.transition}", identifier)
         return Outgoing(self._alerts, patient_id.encode(), _encode(alert), headers, partition)
 
     def score(self, patient_id: str, time_ms: int, risk: float, basis: Basis, offset: int) -> Outgoing:
@@ -169,9 +182,7 @@ class Author:
             basis.care_unit,
         )
         identifier = f"{cluster}/{topic}/{partition}/{offset}"
-        return Outgoing(
-            self._scores, patient_id.encode(), _encode(score), cloud_event("score", identifier, self._uri)
-        )
+        return Outgoing(self._scores, patient_id.encode(), _encode(score), self._event("score", identifier))
 
     def dead_letter(self, record: Record, rejections: Sequence[Rejection], accepted: int) -> Outgoing:
         """A record that was refused, in whole or in part."""
@@ -194,7 +205,7 @@ class Author:
             ),
             accepted=accepted,
         )
-        headers = cloud_event(f"dead-letter.{letter.reason}", identifier, self._uri)
+        headers = self._event(f"dead-letter.{letter.reason}", identifier)
         return Outgoing(self._dead_letters, name.encode(), _encode(letter), headers)
 
 

@@ -57,6 +57,9 @@ model_swaps = Counter(
     "Versions of the model that came into the repository while the worker ran, by what became of them",
     ["model", "outcome"],
 )
+shadow = Gauge(
+    "riskstream_shadow_info", "1 for a worker that scores as a shadow and alerts nobody", ["model", "version"]
+)
 alerts = Counter(
     "riskstream_alerts_total",
     "Alerts by who raised them, a model or news2, transition and severity",

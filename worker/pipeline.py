@@ -21,7 +21,7 @@ again from its checkpoint, so that the model's alerts are those of an undisturbe
 
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -72,6 +72,7 @@ class Pipeline:
         topics: names of the alert, score and dead-letter topics.
         limits: what is accepted.
         publish_scores: whether every score is published too.
+        shadow: version of the model that scores as a shadow; None where it serves.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Pipeline:
         limits: Limits,
         *,
         publish_scores: bool,
+        shadow: int | None = None,
     ) -> None:
         self.serving = serving
         self.policies = policies
@@ -90,6 +92,7 @@ class Pipeline:
         self._topics = topics
         self._limits = limits
         self._publish_scores = publish_scores
+        self._shadow = shadow
 
     async def process(self, partition: Partition, chunk: Sequence[Record]) -> Change:
         """Take a partition's next records from bytes to confirmed messages; then move its position on.
@@ -103,14 +106,15 @@ class Pipeline:
 
     async def _process(self, partition: Partition, chunk: Sequence[Record]) -> Change:
         partition.whole = False
-        with self.serving.current.held() as served:
+        with ExitStack() as held:
+            served = held.enter_context(self.serving.current.held())
             partition.belong(served.config.digest)
             with _timed("apply"):
                 change = self._apply(partition, chunk, served.model)
             await self._warn(partition, chunk, change, served)
             if partition.unanswered is None:
                 try:
-                    await self._answer(partition, chunk, change, served)
+                    await self._answer(partition, chunk, change, served, held)
                     partition.whole = True
                 except EngineDownError:
                     partition.unanswered = partition.position
@@ -142,18 +146,24 @@ class Pipeline:
             count_imaged(chunk, change, self.policies.severities("imaging"))
 
     async def _answer(
-        self, partition: Partition, chunk: Sequence[Record], change: Change, served: Served
+        self,
+        partition: Partition,
+        chunk: Sequence[Record],
+        change: Change,
+        served: Served,
+        held: ExitStack,
     ) -> None:
-        """The model's part of a chunk."""
+        """The model's part of a chunk; `held` keeps until its end whatever computes it."""
         with _timed("infer"):
-            served, prediction = await self._asked(served, partial(self._infer, change.plan))
+            served, prediction = await self._asked(served, held, partial(self._infer, change.plan))
         with _timed("decide"):
             self._decide(chunk, change, prediction.risk, served.config.policy)
         if partition.replaying:
             metrics.replayed.inc(len(chunk))
             return
         with _timed("explain"):
-            _, contributions = await self._asked(served, partial(self._explain, change, prediction.risk))
+            explain_them = partial(self._explain, change, prediction.risk)
+            _, contributions = await self._asked(served, held, explain_them)
         with _timed("write"):
             messages = self._write(partition, chunk, change, served, prediction, contributions)
         with _timed("publish"):
@@ -164,11 +174,14 @@ class Pipeline:
         if served.watch is not None:
             served.watch.observe(change.plan, prediction.risk)
 
-    async def _asked(self, served: Served, ask: Callable[[Served], Awaitable[T]]) -> tuple[Served, T]:
+    async def _asked(
+        self, served: Served, held: ExitStack, ask: Callable[[Served], Awaitable[T]]
+    ) -> tuple[Served, T]:
         """Ask the engine; the next rung of the ladder if it does not answer. Who answered, and the answer.
 
         Raises:
-            EngineDownError: no rung is left.
+            EngineDownError: nothing answers for this version now.
+            EngineHungError: what serves hangs for good, and nothing stands in for it.
         """
         while True:
             try:
@@ -176,9 +189,13 @@ class Pipeline:
             except (EngineDownError, EngineHungError) as error:
                 metrics.engine_failures.labels(error.reason).inc()
                 instead = await self.serving.instead(served, error.reason)
-                if instead is None:
+                if instead is not None:
+                    served = held.enter_context(instead.held())
+                elif isinstance(error, EngineHungError) and self.serving.current is not served:
+                    # Another version serves by now; what hangs is none of its engines.
+                    raise EngineDownError("the version that began the chunk hangs") from error
+                else:
                     raise
-                served = instead
 
     async def expire_silent(self, partition: Partition, now_ms: int) -> None:
         """Publish `expired` for episodes whose patients are silent, before a record of theirs brings it out.
@@ -206,8 +223,8 @@ class Pipeline:
     def _apply(self, partition: Partition, chunk: Sequence[Record], model: SeriesModel) -> Change:
         return take_in(partition, chunk, model, self.policies, self._limits)
 
-    def _lapsed(self, change: Change, which: Which) -> list[Lapse]:
-        """What is left of patients that start anew: an open episode has expired.
+    def _lapsed(self, change: Change, which: Which, base: Policy | None = None) -> list[Lapse]:
+        """What is left of patients that start anew: an open episode has expired; `base` as of `Policies.of`.
 
         To be asked once the chunk is decided: their last records may be in it.
         """
@@ -215,7 +232,7 @@ class Pipeline:
         for index, before in change.renewed:
             latch = before.latches[which]
             if latch.trace is not None:
-                policy = self.policies.of(which, before.id, before.care_unit, before.touched_ms)
+                policy = self.policies.of(which, before.id, before.care_unit, before.touched_ms, base)
                 _, step = expire(policy, latch, latch.trace.time + FORGET_MS + 1)
                 if step is not None:
                     found.append(Lapse(index, before.id, step, voice_of(before, which)))
@@ -282,7 +299,7 @@ class Pipeline:
         contributions: Mapping[int, F32],
     ) -> list[Outgoing]:
         author, plan, model = self._author(partition, served), change.plan, served.model
-        lapsed = self._lapsed(change, "risk")
+        lapsed = self._lapsed(change, "risk", served.config.policy)
         found = [(x.at, author.alert("risk", x.step, x.patient_id, Basis())) for x in lapsed]
         for i, scored in enumerate(plan.scored):
             for step in change.steps.get(i, ()):
@@ -316,7 +333,7 @@ class Pipeline:
         return dict(zip(alerting, found, strict=True))
 
     def _author(self, partition: Partition, served: Served) -> Author:
-        return Author(partition.place, served.voices, self._topics)
+        return Author(partition.place, served.voices, self._topics, self._shadow)
 
 
 def _in_turn(found: list[tuple[int, Outgoing]]) -> list[Outgoing]:

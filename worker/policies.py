@@ -9,8 +9,6 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-import structlog
-
 from engines import repository
 from engines.errors import KindError, RepositoryError
 from schemas import news2_policy
@@ -37,8 +35,6 @@ TREND_S = TREND_MS / 1000 + 3600
 
 NO_IMAGING = Policy("none", (Level("none", 1.0),), 0.5, 0.0, 0.0, 1.0, SILENT_S)
 """Where no imaging model is named, what ends the episodes that one had opened before."""
-
-log = structlog.get_logger("riskstream.policies")
 
 
 class _Versions(NamedTuple):
@@ -244,9 +240,6 @@ def imaging_config(settings: Settings) -> ModelConfig | None:
     except RepositoryError:
         if "imaging_model" in settings.model_fields_set:
             raise
-        log.warning(
-            "findings raise no alerts: the repository has no such model", model=settings.imaging_model
-        )
         return None
     if config.kind != "image":
         raise KindError(f"{config.name} reads no images; imaging_model must name an image model, or none")

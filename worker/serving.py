@@ -6,31 +6,26 @@
 the chunk is computed by the next rung, which serves from then on; the better one is tried again, after ever
 longer waits, until it loads, reproduces its golden data and serves. An engine whose call has not come back is
 not tried again until it has: a thread that hangs cannot be ended. Below the last rung NEWS2 alone is left,
-which is the lanes' affair.
+which is the lanes' affair; until something answers, every rung is loaded anew, now and then.
 
 A new version is one that config.json in the repository names and that is not what serves. It is loaded beside
 the old one, held to its golden data, and serves the next chunk of every partition; a chunk at work finishes
 with what it began with. One that cannot be loaded changes nothing, and is tried again when its files change,
-and now and then. So rolling back is naming the old version again.
+and now and then. So rolling back is naming the old version again. A shadow stays with the version that its
+settings name.
 """
 
 import asyncio
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterable
 
 import structlog
 
-from engines import repository
-from engines.engine import Engine
-from engines.errors import EngineError, GraphError
-from engines.steps import require_series
+from engines.errors import EngineError
 from schemas.model_config import ModelConfig
 from worker import metrics
-from worker.batch import Batcher
 from worker.config import Settings
-from worker.drift import DriftWatch, watch
+from worker.loading import REFERENCE, Files, Loaded, Loader, Turns, files_of
 from worker.policies import Policies
 from worker.served import Served
 
@@ -42,54 +37,19 @@ FIRST_CLIMB_S = 10.0
 
 LAST_CLIMB_S = 600.0
 
+LAST_MEND_S = 30.0
+"""The longest wait between two tries while nothing serves: patients have NEWS2 alone then."""
+
 REFUSED_S = 60.0
 """Between two tries of a version that is refused: what was wrong may have been the machine's."""
-
-REFERENCE = "onnxruntime"
-"""The backend that stands in for others."""
-
-T = TypeVar("T")
-Turns = Callable[[str], asyncio.Lock | None]
 
 log = structlog.get_logger("riskstream.serving")
 
 
-def device_turns() -> Turns:
-    """Locks by backend, for all engines of a process: those on a GPU take turns, those on the CPU need not.
-
-    A lock is fair: whoever waits is served in turn, so that of two engines with work neither waits for
-    longer than a batch of the other.
-    """
-    gpu = asyncio.Lock()
-    return lambda backend: None if backend == REFERENCE else gpu
-
-
-class Loaded(Served):
-    """A version on an engine of this process.
-
-    rung: 0 for the backend asked for, 1 for the one that stands in.
-    """
-
-    def __init__(self, batcher: Batcher, rung: int, watch: DriftWatch | None) -> None:
-        super().__init__(batcher.engine.config, batcher.engine.backend, batcher.infer, watch)
-        self.batcher = batcher
-        self.rung = rung
-
-    async def close(self) -> None:
-        """Free the engine; nobody holds this any more."""
-        await self.batcher.close()
-        await asyncio.to_thread(self.batcher.engine.close)
-
-
-class Files(NamedTuple):
-    """What a version's files were when they were looked at: a change of any is a reason to load it again."""
-
-    config: bytes
-    others: tuple[tuple[int, int], ...]
-
-
 class Ladder:
     """What serves, and what could.
+
+    refused: why the version that the repository names does not serve; empty if it does.
 
     Args:
         settings: repository, model, backend, patience.
@@ -100,12 +60,13 @@ class Ladder:
         self.policies: Policies | None = None
         self.refused = ""
         self._settings = settings
-        self._turns = turns
+        self._loader = Loader(settings, turns)
         self._rungs = tuple(dict.fromkeys((settings.backend, REFERENCE)))
         self._current: Loaded | None = None
         self._files: Files | None = None
         self._retired: list[Loaded] = []
         self._changing = asyncio.Lock()
+        self._spent = False
         self._climb_at = 0.0
         self._climb_wait = FIRST_CLIMB_S
         self._climbed_at = float("-inf")
@@ -128,8 +89,8 @@ class Ladder:
         Raises:
             EngineError: no rung can.
         """
-        self._files = _files(self._settings)
-        self._install(await self._loaded())
+        self._files = await files_of(self._settings)
+        self._install(await self._named())
 
     async def follow(self) -> None:
         """Swap versions, climb, and close what was replaced, for ever."""
@@ -141,29 +102,39 @@ class Ladder:
 
     async def look(self) -> bool:
         """Swap to the version that the repository names, if it is another one. Whether it was swapped."""
-        found = await asyncio.to_thread(_files, self._settings)
+        found = await files_of(self._settings)
         again = bool(self.refused) and time.perf_counter() > self._refused_at + REFUSED_S
         if found == self._files and not again:
             return False
         self._files = found
         try:
-            loaded = await self._loaded()
-        except (EngineError, OSError) as error:
+            loaded = await self._named()
+        except EngineError as error:
             self._refuse(error)
             return False
-        before = self.current.config.version
+        self.refused = ""
         async with self._changing:
+            before = self.current
+            if loaded.config == before.config and not self._spent:
+                await loaded.close()  # what serves already, whose files were written again
+                return False
             self._install(loaded)
             if self.policies is not None:
                 for why in self.policies.ship(loaded.config.policy):
                     log.warning("a change of policy does not fit the new version and is left out", why=why)
         metrics.model_swaps.labels(self._settings.model, "swapped").inc()
-        log.info("model swapped", model=loaded.config.name, before=before, version=loaded.config.version)
+        log.info(
+            "model swapped",
+            model=loaded.config.name,
+            before=before.config.version,
+            version=loaded.config.version,
+            digest=loaded.config.digest,
+        )
         await self._sweep()
         return True
 
-    def _refuse(self, error: EngineError | OSError) -> None:
-        self.refused = error.reason if isinstance(error, EngineError) else "unreadable"
+    def _refuse(self, error: EngineError) -> None:
+        self.refused = error.reason
         self._refused_at = time.perf_counter()
         metrics.model_swaps.labels(self._settings.model, "refused").inc()
         log.error(
@@ -179,86 +150,110 @@ class Ladder:
             current = self.current
             if current is not failed:  # another chunk has stepped down, or the version has been swapped
                 return current if current.config.digest == failed.config.digest else None
-            for rung in range(current.rung + 1, len(self._rungs)):
-                try:
-                    lower = await self._load(rung, current.config)
-                except EngineError as error:
-                    log.error("the next rung cannot be loaded", backend=self._rungs[rung], why=str(error))
-                    continue
-                lasted = time.perf_counter() - self._climbed_at
-                self._wait_longer(anew=lasted > LAST_CLIMB_S)
+            if self._spent:
+                return None
+            lower = await self._first(range(current.rung + 1, len(self._rungs)), current.config)
+            lasted = time.perf_counter() - self._climbed_at > LAST_CLIMB_S
+            self._spent = lower is None
+            self._wait_longer(anew=lasted)
+            if lower is not None:
                 self._install(lower, reason)
-                return lower
-        return None
+            elif lasted:
+                self._climb_at = time.perf_counter()
+            return lower
 
     async def climb(self) -> bool:
-        """Go back to the backend asked for, if it is time to try and it works. Whether it serves now."""
+        """Go back to the backend asked for, if it is time to try and it works. Whether something changed.
+
+        While nothing answers, any rung will do.
+        """
         current = self.current
-        if current.rung == 0 or time.perf_counter() < self._climb_at:
+        rungs = range(len(self._rungs)) if self._spent else range(current.rung)
+        if not rungs or time.perf_counter() < self._climb_at:
             return False
-        if any(old.rung < current.rung and old.batcher.busy for old in self._retired):
-            return False  # its call has not come back; another would hang beside it
         await self._sweep()
-        try:
-            better = await self._load(0, current.config)
-        except EngineError as error:
-            self._wait_longer()
-            log.warning("the backend asked for cannot serve yet", backend=self._rungs[0], why=str(error))
-            return False
+        free = [rung for rung in rungs if not self._hangs(rung)]
+        if not free:
+            return False  # another would hang beside it
+        better = await self._first(free, current.config)
         async with self._changing:
-            self._install(better, "back")
+            if better is None:
+                self._wait_longer()
+                return False
+            if self.current is not current:
+                await better.close()
+                return False
+            self._install(better, "back" if better.rung < current.rung else "loaded")
             self._climbed_at = time.perf_counter()
+            if better.rung:
+                self._wait_longer()
+        await self._sweep()
         return True
 
     def _wait_longer(self, *, anew: bool = False) -> None:
         """Put off the next try of the better rung."""
-        self._climb_wait = FIRST_CLIMB_S if anew else min(self._climb_wait * 2, LAST_CLIMB_S)
+        longest = LAST_MEND_S if self._spent else LAST_CLIMB_S
+        self._climb_wait = FIRST_CLIMB_S if anew else min(self._climb_wait * 2, longest)
         self._climb_at = time.perf_counter() + self._climb_wait
 
+    def _hangs(self, rung: int) -> bool:
+        """Whether a call of an engine of this rung, or a load, has not come back."""
+        engines = (*self._retired, self._current) if self._current is not None else ()
+        busy = any(loaded.rung == rung and loaded.batcher.busy for loaded in engines)
+        return busy or self._loader.late(self._rungs[rung])
+
     async def answers(self) -> bool:
-        """Whether what serves reproduces its golden data.
+        """Whether what serves reproduces its golden data; if not, the next rung is to serve.
 
         Raises:
             EngineHungError: it hangs for good, and nothing stands in for it.
         """
-        return await self.current.batcher.answers()
+        current = self.current
+        with current.held():
+            if await current.batcher.answers():
+                self._spent = self._spent and current is not self._current
+                return True
+        await self.instead(current, "engine-down")
+        return False
 
     async def close(self) -> None:
         """Free all engines but those whose calls have not come back."""
+        await self._loader.close()
         for loaded in (*self._retired, *([self._current] if self._current else [])):
             if not loaded.batcher.busy:
                 await loaded.close()
 
-    async def _loaded(self) -> Loaded:
-        """The version that the repository names, on the first rung that can."""
-        config = await _in_thread(lambda: _series_config(self._settings))
-        for rung, backend in enumerate(self._rungs):
+    async def _named(self) -> Loaded:
+        """The version that the repository names, on the first rung that can.
+
+        Raises:
+            EngineError: none can; the last one's.
+        """
+        config = await self._loader.served_config()
+        free = [rung for rung in range(len(self._rungs)) if not self._hangs(rung)]
+        for rung in free[:-1]:
+            loaded = await self._first([rung], config)
+            if loaded is not None:
+                return loaded
+        return await self._load(free[-1] if free else len(self._rungs) - 1, config)
+
+    async def _first(self, rungs: Iterable[int], config: ModelConfig) -> Loaded | None:
+        """A version on the first rung that can; None if none of them can."""
+        for rung in rungs:
             try:
                 return await self._load(rung, config)
             except EngineError as error:
-                if rung + 1 == len(self._rungs):
-                    raise
                 metrics.engine_failures.labels(error.reason).inc()
-                log.error("the backend asked for cannot serve", backend=backend, why=str(error))
-        raise AssertionError("there is a rung")
+                log.warning("a backend cannot serve", backend=self._rungs[rung], why=str(error))
+        return None
 
     async def _load(self, rung: int, config: ModelConfig) -> Loaded:
-        settings, backend = self._settings, self._rungs[rung]
-        engine, verify = await _in_thread(lambda: _proven(settings, backend))
-        if engine.config.digest != config.digest:
-            engine.close()
-            raise GraphError("the repository changed while the model was loaded")
-        batcher = Batcher(
-            engine, verify, settings.infer_timeout_s, settings.engine_patience_s, self._turns(backend)
-        )
-        same = self._current is not None and self._current.config == engine.config
-        counts = self.current.watch if same else watch(settings.model_repository, engine.config)
-        return Loaded(batcher, rung, counts)
+        return await self._loader.load(config, self._rungs[rung], rung, self._current)
 
     def _install(self, loaded: Loaded, reason: str = "loaded") -> None:
         """Have the next chunks served by this; what served before is closed once no chunk holds it."""
         before, self._current, name = self._current, loaded, loaded.config.name
-        self.refused = ""
+        self._spent = False
         if before is not None:
             self._retired.append(before)
             metrics.backend_in_use.remove(name, str(before.config.version), before.backend)
@@ -275,38 +270,5 @@ class Ladder:
         for old in [old for old in self._retired if not old.users and not old.batcher.busy]:
             self._retired.remove(old)
             await old.close()
-
-
-def _series_config(settings: Settings) -> ModelConfig:
-    config = repository.read_config(settings.model_repository, settings.model)
-    require_series(config)
-    return config
-
-
-def _proven(settings: Settings, backend: str) -> tuple[Engine, Callable[[], None]]:
-    """An engine that reproduces its golden data, and how to ask it for them again."""
-    engine = repository.load(settings.model_repository, settings.model, backend, settings.plans)
-    version = str(engine.config.version)
-    golden = repository.read_golden(settings.model_repository / settings.model / version / repository.GOLDEN)
-    return engine, lambda: repository.verify(engine, golden)
-
-
-def _files(settings: Settings) -> Files | None:
-    """The served version's files as they are now; None while they cannot be read."""
-    folder = settings.model_repository / settings.model
-    try:
-        config = (folder / repository.CONFIG).read_bytes()
-        version = repository.read_config(settings.model_repository, settings.model).version
-        stats = [file.stat() for file in sorted((folder / str(version)).glob("*")) if file.is_file()]
-    except (OSError, EngineError):
-        return None
-    return Files(config, tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """Do something slow in a thread of its own: should it hang, no other work waits behind it."""
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loading")
-    try:
-        return await asyncio.get_running_loop().run_in_executor(pool, work)
-    finally:
-        pool.shutdown(wait=False)
+            if old.watch is not None and old.watch is not self.current.watch:
+                old.watch.end()

@@ -22,3 +22,7 @@ create imaging 8 "$(days 10)" --config max.message.bytes=12582912
 create findings 8 "$(days 90)"
 # Every version of a policy has a key of its own, so compaction keeps them all.
 create policies 1 -1 --config cleanup.policy=compact
+# What a shadow says, for nobody to act on; its alerts are read back like the served ones.
+create shadow-alerts 8 "$(days 90)"
+create shadow-scores 8 "$(days 10)"
+create shadow-dead-letters 1 "$(days 30)"

@@ -169,6 +169,8 @@ class FakeDriver:
 
     # What PyCUDA has.
 
+    def init(self) -> None: ...
+
     def Device(self, number: int) -> "FakeDriver":
         assert number == 0
         return self

@@ -77,6 +77,7 @@ class FakeTensorRT:
 
     `failures` are the numbers of the executions that fail, from 1 on; `executions` are all batch sizes.
     `meanwhile` is called within every execution. `cached` is what each context with a cache found in it.
+    While `spoiled`, NaN is all that comes out.
     """
 
     __name__ = "tensorrt_rtx"
@@ -92,6 +93,7 @@ class FakeTensorRT:
         self.context_bytes = 1 << 16
         self.failures: set[int] = set()
         self.executions: list[int] = []
+        self.spoiled = False
         self.cached: list[bytes] = []
         self.meanwhile: Callable[[], object] = lambda: None
 
@@ -193,7 +195,7 @@ class _Context:
             self._log.log(_Severity.ERROR, "a kernel failed")
             return False
         memory = {name: module.driver.at(address) for name, address in self._addresses.items()}
-        shapes, session = dict(self._shapes), self._session
+        shapes, session, spoiled = dict(self._shapes), self._session, module.spoiled
         outputs = [name for name, (mode, _) in self._tensors.items() if mode is _Mode.OUTPUT]
 
         def compute() -> None:
@@ -202,7 +204,7 @@ class _Context:
                 for name, shape in shapes.items()
             }
             for name, array in zip(outputs, session.run(outputs, feed), strict=True):
-                memory[name].content[: array.size] = array.reshape(-1)
+                memory[name].content[: array.size] = np.nan if spoiled else array.reshape(-1)
 
         module.driver.enqueue(
             module.driver.streams[handle],

@@ -20,7 +20,7 @@ from engines.tensorrt_engine import TensorRTEngine
 from tests.engines.conftest import config_of, golden_of, graph, tiny_inputs, tiny_outputs
 from tests.engines.fake_cuda import FakeDriver
 from tests.engines.fake_tensorrt import FakeTensorRT
-from worker import config, serving
+from worker import config, loading
 
 GRAPH = graph()
 CONFIG = config_of(GRAPH)
@@ -282,8 +282,9 @@ def test_plans_and_compiled_kernels_are_kept_where_a_worker_says(
     folder = tmp_path / "kept"
     monkeypatch.setenv("RISKSTREAM_PLANS", str(folder))
     settings = config.load(model="tiny", backend="tensorrt-rtx", model_repository=repository_path)
+    served = repository.read_config(repository_path, "tiny")
     for _ in range(2):
-        serving._proven(settings, settings.backend)[0].close()
+        loading._proven(settings, served, settings.backend, False).engine.close()
     assert not (repository_path / "tiny/3/plans").exists()
     [kernels] = (folder / "tiny" / "3").glob("*.kernels")
     assert fakes.cached == [b"", b"kernels."]

@@ -117,6 +117,19 @@ def test_an_alert_names_nothing_but_metrics_labels(name: str) -> None:
 
 
 @each_alert
+def test_an_alert_is_of_the_workers_that_serve(name: str) -> None:
+    """What a rule begins with names their job, on either side of an `or`: a shadow raises nothing."""
+    for side in re.split(r"\)\s+or\s+sum", ALERTS[name]["expr"]):
+        jobs = {matcher for matcher in next(selectors(side)).matchers if matcher[0] == "job"}
+        assert jobs <= {
+            ("job", "=", "riskstream"),
+            ("job", "=", "riskstream-imaging"),
+            ("job", "=~", "riskstream(-imaging)?"),
+        }
+        assert jobs
+
+
+@each_alert
 def test_an_alert_is_tested_to_fire_and_to_stay_silent(name: str) -> None:
     cases = [case for test in TESTS for case in test["alert_rule_test"] if case["alertname"] == name]
     assert any(case["exp_alerts"] for case in cases)

@@ -31,9 +31,8 @@ def test_every_alert_fires_and_stays_silent() -> None:
 def test_a_rule_that_never_fires_is_noticed(tmp_path: Path) -> None:
     for name in ("recording.yml", "tests.yml"):
         (tmp_path / name).write_text((FOLDER / name).read_text())
-    broken = (
-        (FOLDER / "alerts.yml").read_text().replace("riskstream_redis_up == 0", "riskstream_redis_up == 2")
-    )
+    asked = 'riskstream_redis_up{job="riskstream"} == '
+    broken = (FOLDER / "alerts.yml").read_text().replace(f"{asked}0", f"{asked}2")
     (tmp_path / "alerts.yml").write_text(broken)
     with pytest.raises(AssertionError, match="RiskstreamRedisDown"):
         promtool("test", "rules", str(tmp_path / "tests.yml"))

@@ -9,6 +9,7 @@ import time
 import numpy as np
 
 from engines.decoded import Decoded
+from tests.engines.pictures import dicom
 from worker.decoder_child import Limits, Order, read, serve
 
 
@@ -33,6 +34,12 @@ def misbehave(content: bytes, order: Order) -> Decoded:  # noqa: PLR0912
             raise RuntimeError("patient 4711")
         case [b"kill", number]:
             os.kill(os.getpid(), getattr(signal, number.decode()))
+            time.sleep(60)
+        case [b"extra"]:
+            sys.modules["pydicom"] = None  # type: ignore[assignment]  # as if it were not installed
+            content = dicom(np.zeros((8, 8), np.uint8))
+        case [b"patricide"]:
+            os.kill(os.getppid(), signal.SIGKILL)
             time.sleep(60)
         case [b"forge", field, value]:
             return _answer(order)._replace(**{field.decode(): eval(value)})

@@ -10,7 +10,6 @@ import numpy as np
 
 from engines import repository
 from engines.engine import F32, Engine
-from engines.steps import SeriesModel
 from schemas import news2_policy
 from schemas.features import FEATURES
 from schemas.messages import Alert, DeadLetter, Score
@@ -154,11 +153,13 @@ class Outbox:
 class LocalPath:
     """A pipeline over an engine in this thread, one partition, and what it published."""
 
-    def __init__(self, engine: Engine, place: Place = PLACE, *, publish_scores: bool = True) -> None:
+    def __init__(
+        self, engine: Engine, place: Place = PLACE, *, publish_scores: bool = True, shadow: int | None = None
+    ) -> None:
         self.engine = engine
         self.outbox = Outbox()
-        self.model = SeriesModel(engine.config)
         self.served = Served(engine.config, engine.backend, self.run)
+        self.model = self.served.model
         self.voices = self.served.voices
         self.author = Author(place, self.voices, TOPICS)
         self.pipeline = Pipeline(
@@ -168,6 +169,7 @@ class LocalPath:
             TOPICS,
             LIMITS,
             publish_scores=publish_scores,
+            shadow=shadow,
         )
         self.partition = Partition(place, 0, 0)
 

@@ -1,17 +1,19 @@
 """`check` finds what is missing and says what to do."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import redis
 from aiohttp import web
 
-from engines import acceptance
+from engines import acceptance, repository
 from engines.errors import KindError
 from schemas import news2_policy
 from tests.kinds import model_of
@@ -54,6 +56,28 @@ def test_topics_that_are_missing_are_named_with_what_makes_them(create: bool, ad
     found = complaints(settings, Cluster("c", {"vitals": 0, "risk-alerts": 0, "dead-letters": 0}, ""))
 
     assert found[0] == advice
+
+
+@pytest.mark.parametrize(
+    ("fields", "severity", "told"),
+    [
+        ({"imaging_model": ""}, "ok", "raise no alerts, as imaging_model says"),
+        ({}, "warning", "no model pneumonia in"),
+        ({"imaging_model": "vitals"}, "failed", "vitals reads no images"),
+        ({"imaging_model": "elsewhere"}, "failed", "no model 'elsewhere'"),
+    ],
+)
+async def test_whose_findings_raise_alerts(
+    tmp_path: Path, fields: dict[str, Any], severity: str, told: str
+) -> None:
+    shutil.copytree(repository.SHIPPED / "vitals", tmp_path / "vitals")
+    settings = config.load(
+        broker=f"127.0.0.1:{embedded.free_port()}", model_repository=tmp_path, redis_timeout_s=0.5, **fields
+    )
+    found = [one for one in await check(settings, 10.0) if one.subject.startswith("model")]
+    subject = "model" if severity == "failed" else "model: findings"
+    (one,) = [one for one in found if one.subject == subject]
+    assert (one.severity, told in one.detail) == (severity, True)
 
 
 async def test_what_is_away_is_named(tmp_path: Path) -> None:
@@ -283,3 +307,17 @@ def test_warnings_fail_only_when_strict(redis_server: embedded.Server) -> None:
     assert all(f.keys() == {"subject", "well", "detail", "severity", "advice"} for f in findings)
     assert {"kafka", "redis", "model", "http", "disk"} <= {f["subject"] for f in findings}
     assert any(f["severity"] == "warning" and f["subject"] == "settings: times" for f in findings)
+
+
+async def test_a_backend_that_cannot_run_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pycuda", "pycuda.driver"):
+        monkeypatch.setitem(sys.modules, name, None)
+    nobody = f"127.0.0.1:{embedded.free_port()}"
+    found = await check(config.load(broker=nobody, backend="tensorrt-rtx", http_port=0), 20.0)
+    by_subject = {finding.subject: finding for finding in found}
+    assert by_subject["model"].well
+    assert "onnxruntime-cpu" in by_subject["model"].detail
+    told = by_subject["model: backend"]
+    assert told.severity == "warning"
+    assert "tensorrt-rtx cannot run here" in told.detail
+    assert "RISKSTREAM_BACKEND=onnxruntime" in told.advice

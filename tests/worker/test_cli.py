@@ -42,7 +42,7 @@ class Worker:
             await batcher.close()
 
 
-asyncio.run(cli._run(Worker, config.load(infer_timeout_s=0.2)))
+asyncio.run(cli._run(Worker(config.load(infer_timeout_s=0.2))))
 """
 
 
@@ -64,6 +64,17 @@ def test_an_engine_that_hangs_does_not_keep_the_process_alive() -> None:
 
     assert process.returncode == 1
     assert process.stderr == "riskstream: an engine call took more than 0.2 s\n"
+
+
+LEFT_BEHIND = HANGING.replace(
+    "await batcher.infer(rows)", "await asyncio.wait_for(asyncio.shield(batcher.infer(rows)), 0.05)"
+).replace("finally:", "except TimeoutError:")
+
+
+def test_a_thread_that_hangs_does_not_keep_a_worker_from_ending_well() -> None:
+    process = ended("-c", LEFT_BEHIND)
+
+    assert process.returncode == 0, process.stderr
 
 
 def test_a_taken_port_is_told_in_one_line() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ import pytest
 
 from engines import image_folder, images
 from engines.decoded import Words
-from engines.errors import ImageError
+from engines.errors import ExtraError, ImageError
 from engines.limits import MAX_BYTES
 from schemas.model_config import ImageInput
 from tests.engines.dicom_files import seeds
@@ -178,6 +179,12 @@ async def test_an_answer_is_believed_only_in_its_form(hostile: Decoders, lie: by
     assert await goes_on(hostile)
 
 
+async def test_an_extra_that_is_not_installed_is_no_fault_of_the_picture(hostile: Decoders) -> None:
+    with pytest.raises(ExtraError, match=r"pip install 'riskstream\[dicom\]'"):
+        await hostile.decode(b"extra", SMALL)
+    assert await goes_on(hostile)
+
+
 async def test_every_picture_has_a_child_of_its_own(hostile: Decoders) -> None:
     pids = {(await hostile.decode(b"pid", SMALL)).width for _ in range(3)}
     assert len(pids) == 3
@@ -215,12 +222,35 @@ async def test_a_hundred_crashes_leak_nothing() -> None:
         assert await goes_on(decoders)
 
 
-async def test_a_decoder_that_was_killed_is_replaced(hostile: Decoders) -> None:
+async def test_a_decoder_that_was_killed_is_replaced_and_no_picture_blamed(hostile: Decoders) -> None:
     (pid,) = hostile.pids
     os.kill(pid, signal.SIGKILL)
-    assert (await reason_of(hostile, GOOD) == "decode-crashed") if hostile.pids else True
+    assert await goes_on(hostile)
+    asked = asyncio.create_task(hostile.decode(b"sleep 0.5", SMALL))
+    await asyncio.sleep(0.2)
+    os.kill(hostile.pids[0], signal.SIGKILL)
+    with pytest.raises(ImageError) as caught:
+        await asked
+    assert caught.value.reason == "not-an-image", "it was decoded by the next process"
+    assert hostile.pids != [pid]
+
+
+async def test_a_picture_that_kills_its_decoder_again_is_blamed(hostile: Decoders) -> None:
+    (pid,) = hostile.pids
+    assert await reason_of(hostile, b"patricide") == "decode-crashed"
+    assert not hostile.pids
     assert await goes_on(hostile)
     assert hostile.pids != [pid]
+
+
+async def test_a_pool_that_closes_while_a_decoder_starts_leaves_nothing() -> None:
+    decoders = Decoders(1, 5, 128, HOSTILE)
+    asked = asyncio.create_task(decoders.decode(GOOD, SMALL))
+    await asyncio.sleep(0.01)
+    await decoders.close()
+    with suppress(DecoderError):
+        await asked
+    assert not children(os.getpid())
 
 
 async def test_others_go_on_while_one_hangs() -> None:

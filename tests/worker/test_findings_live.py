@@ -11,8 +11,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from schemas.messages import Alert, DeadLetter, Finding
 from tests import killing
 from tests.killing import Site, WorkerProcess
+from tests.worker.imaging_site import ImagingSite
+from tests.worker.pictures import inline, png, record
 from tests.worker.records import HOUR, PNEUMONIA, worsening
 from tests.worker.test_findings import finding
+from tests.worker.test_imaging_live import now
 from worker.audit_run import Order, audit
 from worker.decode import FINDING_TYPE
 from worker.embedded import redis, tansu
@@ -30,10 +33,10 @@ async def until(consumer: AIOKafkaConsumer, found: list[Any], enough: int) -> li
     return found
 
 
-async def reader(site: Site, topic: str) -> AIOKafkaConsumer:
+async def reader(site: Site, topic: str, partitions: int = killing.PARTITIONS) -> AIOKafkaConsumer:
     consumer = AIOKafkaConsumer(bootstrap_servers=site.broker, enable_auto_commit=False)
     await consumer.start()
-    places = [TopicPartition(topic, number) for number in range(killing.PARTITIONS)]
+    places = [TopicPartition(topic, number) for number in range(partitions)]
     consumer.assign(places)
     await consumer.seek_to_beginning(*places)
     return consumer
@@ -90,13 +93,13 @@ async def carried(site: Site, topic: str, dead: str) -> None:
     consumer = await reader(site, topic)
     records = await until(consumer, [], 9 * len(PATIENTS) + 1)
     await consumer.stop()
-    place = {record.key: record.partition for record in records if not record.headers}
-    mine = [record for record in records if dict(record.headers).get("content-type") == FINDING_TYPE]
+    place = {one.key: one.partition for one in records if not one.headers}
+    mine = [one for one in records if dict(one.headers).get("content-type") == FINDING_TYPE]
     assert len(mine) == len(PATIENTS) + 1
-    for record in mine:
-        assert record.partition == place[record.key]
-        assert msgspec.json.decode(record.value, type=Finding).activation_png is None
-        assert len(record.value) < len(PICTURE)
+    for one in mine:
+        assert one.partition == place[one.key]
+        assert msgspec.json.decode(one.value, type=Finding).activation_png is None
+        assert len(one.value) < len(PICTURE)
     consumer = await reader(site, dead)
     (letter,) = await until(consumer, [], 1)
     await consumer.stop()
@@ -107,3 +110,31 @@ async def carried(site: Site, topic: str, dead: str) -> None:
 def test_findings_reach_the_alerts_of_their_patients() -> None:
     with tansu() as broker, redis() as cache:
         asyncio.run(scenario(Site(broker.address, cache.address, False, "pictures", "live")))
+
+
+async def from_pictures(site: ImagingSite) -> None:
+    """Both roles in one process."""
+    settings = site.settings()
+    sent = [now(record(number, inline(png(number)), f"p{number}")) for number in range(4)]
+    with WorkerProcess(site) as worker:
+        await worker.ready()
+        await site.send(sent)
+        findings = (await site.until(len(sent))).findings
+        assert {found.risk >= PNEUMONIA.policy.levels[0].enter for found in findings.values()} == {True}
+        consumer = await reader(site, settings.topic_alerts, settings.partitions)
+        alerts = [msgspec.json.decode(one.value, type=Alert) for one in await until(consumer, [], len(sent))]
+        await consumer.stop()
+        assert await worker.stop() == 0, worker.tail()
+    for alert in alerts:
+        (seen,) = alert.findings
+        found = findings[seen.id]
+        assert (alert.patient, alert.model, alert.backend) == (found.patient, found.model, found.backend)
+        assert (alert.transition, alert.risk, alert.source.topic) == (
+            "raised", found.risk, settings.topic_vitals,
+        )  # fmt: skip
+    assert {alert.patient for alert in alerts} == {found.patient for found in findings.values()}
+
+
+def test_a_picture_sent_to_the_imaging_role_raises_its_patients_alert() -> None:
+    with tansu() as broker, redis() as cache:
+        asyncio.run(from_pictures(ImagingSite(broker.address, cache.address, "all")))
