@@ -24,7 +24,7 @@ from tests.engines.pictures import dicom, encoded
 from tests.integration.orthanc import OrthancServer
 from worker.films import film
 
-TWELVE = {"BitsStored": 12, "HighBit": 11, "WindowCenter": 2048, "WindowWidth": 4096}
+TWELVE: dict[str, Any] = {"BitsStored": 12, "HighBit": 11, "WindowCenter": 2048, "WindowWidth": 4096}
 
 SIZES = ((256, 256), (300, 240), (192, 320), (420, 410))
 """Width and height in pixels."""

@@ -36,7 +36,7 @@ from tests.worker.test_imaging_live import now, state
 from worker.embedded import redis, tansu
 
 RAMP = grey(np.uint8, 255)
-CHEST = {"Modality": "DX", "BodyPartExamined": "CHEST"}
+CHEST: dict[str, Any] = {"Modality": "DX", "BodyPartExamined": "CHEST"}
 MIB = 1 << 20
 
 MAX_BYTES = 4 * MIB
@@ -123,8 +123,8 @@ def garbage(size: int) -> bytes:
 
 def pixels() -> Iterator[tuple[str, Case]]:
     """Files that are at fault by themselves."""
-    frames = {"NumberOfFrames": 10_000, "PixelData": bytes(64 * 10_000)}
-    many = dicom(np.zeros((8, 8), np.uint8), **(CHEST | frames))
+    frames: dict[str, Any] = {"NumberOfFrames": 10_000, "PixelData": bytes(64 * 10_000)}
+    many = dicom(np.zeros((8, 8), np.uint8), **frames, **CHEST)
     jpeg = wrapped(encoded(RAMP, "JPEG"), RAMP, JPEGBaseline8Bit, **CHEST)
     j2k = with_syntax(good_dicom(), JPEG2000Lossless)
     yield "PNG of 900 million pixels", Case("too-large", inline(bombs.black_png(30_000, MIB)))
