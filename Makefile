@@ -35,7 +35,7 @@ check: $(VENV)/.dev ## lint, format, types, import rules, generated files
 	@$(BIN)/python -m schemas.json_schema --check
 
 .PHONY: integration
-integration: $(VENV)/.dev $(KAFKA)/.complete ## the tests on Apache Kafka, redis-server and promtool (needs those, Java 17, Maven)
+integration: $(VENV)/.dev $(KAFKA)/.complete ## the tests on Apache Kafka, redis-server, Orthanc and promtool (needs those, Java 17, Maven)
 	@$(BIN)/python -m pytest -m integration $(ARGS)
 
 .PHONY: engines

@@ -166,6 +166,12 @@ class WorkerProcess:
                 stdout=subprocess.DEVNULL,
             )
 
+    @property
+    def pid(self) -> int:
+        """Of the run that is or was the last."""
+        assert self._process is not None
+        return self._process.pid
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
         assert self._process is not None

@@ -109,13 +109,19 @@ def imaging(
     rounds: Annotated[int, typer.Option(min=1, help="rounds; rates are medians")] = 3,
     rate: Annotated[float, typer.Option(min=1, help="vitals records a second")] = 50.0,
     seconds: Annotated[float, typer.Option(min=1, help="of each phase beside a PACS that hangs")] = 10.0,
+    broker: Annotated[
+        str | None,
+        typer.Option(
+            help="host:port for vitals beside a PACS; an embedded one by default", metavar="ADDRESS"
+        ),
+    ] = None,
     report: Report = None,
 ) -> None:
     """Pictures together against one by one, and vitals beside a PACS that never answers."""
     from worker.bench import imaging as bench
 
     with _told() as show:
-        content = bench.run(pictures, side, rounds, rate, seconds, on_progress=show)
+        content = bench.run(pictures, side, rounds, rate, seconds, broker, on_progress=show)
         _write(content, report)
     found = content["throughput"]
     title = f"{found['pictures']} PNG of {found['side']} x {found['side']}, {found['decoders']} decoders"

@@ -27,6 +27,8 @@ PAGE = 100
 _MOST_BYTES = 64 << 20
 """Of one answer."""
 
+_PIECE_BYTES = 1 << 16
+
 _EVENTS = uuid.UUID("9c9a3cf0-3a5f-5a0e-8f0a-5f5ad2f1f3b7")
 
 _PATIENT, _STUDY, _SERIES, _INSTANCE = "00100020", "0020000D", "0020000E", "00080018"
@@ -57,8 +59,9 @@ async def events(url: str, settings: Settings, choice: Choice) -> AsyncIterator[
     found = 0
     async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector) as session:
         offset = 0
-        while True:
-            studies = await _asked(session, f"{base}/studies?limit={PAGE}&offset={offset}")
+        before: Sequence[Attributes] | None = None
+        # Until nothing new comes: a service may give fewer than asked for, or the same page for ever.
+        while (studies := await _asked(session, f"{base}/studies?limit={PAGE}&offset={offset}")) != before:
             for study in studies:
                 uid = _text(study, _STUDY)
                 fields = f"includefield={_MODALITY}&includefield={_BODY_PART}&includefield={_SERIES}"
@@ -69,9 +72,9 @@ async def events(url: str, settings: Settings, choice: Choice) -> AsyncIterator[
                     found += 1
                     if found == choice.limit:
                         return
-            if len(studies) < PAGE:
+            if not studies:
                 return
-            offset += len(studies)
+            offset, before = offset + len(studies), studies
 
 
 async def _asked(session: aiohttp.ClientSession, url: str) -> Sequence[Attributes]:
@@ -81,9 +84,11 @@ async def _asked(session: aiohttp.ClientSession, url: str) -> Sequence[Attribute
                 return []
             if response.status != 200:
                 raise SourceError(f"dicomweb: the service answers {response.status}")
-            body = await response.content.read(_MOST_BYTES)
-            if not response.content.at_eof():
-                raise SourceError(f"dicomweb: an answer of more than {_MOST_BYTES:,} bytes")
+            body = bytearray()
+            async for piece in response.content.iter_chunked(_PIECE_BYTES):
+                body += piece
+                if len(body) > _MOST_BYTES:
+                    raise SourceError(f"dicomweb: an answer of more than {_MOST_BYTES:,} bytes")
     except (aiohttp.ClientError, TimeoutError) as error:
         raise SourceError(f"dicomweb: the service cannot be asked: {type(error).__name__}") from None
     try:

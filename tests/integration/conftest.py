@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.integration.orthanc import OrthancServer
 from tests.integration.servers import KafkaServer, RedisServer, new_account
 
 FOLDER = Path(__file__).parent
@@ -35,4 +36,11 @@ async def redis_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
 async def secured_redis(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RedisServer]:
     """redis-server with one ACL user and a TLS port, shared by a module's tests."""
     async with RedisServer(tmp_path_factory.mktemp("secured-redis"), account=new_account()) as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def orthanc(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[OrthancServer]:
+    """Orthanc with one user, shared by a module's tests."""
+    async with OrthancServer(tmp_path_factory.mktemp("orthanc"), new_account()) as server:
         yield server

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.structs import ConsumerRecord
 
 from schemas.messages import DeadLetter, Finding
 from tests.killing import Site
@@ -35,7 +36,12 @@ class Came:
 
 
 class ImagingSite(Site):
-    """Servers and names of one run."""
+    """Servers and names of one run.
+
+    partitions: of every topic.
+    """
+
+    partitions = PARTITIONS
 
     def __init__(self, broker: str, redis: str, role: str = "imaging", **more: str) -> None:
         super().__init__(broker, redis, False, f"img-{uuid.uuid4().hex[:6]}", "g", role)
@@ -56,7 +62,7 @@ class ImagingSite(Site):
             "RISKSTREAM_IMAGING_BACKOFF_S": "0.1",
             "RISKSTREAM_IMAGING_BACKOFF_MAX_S": "0.2",
             "RISKSTREAM_IMAGING_CONNECT_TIMEOUT_S": "1",
-            "RISKSTREAM_PARTITIONS": str(PARTITIONS),
+            "RISKSTREAM_PARTITIONS": str(self.partitions),
             "RISKSTREAM_CHECKPOINT_INTERVAL_S": "0.2",
         }
         return super().environment(**(own | self._more | more))
@@ -66,33 +72,40 @@ class ImagingSite(Site):
         admin = AIOKafkaAdminClient(bootstrap_servers=self.broker)
         await admin.start()
         try:
-            await admin.create_topics([NewTopic(name, PARTITIONS, 1) for name in self.topics])
+            await admin.create_topics([NewTopic(name, self.partitions, 1) for name in self.topics])
         finally:
             await admin.close()
 
     async def send(self, records: Sequence[Record], pause_s: float = 0.0) -> dict[int, int]:
         """Send records in order; the end of each partition's log afterwards."""
+        return {partition: offset + 1 for partition, offset in await self.placed(records, pause_s)}
+
+    async def placed(self, records: Sequence[Record], pause_s: float = 0.0) -> list[tuple[int, int]]:
+        """Send records in order; partition and offset of each."""
         producer = AIOKafkaProducer(bootstrap_servers=self.broker, acks="all", max_request_size=16 << 20)
         await producer.start()
+        places = []
         try:
-            ends: dict[int, int] = {}
             for record in records:
                 sent = await producer.send_and_wait(
                     self.topics[0], record.value, record.key, timestamp_ms=record.timestamp
                 )
-                ends[sent.partition] = sent.offset + 1
+                places.append((sent.partition, sent.offset))
                 await asyncio.sleep(pause_s)
-            return ends
+            return places
         finally:
             await producer.stop()
 
     async def committed(self, ends: dict[int, int], seconds: float = 40.0) -> None:
-        """Wait until the group has committed the end of every partition."""
-        group = f"{self.run}-g-imaging"
+        """Wait until the imaging group has committed the end of every partition."""
+        await self.committed_by(f"{self.run}-g-imaging", self.topics[0], ends, seconds)
+
+    async def committed_by(self, group: str, topic: str, ends: dict[int, int], seconds: float) -> None:
+        """Wait until a group has committed these ends of a topic's partitions."""
         consumer = AIOKafkaConsumer(bootstrap_servers=self.broker, group_id=group, enable_auto_commit=False)
         await consumer.start()
         try:
-            tps = [TopicPartition(self.topics[0], partition) for partition in ends]
+            tps = [TopicPartition(topic, partition) for partition in ends]
             consumer.assign(tps)
             deadline = time.perf_counter() + seconds
             while True:
@@ -104,10 +117,20 @@ class ImagingSite(Site):
         finally:
             await consumer.stop()
 
+    async def ends(self, topic: str) -> dict[int, int]:
+        """The end of each partition's log; on Apache Kafka alone, Tansu's answer lags behind."""
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.broker)
+        await consumer.start()
+        try:
+            ends = await consumer.end_offsets([TopicPartition(topic, p) for p in range(self.partitions)])
+            return {tp.partition: end for tp, end in ends.items()}
+        finally:
+            await consumer.stop()
+
     async def came(self) -> Came:
         """All findings and dead letters so far; two findings of one id must be the same bytes."""
         came, seen = Came(), dict[str, bytes]()
-        for value in await self._read(self.topics[1]):
+        for value in await self._values(self.topics[1]):
             finding = msgspec.json.decode(value, type=Finding)
             kept = seen.setdefault(finding.id, value)
             if kept != value:
@@ -117,7 +140,7 @@ class ImagingSite(Site):
             came.findings.setdefault(finding.id, finding)
             came.times[finding.id] += 1
         came.letters = [
-            msgspec.json.decode(value, type=DeadLetter) for value in await self._read(self.topics[2])
+            msgspec.json.decode(value, type=DeadLetter) for value in await self._values(self.topics[2])
         ]
         return came
 
@@ -131,21 +154,25 @@ class ImagingSite(Site):
             assert time.perf_counter() < deadline, f"{len(came.findings)} findings of {findings}"
             await asyncio.sleep(0.2)
 
-    async def _read(self, topic: str) -> list[bytes]:
+    async def _values(self, topic: str) -> list[bytes]:
+        return [record.value for record in await self.records(topic)]
+
+    async def records(self, topic: str) -> list[ConsumerRecord]:
+        """All records of a topic so far; of each partition in order."""
         consumer = AIOKafkaConsumer(bootstrap_servers=self.broker, auto_offset_reset="earliest")
         await consumer.start()
-        values: list[bytes] = []
+        found: list[ConsumerRecord] = []
         try:
-            tps = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
+            tps = [TopicPartition(topic, partition) for partition in range(self.partitions)]
             consumer.assign(tps)
             await consumer.seek_to_beginning(*tps)
             while True:
                 for records in (await consumer.getmany(timeout_ms=200)).values():
-                    values += [record.value for record in records]
+                    found += records
                 highs = {tp: consumer.highwater(tp) for tp in tps}
                 if all(
                     [high is not None and await consumer.position(tp) >= high for tp, high in highs.items()]
                 ):
-                    return values
+                    return found
         finally:
             await consumer.stop()

@@ -1,5 +1,7 @@
 """What `send imaging` makes of folders, files and data sets, and of a DICOMweb service's answers."""
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -179,13 +181,13 @@ def attributes(**values: str) -> dict[str, object]:
 
 
 @asynccontextmanager
-async def service(studies: int) -> AsyncIterator[tuple[str, list[str]]]:
-    """A DICOMweb service with two images and a report in each study."""
+async def service(studies: int, most: int = 1000) -> AsyncIterator[tuple[str, list[str]]]:
+    """A DICOMweb service with two images and a report in each study; it names `most` studies at once."""
     asked: list[str] = []
 
     async def all_studies(request: web.Request) -> web.Response:
         asked.append(request.headers.get("Authorization", ""))
-        offset, limit = int(request.query["offset"]), int(request.query["limit"])
+        offset, limit = int(request.query["offset"]), min(int(request.query["limit"]), most)
         numbers = range(offset, min(offset + limit, studies))
         if not numbers:
             return web.Response(status=204)
@@ -198,7 +200,7 @@ async def service(studies: int) -> AsyncIterator[tuple[str, list[str]]]:
             ]
         )
 
-    async def instances(request: web.Request) -> web.Response:
+    async def instances(request: web.Request) -> web.StreamResponse:
         uid = request.match_info["study"]
         images = [
             attributes(
@@ -207,7 +209,13 @@ async def service(studies: int) -> AsyncIterator[tuple[str, list[str]]]:
             for n in range(2)
         ]
         report = attributes(**{"0020000E": f"{uid}.2", "00080018": f"{uid}.2.0", "00080060": "SR"})
-        return web.json_response([*images, {**report, "00280010": {"vr": "US"}}])
+        told = json.dumps([*images, {**report, "00280010": {"vr": "US"}}]).encode()
+        response = web.StreamResponse(headers={"Content-Type": "application/dicom+json"})
+        await response.prepare(request)
+        for at in range(0, len(told), 100):
+            await response.write(told[at : at + 100])
+            await asyncio.sleep(0)
+        return response
 
     site = web.Application()
     site.router.add_get("/dicom-web/studies", all_studies)
@@ -230,6 +238,13 @@ async def test_a_services_images_by_reference(monkeypatch: pytest.MonkeyPatch) -
     assert found[3].image == DicomwebImage(f"{url}/studies/1.1/series/1.1.1/instances/1.1.1.1")
     assert (found[3].patient, found[3].time, found[3].modality) == ("p1", NOON, "DX")
     assert len({event.event_id for event in found}) == 10
+
+
+async def test_a_service_may_name_fewer_studies_than_it_is_asked_for() -> None:
+    async with service(5, most=2) as (url, asked):
+        found = [event async for event in dicomweb_query.events(url, Settings(), Choice())]
+    assert len({event.event_id for event in found}) == len(found) == 10
+    assert len(asked) == 4
 
 
 async def test_a_limit_and_credentials_hold_for_a_service() -> None:

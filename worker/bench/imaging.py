@@ -3,8 +3,7 @@
 Together and one by one take the same way: inline events, decoder processes, the batcher, findings in JSON; a
 publisher that confirms at once, and an embedded Redis. Rounds alternate.
 
-Beside the PACS: one worker with all roles on an embedded broker scores simulated vitals at a steady rate.
-Half of the phases are quiet; in the others imaging events arrive whose PACS accepts connections and never
+Beside the PACS: one worker with all roles scores simulated vitals at a steady rate, in topics of its own. Half of the phases are quiet; in the others imaging events arrive whose PACS accepts connections and never
 answers. A latency is from just before a record is sent until its score has come back.
 """
 
@@ -13,8 +12,10 @@ import contextlib
 import os
 import sys
 import time
+import uuid
 from base64 import b64encode
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -23,6 +24,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 
 from engines import images
 from schemas.messages import Score, VitalsRecord
@@ -50,6 +52,8 @@ START_S = 90.0
 PATIENTS = 20
 
 PARTITIONS = 2
+
+TOPICS = tuple(name for name in Settings.model_fields if name.startswith("topic_"))
 
 WAITING = 64
 """Pictures asked for while the PACS hangs: more than are fetched at once."""
@@ -87,7 +91,14 @@ class _Sent:
 
 
 def run(
-    pictures: int, side: int, rounds: int, rate: float, seconds: float, on_progress: Told
+    pictures: int,
+    side: int,
+    rounds: int,
+    rate: float,
+    seconds: float,
+    broker: str | None = None,
+    *,
+    on_progress: Told,
 ) -> dict[str, Any]:
     """Measure both.
 
@@ -95,19 +106,20 @@ def run(
         pictures: in each round. side: pixels of each side of a PNG.
         rounds: of each measurement; rates are medians, latencies of all phases together.
         rate: vitals records a second. seconds: of each phase beside the PACS.
+        broker: host:port, for the latter; an embedded one unless given.
         on_progress: told what goes on.
 
     Raises:
         BenchError: a worker did not get ready, or scores did not come back.
     """
-    with embedded.redis() as cache:
+    with ExitStack() as stack:
+        cache = stack.enter_context(embedded.redis())
         on_progress("pictures together and one by one")
         throughput = asyncio.run(_throughput(f"redis://{cache.address}/0", pictures, side, rounds))
-        with embedded.tansu() as broker:
-            on_progress("vitals beside a PACS that hangs")
-            isolation = asyncio.run(
-                _isolation(broker.address, cache.address, rounds, rate, seconds, on_progress)
-            )
+        address = broker or stack.enter_context(embedded.tansu()).address
+        on_progress("vitals beside a PACS that hangs")
+        isolation = asyncio.run(_isolation(address, cache.address, rounds, rate, seconds, on_progress))
+    isolation["broker"] = "given" if broker else "embedded"
     return {**report.circumstances(PACKAGES), "throughput": throughput, "isolation": isolation}
 
 
@@ -183,6 +195,8 @@ def _inline(pictures: int, side: int, seed: int) -> list[_Sent]:
 async def _isolation(
     broker: str, redis: str, rounds: int, rate: float, seconds: float, on_progress: Told
 ) -> dict[str, Any]:
+    name = f"bench-{uuid.uuid4().hex[:8]}"
+    topics = {kind: f"{name}-{kind.removeprefix('topic_').replace('_', '-')}" for kind in TOPICS}
     own: dict[str, Any] = {
         "broker": broker,
         "redis": f"redis://{redis}/0",
@@ -190,14 +204,40 @@ async def _isolation(
         "publish_scores": True,
         "create_topics": True,
         "partitions": PARTITIONS,
-        "group": "bench-vitals",
-        "imaging_group": "bench-imaging",
+        "group": f"{name}-vitals",
+        "imaging_group": f"{name}-imaging",
+        **topics,
         "http_port": embedded.free_port(),
         "model_repository": config.DEFAULT_MODELS,
     }
     settings = config.load(**own)
     await cluster.describe(settings, create=True)
     await cluster.describe_imaging(settings, create=True)
+    try:
+        latencies = await _phases(settings, own, rounds, rate, seconds, on_progress)
+    finally:
+        await _delete(settings, list(topics.values()))
+    return {
+        "records_per_s": rate,
+        "pictures_waiting": WAITING,
+        "latency_ms": {phase: _spread(found) for phase, found in latencies.items()},
+    }
+
+
+async def _delete(settings: Settings, topics: list[str]) -> None:
+    """Take the run's topics away; those that were never made are no matter."""
+    admin = AIOKafkaAdminClient(**settings.kafka_client())
+    await admin.start()
+    try:
+        await admin.delete_topics(topics)
+    finally:
+        await admin.close()
+
+
+async def _phases(
+    settings: Settings, own: dict[str, Any], rounds: int, rate: float, seconds: float, on_progress: Told
+) -> dict[str, list[float]]:
+    """Latencies of all rounds, by what the PACS did."""
     async with _Pacs() as pacs, _Load(settings, rate) as load:
         own |= {
             "imaging_hosts": f"http://{embedded.LOOPBACK}:{pacs.port}/dicom-web",
@@ -220,11 +260,7 @@ async def _isolation(
                     raise BenchError("no picture was asked for: the PACS held up nobody")
                 pacs.let_go()
                 await asyncio.sleep(SETTLE_S)
-    return {
-        "records_per_s": rate,
-        "pictures_waiting": WAITING,
-        "latency_ms": {name: _spread(found) for name, found in latencies.items()},
-    }
+    return latencies
 
 
 class _Pacs:
