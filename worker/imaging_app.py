@@ -25,7 +25,7 @@ from worker.intake import Limits
 from worker.loading import Turns
 from worker.partition import Place
 from worker.publish import Publisher
-from worker.role import serve_app, until_up
+from worker.role import serve_app, unless_stopped, until_up
 from worker.serving import Ladder
 from worker.store import connect
 from worker.transport import Subscription, chunk_app
@@ -62,7 +62,8 @@ class ImagingRole:
         """
         redis = connect(self.settings)
         try:
-            await self._ladder.start()
+            if not await unless_stopped(stop, self._ladder.start()):
+                return
             cluster = await until_up(stop, "Kafka", self._describe)
             await until_up(stop, "Kafka producer", self._publisher.start)
             if cluster is None or stop.is_set():

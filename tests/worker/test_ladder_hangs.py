@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from engines import onnxruntime_backend, repository
@@ -31,6 +32,7 @@ from tests.worker.ladders import (
     undisturbed,
 )
 from worker.app import Worker
+from worker.config import Role
 from worker.errors import EngineDownError
 
 HALF = 12
@@ -211,7 +213,12 @@ async def test_a_worker_that_stops_closes_its_engine(models: Path) -> None:
         engine.run(kinds.inputs_of(engine, 1))
 
 
-async def test_a_worker_stops_while_it_loads(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("role", [Role.VITALS, Role.IMAGING])
+async def test_a_worker_stops_while_it_loads(
+    models: Path, monkeypatch: pytest.MonkeyPatch, role: Role
+) -> None:
+    image, graph = kinds.model_of("image")
+    put(models, msgspec.structs.replace(image, name="picture"), graph)
     entered, free, closed = threading.Event(), threading.Event(), threading.Event()
     load = repository.load_unproved
 
@@ -229,7 +236,9 @@ async def test_a_worker_stops_while_it_loads(models: Path, monkeypatch: pytest.M
         return engine
 
     monkeypatch.setattr(repository, "load_unproved", slow)
-    worker = Worker(settings(models, broker="127.0.0.1:9", http_port=0))
+    more = {"broker": "127.0.0.1:9", "http_port": 0, "imaging_model": "picture"}
+    worker = Worker(settings(models, **more), role)
+    ladder = worker._imaging._ladder if worker._imaging is not None else worker._ladder
     running = asyncio.create_task(worker.run())
     await asyncio.to_thread(entered.wait, 20)
     worker._stop.set()
@@ -237,5 +246,5 @@ async def test_a_worker_stops_while_it_loads(models: Path, monkeypatch: pytest.M
     free.set()
     async with asyncio.timeout(20):
         await running
-    assert not worker._ladder.started
+    assert not ladder.started
     assert closed.is_set()
