@@ -171,13 +171,21 @@ def image_ladder(settings: Settings, turns: Turns) -> Ladder:
     Raises:
         KindError: none is named.
     """
+    return Ladder(image_settings(settings), turns, require_image)
+
+
+def image_settings(settings: Settings) -> Settings:
+    """The settings by which the image model is served.
+
+    Raises:
+        KindError: none is named.
+    """
     if not settings.imaging_model:
         raise KindError("imaging_model is empty; the imaging role needs one of kind image")
-    own = {"model": settings.imaging_model, "shadow_version": None}
-    return Ladder(settings.model_copy(update=own), turns, _require_image)
+    return settings.model_copy(update={"model": settings.imaging_model, "shadow_version": None})
 
 
-def _require_image(config: ModelConfig) -> None:
+def require_image(config: ModelConfig) -> None:
     """Refuse a model that reads no images.
 
     Raises:
