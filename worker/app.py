@@ -111,7 +111,7 @@ class Worker:
             policies, followed = await self._policies(ladder.current.config, cluster)
             ladder.policies = policies
             self._lanes.make = partial(Lane, stages=self._stages(app, store, policies))
-            beside = (self._watch_redis(store), ladder.follow(), *followed)
+            beside = (self._watch_redis(store), ladder.follow(), ladder.prove(), *followed)
             self._joined = True
             try:
                 await serve_app(self.settings, app, self._lanes, self._stop, beside)

@@ -11,7 +11,7 @@ from worker.loading import REFERENCE
 
 
 def loaded(settings: Settings, subject: str) -> tuple[Engine, list[Finding]]:
-    """The engine of the model that the settings name, and a warning where its backend is not the one asked for.
+    """The engine of the model that the settings name; a warning where its backend is not the one asked for.
 
     Raises:
         EngineError: no backend can serve it.

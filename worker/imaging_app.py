@@ -113,7 +113,8 @@ class ImagingRole:
             lanes.make = make
             self._joined = True
             try:
-                await serve_app(s, app, lanes, stop, [self._watch(self._scored), self._ladder.follow()])
+                beside = (self._watch(self._scored), self._ladder.follow(), self._ladder.prove())
+                await serve_app(s, app, lanes, stop, beside)
             finally:
                 self._joined = False
 
