@@ -313,3 +313,5 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise RepositoryError(f"cannot read {path}: {error.strerror}") from error
+    except MemoryError as error:
+        raise RepositoryError(f"cannot read {path}: it does not fit in memory") from error

@@ -104,6 +104,19 @@ def test_tensors_that_are_not_the_configs(repository_path: Path, content: bytes,
         repository.load(repository_path, "tiny")
 
 
+def test_a_graph_that_is_larger_than_memory_is_refused_in_words(
+    repository_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = repository.read_config(repository_path, "tiny")
+
+    def full(path: Path) -> bytes:
+        raise MemoryError  # as of a file of terabytes, without one
+
+    monkeypatch.setattr(Path, "read_bytes", full)
+    with pytest.raises(RepositoryError, match="does not fit in memory"):
+        repository.read_graph(repository_path, config)
+
+
 def test_other_weights(repository_path: Path) -> None:
     put_graph(repository_path, graph(bias=0.1))
     with pytest.raises(GoldenError, match=r"tiny: risk differs from golden.npz by 0\.02\d*, over 0.0001"):
