@@ -3,7 +3,8 @@
 Together and one by one take the same way: inline events, decoder processes, the batcher, findings in JSON; a
 publisher that confirms at once, and an embedded Redis. Rounds alternate.
 
-Beside the PACS: one worker with all roles scores simulated vitals at a steady rate, in topics of its own. Half of the phases are quiet; in the others imaging events arrive whose PACS accepts connections and never
+Beside the PACS: one worker with all roles scores simulated vitals at a steady rate, in topics of its own.
+Half of the phases are quiet; in the others imaging events arrive whose PACS accepts connections and never
 answers. A latency is from just before a record is sent until its score has come back.
 """
 
