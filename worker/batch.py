@@ -71,6 +71,7 @@ class Batcher:
         self.engine = engine
         self.hung = False
         self._closed = False
+        self._wrong = False
         self._turns = turns or asyncio.Lock()
         self._verify = verify
         self._timeout_s = timeout_s
@@ -89,6 +90,8 @@ class Batcher:
             EngineDownError: the engine fails even its golden data, or takes long; worth trying again later.
             EngineHungError: a call has outlived its deadline; this engine is lost.
         """
+        if self._wrong:
+            raise EngineDownError(f"{self.engine.config.name} fails its golden data")
         rows = len(next(iter(inputs.values())))
         parts = [
             self._submit({name: array[at : at + self._largest] for name, array in inputs.items()})
@@ -162,15 +165,19 @@ class Batcher:
         return batch
 
     async def answers(self) -> bool:
-        """Whether the engine reproduces its golden data, within the patience.
+        """Whether the engine reproduces its golden data, in time; one that does not serves nobody.
 
         Raises:
             EngineHungError: the engine is lost.
         """
         try:
             await self._in_thread(self._verify)
-        except (*FAILURES, EngineDownError):
+        except EngineDownError:
             return False
+        except FAILURES:
+            self._wrong = True
+            return False
+        self._wrong = False
         return True
 
     async def _in_thread(self, work: Callable[[], T]) -> T:

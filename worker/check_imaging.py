@@ -1,6 +1,5 @@
 """`riskstream check --role imaging`: what the imaging role needs beside what every role does."""
 
-import asyncio
 import importlib.util
 from collections.abc import Coroutine
 from typing import Any
@@ -12,7 +11,7 @@ from worker.config import Settings
 from worker.decoder import Decoders
 from worker.errors import DecoderError, WorkerError
 from worker.finding import Finding, failed, ok, warning
-from worker.imaging_app import load
+from worker.imaging_app import image_ladder
 from worker.topic_facts import gather_facts
 
 
@@ -45,12 +44,17 @@ async def _kafka(settings: Settings) -> list[Finding]:
 async def _model(settings: Settings) -> list[Finding]:
     subject = "imaging: model"
     try:
-        engine, _ = await asyncio.to_thread(load, settings)
+        ladder = image_ladder(settings, lambda backend: None)
+        await ladder.start()
     except EngineError as error:
         return [failed(subject, str(error), "RISKSTREAM_IMAGING_MODEL names a model of kind image")]
-    config, backend = engine.config, engine.backend
-    engine.close()
-    return [ok(subject, f"{config.name} version {config.version} on {backend}, golden data agree")]
+    served = ladder.current
+    await ladder.close()
+    told = f"{served.config.name} version {served.config.version} on {served.backend}, golden data agree"
+    if served.rung:
+        advice = "mend it: the worker's log says why; pictures go on meanwhile"
+        return [warning(subject, f"{told}; {settings.backend} cannot run", advice)]
+    return [ok(subject, told)]
 
 
 async def _decoders(settings: Settings) -> list[Finding]:

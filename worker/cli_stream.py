@@ -68,6 +68,15 @@ def demo(
             help="Port of the ward page, which it turns on; a free one unless given.", min=1, max=65535
         ),
     ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            help="Pictures of the patients: simulate, medmnist:FILE, or none. Simulated patients have "
+            "simulated chest films unless stated.",
+            metavar="SOURCE",
+            show_default=False,
+        ),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Write what was counted as JSON.", show_default=False)
     ] = None,
@@ -86,7 +95,7 @@ def demo(
     from worker.config import ConfigError
     from worker.demo_view import summary, view_for
     from worker.embedded import EmbeddedError
-    from worker.recording import SourceError
+    from worker.recording import SIMULATE, SourceError
     from worker.send import SendError
 
     _quiet_kafka()
@@ -94,8 +103,20 @@ def demo(
     choice = _choice(patients, seed, hours, pathways)
     if board and board_port is None:
         board_port = embedded.free_port()
+    if images is None and source == SIMULATE:
+        images = SIMULATE
     options = demo_setup.Options(
-        seconds, source, choice, speed, workers, broker, redis, model, model_repository, board_port
+        seconds,
+        source,
+        choice,
+        speed,
+        workers,
+        broker,
+        redis,
+        model,
+        model_repository,
+        board_port,
+        None if images == "none" else images,
     )
     try:
         cli_files.check_writable(report)

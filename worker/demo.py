@@ -1,6 +1,7 @@
 """`riskstream demo`: broker, Redis, workers and patients, all at once, and a check that nothing was lost.
 
     recording -> vitals topic -> workers (`riskstream run`, child processes) -> alerts, scores, dead letters
+    pictures -> imaging topic -> the same workers -> findings -> vitals topic
 
 Without `--broker` and `--redis` both are started on loopback and stopped again. On a broker of the user's
 the demo works in topics and a consumer group of its own, which nobody else reads, and deletes the topics;
@@ -13,17 +14,20 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
 import aiohttp
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from schemas.messages import Alert, DeadLetter, Score
-from worker import embedded
+from schemas.imaging import ImagingEvent
+from schemas.messages import Alert, DeadLetter, Finding, Score
+from worker import embedded, imaging_source, simulate
 from worker.config import Settings
 from worker.demo_report import (
     Counters,
+    PicturesReport,
     Report,
     Tally,
     complaints,
@@ -43,7 +47,8 @@ from worker.demo_setup import (
 )
 from worker.demo_view import View
 from worker.embedded import LOOPBACK, Child
-from worker.recording import Recording, read
+from worker.imaging_source import Sitting
+from worker.recording import PATIENTS, SIMULATE, Recording, read
 from worker.send import Sender, send
 
 DRAIN_S = 4.0
@@ -66,19 +71,24 @@ ABORT_S = 3.0
 
 POLL_S = 0.2
 
+FILMED_AFTER = timedelta(hours=6)
+"""After a patient's first record; simulated patients have times of their own."""
+
 _alert = msgspec.json.Decoder(Alert).decode
 _score = msgspec.json.Decoder(Score).decode
 _dead_letter = msgspec.json.Decoder(DeadLetter).decode
+_finding = msgspec.json.Decoder(Finding).decode
 
 
 class Worker:
     """One worker process and its HTTP endpoints."""
 
-    def __init__(self, number: int, env: dict[str, str]) -> None:
+    def __init__(self, number: int, env: dict[str, str], role: str) -> None:
         port = embedded.free_port()
         own = {"RISKSTREAM_HTTP_PORT": str(port), "RISKSTREAM_INSTANCE": f"demo-{number}"}
         self.url = f"http://{LOOPBACK}:{port}"
-        self.process = Child("worker", [sys.executable, "-m", "worker.cli", "run"], env | own)
+        command = [sys.executable, "-m", "worker.cli", "run", "--role", role]
+        self.process = Child("worker", command, env | own)
 
 
 def demo(options: Options, view: View) -> Report:
@@ -94,6 +104,7 @@ def demo(options: Options, view: View) -> Report:
     with _interruptible(), view, ExitStack() as stack:
         view.stage("reading patients")
         recording = read(options.source, options.choice)
+        pictures = _pictures(options, recording)
         view.stage("starting broker and Redis" if not options.broker else "connecting")
         settings, env = surroundings(options, stack)
         asyncio.run(create_topics(settings))
@@ -101,14 +112,15 @@ def demo(options: Options, view: View) -> Report:
             stack.callback(lambda: asyncio.run(delete_topics(settings)))
         if options.redis:
             stack.callback(lambda: asyncio.run(delete_keys(settings)))
-        workers = [Worker(number, env) for number in range(options.workers)]
+        role = "vitals" if pictures is None else "all"
+        workers = [Worker(number, env, role) for number in range(options.workers)]
         for worker in workers:
             stack.enter_context(worker.process)
             stack.callback(worker.process.stop, ABORT_S)
             worker.process.start()
         if options.board_port is not None:
             _serve_board(options.board_port, env, stack)
-        report = asyncio.run(_Demo(options, settings, recording, workers, view).run())
+        report = asyncio.run(_Demo(options, settings, recording, pictures, workers, view).run())
         view.stage("stopping")
     return report
 
@@ -124,18 +136,51 @@ def _serve_board(port: int, env: dict[str, str], stack: ExitStack) -> None:
     stack.enter_context(embedded.started("ward page", command, port, env | own))
 
 
+class Pictures(NamedTuple):
+    """Imaging events to be sent beside a recording, in its time."""
+
+    begins: datetime
+    open: Callable[[], Iterator[ImagingEvent]]
+
+
+def _pictures(options: Options, recording: Recording) -> Pictures | None:
+    """A picture of each patient, to be sent beside the recording; those of later are left out."""
+    if options.images is None:
+        return None
+    choice = options.choice
+    if options.source == SIMULATE:
+        everyone = simulate.patients(choice.patients or PATIENTS, choice.seed, choice.mix)
+        taken = imaging_source.sittings(everyone)
+    else:
+        first = {record.patient: record.time for record in reversed(list(recording.open()))}
+        taken = [
+            Sitting(time + FILMED_AFTER, patient, number, 0.0)
+            for number, (patient, time) in enumerate(sorted(first.items()))
+        ]
+    taken = [sitting for sitting in taken if sitting.time <= recording.ends]
+    found = imaging_source.of_patients(options.images, taken, imaging_source.Choice(seed=choice.seed))
+    return Pictures(recording.begins, found.open)
+
+
 class _Demo:
     """The part of a demo between the start of the workers and their end."""
 
     def __init__(
-        self, options: Options, settings: Settings, recording: Recording, workers: list[Worker], view: View
+        self,
+        options: Options,
+        settings: Settings,
+        recording: Recording,
+        pictures: Pictures | None,
+        workers: list[Worker],
+        view: View,
     ) -> None:
         self.options = options
         self.settings = settings
         self.recording = recording
+        self.pictures = pictures
         self.workers = workers
         self.view = view
-        self.tally = Tally()
+        self.tally = Tally(settings.imaging_model, settings.topic_imaging)
         self.stopping = asyncio.Event()
         self.received_at = time.perf_counter()
 
@@ -164,8 +209,9 @@ class _Demo:
         before = await self._counters()
         self.view.stage(f"model {health['model']} version {health['version']} on {health['backend']}")
         started = time.perf_counter()
-        confirmed = await self._send()
-        logged = self.tally.log_length()
+        confirmed, pictures = await self._send()
+        await self._findings(pictures)
+        logged = max(self.tally.log_length(), confirmed + len(self.tally.findings))
         counters = await self._settle(logged)
         took = time.perf_counter() - started
         self.view.stage("stopping the worker")
@@ -188,8 +234,13 @@ class _Demo:
             seed=self.options.choice.seed,
             workers=len(self.workers),
             speed=self.options.speed,
-            complaints=complaints(confirmed, logged, counters, self.tally),
+            pictures=None if self.pictures is None else self._pictures_report(pictures),
+            complaints=complaints(confirmed, pictures, logged, counters, self.tally),
         )
+
+    def _pictures_report(self, sent: int) -> PicturesReport:
+        tally = self.tally
+        return PicturesReport(sent, len(tally.findings), len(tally.pictures_refused), tally.imaging_alerts)
 
     async def _ready(self) -> dict[str, Any]:
         """Wait until every partition has a worker; the first one's readiness."""
@@ -220,19 +271,40 @@ class _Demo:
                 pages.append(await response.text())
         return read_counters(pages, self.settings.topic_vitals)
 
-    async def _send(self) -> int:
-        """Send the recording; how many records the broker has confirmed."""
+    async def _send(self) -> tuple[int, int]:
+        """Send the recording, and pictures beside it; how many of each the broker has confirmed."""
         seconds = max(self.options.seconds - DRAIN_S, 0.5 * self.options.seconds)
         speed = self.options.speed or self.recording.speed_to_fit(0.98 * seconds)
         async with Sender(self.settings, self.tally.confirmed) as sender:
             showing = asyncio.create_task(self._show_progress(sender))
             try:
                 # What is fitted is sent to its end, even when the broker is slower than planned.
-                await send(sender, self.recording, speed, seconds if self.options.speed else None)
+                _, pictures = await asyncio.gather(
+                    send(sender, self.recording, speed, seconds if self.options.speed else None),
+                    self._send_pictures(speed, seconds if self.options.speed else None),
+                )
             finally:
                 showing.cancel()
             self.view.progress(sender.sent, self.recording.count)
+            return sender.confirmed, pictures
+
+    async def _send_pictures(self, speed: float | None, seconds: float | None) -> int:
+        if self.pictures is None:
+            return 0
+        async with Sender(self.settings, topic=self.settings.topic_imaging) as sender:
+            await send(sender, self.pictures, speed, seconds)
             return sender.confirmed
+
+    async def _findings(self, pictures: int) -> None:
+        """Wait until every picture has its finding or its dead letter, or no more come."""
+        moved_at, last = time.perf_counter(), -1
+        while True:
+            now = len(self.tally.findings) + len(self.tally.pictures_refused)
+            if now != last:
+                moved_at, last = time.perf_counter(), now
+            if now >= pictures or time.perf_counter() - moved_at > STUCK_AFTER_S:
+                return
+            await asyncio.sleep(POLL_S / 4)
 
     async def _show_progress(self, sender: Sender) -> None:
         while True:
@@ -279,6 +351,7 @@ class _Demo:
             self.settings.topic_alerts: self._take_alert,
             self.settings.topic_scores: self._take_score,
             self.settings.topic_dead_letters: self._take_dead_letter,
+            self.settings.topic_findings: self._take_finding,
         }
         while True:
             for place, records in (await consumer.getmany(timeout_ms=100, max_records=500)).items():
@@ -296,6 +369,11 @@ class _Demo:
         score = _score(value)
         self.tally.score(score)
         self.view.score(score)
+
+    def _take_finding(self, value: bytes) -> None:
+        finding = _finding(value)
+        if self.tally.finding(finding):
+            self.view.finding(finding)
 
     def _take_dead_letter(self, value: bytes) -> None:
         self.tally.dead_letter(_dead_letter(value))

@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import Struct, field
 from prometheus_client.parser import text_string_to_metric_families
 
-from schemas.messages import Alert, DeadLetter, Score, Transition
+from schemas.messages import Alert, DeadLetter, Finding, Score, Transition
 from worker.send import Confirmed
 
 Fate = Literal["scored", "stored", "duplicate", "dead_lettered"]
@@ -56,7 +56,13 @@ def read_counters(pages: list[str], topic: str) -> Counters:
 class Tally:
     """What is seen from outside, each message once by its id. Times are `perf_counter` seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, imaging_model: str = "", imaging_topic: str = "") -> None:
+        """Imaging alerts are told by their model's name, and refused pictures by their topic."""
+        self._imaging_model = imaging_model
+        self._imaging_topic = imaging_topic
+        self.findings: set[str] = set()
+        self.pictures_refused: set[Coordinates] = set()
+        self.imaging_alerts: dict[Transition, int] = dict.fromkeys(get_args(Transition), 0)
         self.handed_over: dict[Coordinates, float] = {}
         self.scored: dict[Coordinates, float] = {}
         self.refused: set[Coordinates] = set()
@@ -85,11 +91,22 @@ class Tally:
             return False
         self._alert_ids.add(alert.id)
         counted = self.alerts if alert.points is None else self.news2_alerts
+        if alert.model.name == self._imaging_model:
+            counted = self.imaging_alerts
         counted[alert.transition] += 1
         return True
 
+    def finding(self, finding: Finding) -> bool:
+        """A finding arrived; whether it is the first with its id."""
+        known = finding.id in self.findings
+        self.findings.add(finding.id)
+        return not known
+
     def dead_letter(self, letter: DeadLetter) -> None:
         """A dead letter arrived; only one for a whole record counts."""
+        if letter.source.topic == self._imaging_topic:
+            self.pictures_refused.add((letter.source.partition, letter.source.offset))
+            return
         if not letter.accepted or any(r.reason == REFUSED_LATE for r in letter.rejections):
             self.refused.add((letter.source.partition, letter.source.offset))
 
@@ -112,6 +129,19 @@ class Records(Struct, frozen=True):
     dead_lettered: int = 0
 
 
+class PicturesReport(Struct, frozen=True):
+    """What became of the pictures.
+
+    sent: imaging events. findings: distinct ones received; each is a record of the vitals log too.
+    dead_lettered: pictures refused. alerts: transitions that findings raised.
+    """
+
+    sent: int
+    findings: int
+    dead_lettered: int
+    alerts: dict[Transition, int]
+
+
 class Report(Struct, frozen=True):
     """The result of a demo.
 
@@ -121,6 +151,7 @@ class Report(Struct, frozen=True):
     cpu_us_per_event: CPU time of the worker processes over records.
     lost: records in the log without a fate.
     alerts, news2_alerts: the model's transitions, and NEWS2's own.
+    pictures: null where none were sent.
     complaints: what does not add up; empty when all is well.
     """
 
@@ -140,6 +171,7 @@ class Report(Struct, frozen=True):
     seed: int
     workers: int
     speed: float | None
+    pictures: PicturesReport | None
     complaints: tuple[str, ...]
 
     def json(self) -> bytes:
@@ -161,18 +193,27 @@ def percentiles(latencies_ms: list[float]) -> dict[str, float | None]:
     return {name: round(float(value), 2) for name, value in zip(("p50", "p95", "p99"), found, strict=True)}
 
 
-def complaints(confirmed: int, logged: int, counters: Counters, tally: Tally) -> tuple[str, ...]:
+def complaints(
+    confirmed: int, pictures: int, logged: int, counters: Counters, tally: Tally
+) -> tuple[str, ...]:
     """What does not add up.
 
     Args:
-        confirmed: records that the broker confirmed to the sender.
+        confirmed: vitals records that the broker confirmed to the sender.
+        pictures: imaging events that it confirmed.
         logged: length of the vitals log.
         counters: the workers'.
         tally: everything received.
     """
+    found, unread = len(tally.findings), len(tally.pictures_refused)
     scored, refused = counters.fates["scored"], counters.fates["dead_lettered"]
     checks = {
-        f"{confirmed} records were confirmed, the log holds {logged}": logged == confirmed,
+        f"{confirmed} records were confirmed and {found} findings came, the log holds {logged}": (
+            logged == confirmed + found
+        ),
+        f"{pictures} pictures were sent, {found} findings and {unread} dead letters came": (
+            pictures == found + unread
+        ),
         f"{logged} records are in the log, {counters.total} have a fate": counters.total == logged,
         f"{scored} records were scored, {len(tally.scored)} scores came": len(tally.scored) == scored,
         f"{refused} records were refused, {len(tally.refused)} dead letters came": len(tally.refused)

@@ -32,6 +32,7 @@ class Options:
     broker, redis: to use instead of embedded ones.
     model, model_repository: to serve instead of the settings'.
     board_port: loopback port of a ward page that is served meanwhile; None for none.
+    images: where the patients' pictures come from, `simulate` or `medmnist:FILE`; None for no pictures.
     """
 
     seconds: float
@@ -44,6 +45,7 @@ class Options:
     model: str | None = None
     model_repository: Path | None = None
     board_port: int | None = None
+    images: str | None = None
 
 
 def surroundings(options: Options, stack: ExitStack) -> tuple[Settings, dict[str, str]]:
@@ -51,14 +53,15 @@ def surroundings(options: Options, stack: ExitStack) -> tuple[Settings, dict[str
 
     Embedded servers are started here and stopped with `stack`.
     """
-    own: dict[str, Any] = {"publish_scores": True, "group": f"riskstream-demo-{uuid.uuid4().hex[:12]}"}
+    group = f"riskstream-demo-{uuid.uuid4().hex[:12]}"
+    own: dict[str, Any] = {"publish_scores": True, "group": group, "imaging_group": f"{group}-imaging"}
     if options.model:
         own["model"] = options.model
     if options.model_repository:
         own["model_repository"] = options.model_repository.resolve()
     foreign: list[str] = []
     if options.broker:
-        own |= {"broker": options.broker} | _topics_of(own["group"])
+        own |= {"broker": options.broker} | _topics_of(group, pictures=options.images is not None)
     else:
         own |= {"broker": stack.enter_context(embedded.tansu()).address, "kafka_idempotence": False}
         own |= {"kafka_security_protocol": "PLAINTEXT", "replication": 1}
@@ -76,29 +79,36 @@ def surroundings(options: Options, stack: ExitStack) -> tuple[Settings, dict[str
     return settings, env
 
 
-def _topics_of(group: str) -> dict[str, str]:
+def _topics_of(group: str, *, pictures: bool) -> dict[str, str]:
     return {
         "topic_vitals": f"{group}.vitals",
         "topic_alerts": f"{group}.risk-alerts",
         "topic_scores": f"{group}.risk-scores",
         "topic_dead_letters": f"{group}.dead-letters",
-        # What others say of their alerts, how theirs are decided, and their pictures are none of the demo's.
+        "topic_imaging": f"{group}.imaging",
+        "topic_findings": f"{group}.findings" if pictures else "",
+        # What others say of their alerts, and how theirs are decided, is none of the demo's.
         "topic_policies": "",
         "topic_feedback": "",
-        "topic_findings": "",
     }
 
 
 def output_topics(settings: Settings) -> list[str]:
     """What the demo receives."""
-    return [settings.topic_alerts, settings.topic_scores, settings.topic_dead_letters]
+    findings = [settings.topic_findings] if settings.topic_findings else []
+    return [settings.topic_alerts, settings.topic_scores, settings.topic_dead_letters, *findings]
+
+
+def input_topics(settings: Settings) -> list[str]:
+    """What the demo sends to."""
+    return [settings.topic_vitals, settings.topic_imaging]
 
 
 async def create_topics(settings: Settings) -> None:
     """Make the demo's topics; none of them may exist."""
     # Records carry old event times: a topic that deletes by age would delete them at once.
     keep = {"retention.ms": "-1"}
-    names = [settings.topic_vitals, *output_topics(settings)]
+    names = [*input_topics(settings), *output_topics(settings)]
     new = [NewTopic(name, PARTITIONS, settings.replication, topic_configs=keep) for name in names]
 
     async def create(admin: Any) -> None:
@@ -111,14 +121,14 @@ async def create_topics(settings: Settings) -> None:
 
 async def delete_topics(settings: Settings) -> None:
     """Delete the demo's topics."""
-    names = [settings.topic_vitals, *output_topics(settings)]
+    names = [*input_topics(settings), *output_topics(settings)]
     await _administer(settings, lambda admin: admin.delete_topics(names))
 
 
 async def delete_keys(settings: Settings) -> None:
     """Delete what workers of the demo's group have left in Redis."""
     client = store.connect(settings)
-    async for key in client.scan_iter(match=f"riskstream:{{*:{settings.group}:*", count=1000):
+    async for key in client.scan_iter(match=f"riskstream:{{*:{settings.group}*:*", count=1000):
         await client.unlink(key)
     await client.aclose()
 

@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from schemas.messages import Alert, BasisInput, EarlyWarning, Score
-from worker.demo_report import Report
+from schemas.messages import Alert, BasisInput, EarlyWarning, Finding, Score
+from worker.demo_report import PicturesReport, Report
 
 SHOWN_PATIENTS = 12
 SHOWN_ALERTS = 8
@@ -47,6 +47,10 @@ class View(Protocol):
 
     def alert(self, alert: Alert) -> None:
         """An alert came."""
+        ...
+
+    def finding(self, finding: Finding) -> None:
+        """A finding came."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -85,6 +89,9 @@ class PlainView:
         if self._alerts == PLAIN_ALERTS:
             self._print(f"... from here one alert in {PLAIN_EVERY} is shown")
 
+    def finding(self, finding: Finding) -> None:
+        pass
+
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -104,6 +111,7 @@ class _Line:
         self.risk = 0.0
         self.asof = ""
         self.open: dict[str, str] = {}
+        self.picture = ""
         self.trend: deque[float] = deque(maxlen=_TREND)
         self._hour = -1
 
@@ -147,6 +155,10 @@ class LiveView:
             style = _STYLES.get(alert.transition, "")
             self._alerts.append(Text(alert_line(alert), style, no_wrap=True, overflow="ellipsis"))
 
+    def finding(self, finding: Finding) -> None:
+        line = self._patients.setdefault(finding.patient, _Line())
+        line.picture = f"{finding.outcome} {finding.risk:.2f}"
+
     def __enter__(self) -> Self:
         self._live.start()
         return self
@@ -157,7 +169,9 @@ class LiveView:
         self._live.stop()
 
     def __rich__(self) -> Group:
-        table = Table("patient", "risk", "", "by hour", "open alert", "as of", expand=True, box=None)
+        table = Table(
+            "patient", "risk", "", "by hour", "picture", "open alert", "as of", expand=True, box=None
+        )
         riskiest = sorted(self._patients.items(), key=lambda item: -item[1].risk)
         for patient, line in riskiest[:SHOWN_PATIENTS]:
             severities = ", ".join(f"{name} {open_}" for name, open_ in line.open.items() if open_)
@@ -168,6 +182,7 @@ class LiveView:
                 f"{line.risk:.2f}",
                 bar,
                 sparkline(line.trend),
+                line.picture,
                 severities,
                 line.asof,
                 style=style,
@@ -187,8 +202,15 @@ def alert_line(alert: Alert) -> str:
     warning = "" if alert.news2 is None else f"{_warning(alert.news2):<11}  "
     if alert.risk is None:
         return f"{line}{warning.strip() or 'NEWS2'} ({_called_for(alert)})  {_scoring(alert)}"
-    inputs = ", ".join(_input(i) for i in weightiest(alert.inputs))
+    inputs = ", ".join(_input(i) for i in weightiest(alert.inputs)) or _pictured(alert)
     return f"{line}risk {alert.risk:.2f} (threshold {alert.threshold:g})  {warning}{inputs}"
+
+
+def _pictured(alert: Alert) -> str:
+    """What an imaging alert rests on."""
+    found = [finding for finding in alert.findings if finding.model.name == alert.model.name]
+    words = [" ".join(filter(None, (f.modality, f.body_part, f.view))) or "a picture" for f in found]
+    return "".join(f"{alert.model.name} on {word}" for word in words[:1])
 
 
 def _called_for(alert: Alert) -> str:
@@ -219,6 +241,15 @@ def _input(measured: BasisInput) -> str:
     return f"{measured.feature} {measured.value:g}{unit} ({measured.contribution:+.2f})"
 
 
+def _pictures(pictures: PicturesReport) -> list[str]:
+    transitions = ", ".join(f"{count:,} {name}" for name, count in pictures.alerts.items())
+    return [
+        f"pictures   {pictures.sent:,} sent: {pictures.findings:,} findings, {pictures.dead_lettered:,} "
+        "dead-lettered",
+        f"by these   {transitions}",
+    ]
+
+
 def summary(report: Report) -> str:
     """The end of a demo, in a few lines."""
     records, alerts, latency = report.records, report.alerts, report.latency_ms
@@ -234,6 +265,7 @@ def summary(report: Report) -> str:
             f"records    {records.in_:,} in: {fates}; {report.lost:,} lost",
             f"alerts     {transitions}",
             f"by NEWS2   {warnings}",
+            *(_pictures(report.pictures) if report.pictures is not None else ()),
             f"latency    {times} from producer to score",
             f"pace       {report.events_per_second:,.0f} records/s, {cpu} of worker CPU a record",
             f"model      {report.model} on {report.backend}",

@@ -2,7 +2,8 @@
 
 The imaging role publishes what it made of a picture to the findings topic, and `carry.py` brings it among the
 patient's records, in the partition that Kafka's own partitioner (murmur2) gives the key: producers of vital
-signs must use the same. What is no finding is dead-lettered.
+signs must use the same. Its record keeps its timestamp, that of the imaging event's record: a replayed past
+stays in the past. What is no finding is dead-lettered.
 """
 
 import msgspec
@@ -26,4 +27,5 @@ def _onward(record: Record, settings: Settings) -> Outgoing | Refusal:
     value = msgspec.json.encode(msgspec.structs.replace(event.finding, activation_png=None))
     if len(value) > settings.max_record_bytes:
         return Refusal("too-large")
-    return Outgoing(settings.topic_vitals, record.key, value, (("content-type", FINDING_TYPE),))
+    headers = (("content-type", FINDING_TYPE),)
+    return Outgoing(settings.topic_vitals, record.key, value, headers, timestamp_ms=record.timestamp)

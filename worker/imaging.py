@@ -33,17 +33,17 @@ from schemas.messages import (
     Rejection,
     Source,
 )
-from schemas.model_config import ModelConfig
+from schemas.model_config import ImageInput, ModelConfig
 from worker import metrics
-from worker.batch import Tensors
 from worker.decode import Record, Refusal
-from worker.errors import EngineDownError
+from worker.errors import EngineDownError, EngineHungError
 from worker.imaging_event import instance_of, read_event
 from worker.imaging_memory import ScoredImages
 from worker.intake import Limits
-from worker.messages import Author, Voice, model_voice
+from worker.messages import Author, model_voice
 from worker.partition import Place
 from worker.publish import Outgoing, cloud_event
+from worker.served import Answering, Served
 
 OVERLAY_SIDES = (224, 160, 112)
 """Pixels of the activation map's longer side, tried in turn until the PNG is small enough to send."""
@@ -80,24 +80,8 @@ class Sources(Protocol):
         """The picture's bytes, of which few are held at once; waits for a source that is away."""
         ...
 
-    async def decode(self, original: Original, event: ImagingEvent) -> Decoded | Refusal:
-        """The picture as the model takes it."""
-        ...
-
-
-class Model(Protocol):
-    """The engine behind its batcher."""
-
-    @property
-    def config(self) -> ModelConfig: ...
-    @property
-    def backend(self) -> str: ...
-    async def infer(self, inputs: Tensors) -> dict[str, F32]:
-        """Raises EngineDownError while the engine does not answer."""
-        ...
-
-    async def answers(self) -> bool:
-        """Whether the engine reproduces its golden data."""
+    async def decode(self, original: Original, event: ImagingEvent, wanted: ImageInput) -> Decoded | Refusal:
+        """The picture as a model takes it."""
         ...
 
 
@@ -110,11 +94,19 @@ class Outlets(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A decoded picture, with the name under which its finding goes."""
+    """A decoded picture, with the name under which its finding goes, and what it was decoded for."""
 
     finding_id: str
     sha256: str
     decoded: Decoded
+    wanted: ImageInput
+
+
+class Answer(NamedTuple):
+    """What an engine gave for a picture, and which one."""
+
+    served: Served
+    outputs: Mapping[str, F32]
 
 
 class ImagingPath:
@@ -125,7 +117,7 @@ class ImagingPath:
 
     def __init__(
         self,
-        model: Model,
+        serving: Answering,
         sources: Sources,
         outlets: Outlets,
         scored: ScoredImages,
@@ -133,7 +125,7 @@ class ImagingPath:
     ) -> None:
         self.in_flight = 0
         self.engine_away = False
-        self._model = model
+        self._serving = serving
         self._sources = sources
         self._outlets = outlets
         self._scored = scored
@@ -177,7 +169,12 @@ class ImagingPath:
         async with self._scored.turn(picture.finding_id):
             if await self._scored.has(picture.finding_id):
                 return "duplicate"
-            return await self._score(place, record, event, picture)
+            with _timed("score"):
+                answer = await self._infer(picture)
+            if answer is not None:
+                return await self._tell(place, record, event, picture, answer)
+        # A version that takes pictures of another size came meanwhile: fetched and decoded anew for it.
+        return await self._take(place, record)
 
     def _named(self, event: ImagingEvent) -> str | None:
         """The finding's id as far as the reference tells which image it leads to; None where it does not."""
@@ -187,7 +184,7 @@ class ImagingPath:
         return self._finding_id(identity_of(b"", instance, frame), event.patient) if instance else None
 
     def _finding_id(self, image: str, patient: str) -> str:
-        return finding_id(image, patient, self._model.config.name)
+        return finding_id(image, patient, self._serving.current.config.name)
 
     async def _picture(self, event: ImagingEvent, place: Place, record: Record) -> Picture | Fate:
         """The decoded picture; its bytes are let go of before it waits for the engine."""
@@ -196,40 +193,48 @@ class ImagingPath:
             _observe("fetch", started)
             if isinstance(original, Refusal):
                 return await self._refuse(place, record, "fetch", original)
+            wanted = _wanted(self._serving.current)
             with _timed("decode"):
-                decoded = await self._sources.decode(original, event)
+                decoded = await self._sources.decode(original, event, wanted)
             if isinstance(decoded, Refusal):
                 return await self._refuse(place, record, "decode", decoded)
             digest = original.sha256
         rendered = isinstance(event.image, DicomwebImage) and event.image.rendered
         named = self._named(event) if rendered else None
-        return Picture(named or self._finding_id(decoded.identity, event.patient), digest, decoded)
+        return Picture(named or self._finding_id(decoded.identity, event.patient), digest, decoded, wanted)
 
-    async def _score(self, place: Place, record: Record, event: ImagingEvent, picture: Picture) -> Fate:
-        with _timed("score"):
-            outputs = await self._infer(picture.decoded.image)
-        voice = model_voice(self._model.config, self._model.backend)
+    async def _tell(
+        self, place: Place, record: Record, event: ImagingEvent, picture: Picture, answer: Answer
+    ) -> Fate:
         with _timed("write"):
             source = Source(*place, record.offset)
-            finding = await asyncio.to_thread(
-                write_finding, self._model.config, voice, event, picture, outputs, source
-            )
+            finding = await asyncio.to_thread(write_finding, answer, event, picture, source)
         if isinstance(finding, Refusal):
             return await self._refuse(place, record, "score", finding)
         with _timed("publish"):
-            await self._outlets.publish([_outgoing(self._outlets.findings, finding, place)])
+            await self._outlets.publish([_outgoing(self._outlets.findings, finding, place, record.timestamp)])
         await self._scored.add(finding.id)
         return "scored"
 
-    async def _infer(self, tensor: F32) -> Mapping[str, F32]:
-        """Probabilities and activation of one picture; waits for an engine that does not answer."""
-        inputs = {"image": tensor[None]}
+    async def _infer(self, picture: Picture) -> Answer | None:
+        """What whatever serves says of a picture; waits while nothing answers.
+
+        None if what serves now takes pictures of another size.
+        """
+        inputs = {"image": picture.decoded.image[None]}
         while True:
+            served = self._serving.current
+            if _wanted(served) != picture.wanted:
+                return None
             try:
-                return await self._model.infer(inputs)
-            except EngineDownError as error:
+                with served.held():
+                    return Answer(served, await served.run(inputs))
+            except (EngineDownError, EngineHungError) as error:
                 metrics.engine_failures.labels(error.reason).inc()
-                await self._until_it_answers()
+                if await self._serving.instead(served, error.reason) is None:
+                    if isinstance(error, EngineHungError):
+                        raise
+                    await self._until_it_answers()
 
     async def _until_it_answers(self) -> None:
         """One task asks, the others wait for it: golden data cost the engine as much as pictures do."""
@@ -239,7 +244,7 @@ class ImagingPath:
             self.engine_away = True
             try:
                 while True:
-                    if await self._model.answers():
+                    if await self._serving.answers():
                         break
                     await asyncio.sleep(RETRY_S)
             finally:
@@ -264,15 +269,15 @@ def finding_id(image: str, patient: str, model: str) -> str:
     return str(uuid5(NAMESPACE, f"finding|{image}|{patient}|{model}"))
 
 
-def write_finding(
-    config: ModelConfig,
-    voice: Voice,
-    event: ImagingEvent,
-    picture: Picture,
-    outputs: Mapping[str, F32],
-    source: Source,
-) -> Finding | Refusal:
+def _wanted(served: Served) -> ImageInput:
+    assert served.config.image is not None
+    return served.config.image
+
+
+def write_finding(answer: Answer, event: ImagingEvent, picture: Picture, source: Source) -> Finding | Refusal:
     """The finding of one picture; a refusal where the engine gave no probabilities. Takes milliseconds."""
+    (served, outputs), config = answer, answer.served.config
+    voice = model_voice(config, served.backend)
     probability = np.round(outputs["probability"][0].astype(np.float64), 6)
     if not (np.isfinite(probability).all() and probability.min() >= 0 and probability.max() <= 1):
         return Refusal("inference-failed")
@@ -313,11 +318,13 @@ def _activation(config: ModelConfig, tensor: F32, outputs: Mapping[str, F32]) ->
     return None
 
 
-def _outgoing(topic: str, finding: Finding, place: Place) -> Outgoing:
+def _outgoing(topic: str, finding: Finding, place: Place, timestamp_ms: int) -> Outgoing:
+    """The finding's record; its timestamp is the imaging event's, a replayed past stays in the past."""
     headers = cloud_event(
         "finding", finding.id, f"/riskstream/{place.cluster}/{place.topic}/{place.partition}"
     )
-    return Outgoing(topic, finding.patient.encode(), _encode(finding), headers)
+    key = finding.patient.encode()
+    return Outgoing(topic, key, _encode(finding), headers, timestamp_ms=timestamp_ms)
 
 
 @contextmanager

@@ -7,18 +7,13 @@ engine thread and a connection to Redis of its own.
 import asyncio
 import tempfile
 import time
-from collections.abc import Callable
 from typing import Any
 
 import structlog
 
-from engines import repository
-from engines.engine import F32, Engine
 from engines.errors import KindError
 from schemas.model_config import ModelConfig
-from worker import metrics
 from worker.assignment import Lanes
-from worker.batch import Batcher, Tensors
 from worker.cluster import ImagingCluster, describe_imaging, imaging_complaints
 from worker.config import Settings
 from worker.errors import FatalError
@@ -31,6 +26,7 @@ from worker.loading import Turns
 from worker.partition import Place
 from worker.publish import Publisher
 from worker.role import serve_app, until_up
+from worker.serving import Ladder
 from worker.store import connect
 from worker.transport import Subscription, chunk_app
 
@@ -43,46 +39,16 @@ CHUNK_RECORDS = 64
 log = structlog.get_logger("riskstream.imaging")
 
 
-class Served:
-    """The image model behind its batcher."""
-
-    def __init__(self, settings: Settings, turns: asyncio.Lock | None) -> None:
-        self._engine, verify = load(settings)
-        self.batcher = Batcher(
-            self._engine, verify, settings.infer_timeout_s, settings.engine_patience_s, turns
-        )
-
-    @property
-    def config(self) -> ModelConfig:
-        return self._engine.config
-
-    @property
-    def backend(self) -> str:
-        return self._engine.backend
-
-    async def infer(self, inputs: Tensors) -> dict[str, F32]:
-        return await self.batcher.infer(inputs)
-
-    async def answers(self) -> bool:
-        return await self.batcher.answers()
-
-    async def close(self) -> None:
-        await self.batcher.close()
-        if not self.batcher.busy:
-            await asyncio.to_thread(self._engine.close)
-
-
 class ImagingRole:
     """The imaging role of a worker, from start to stop."""
 
     def __init__(self, settings: Settings, turns: Turns) -> None:
         """`turns` are those of the process's other engines."""
         self.settings = settings
-        self._turns = turns
+        self._ladder = image_ladder(settings, turns)
         self._publisher = Publisher(settings)
         self._joined = False
         self._lanes: Lanes[ImagingLane] | None = None
-        self._served: Served | None = None
         self._path: ImagingPath | None = None
         self._sources: FetchedAndDecoded | None = None
         self._scored: ScoredImages | None = None
@@ -96,27 +62,25 @@ class ImagingRole:
         """
         redis = connect(self.settings)
         try:
-            self._served = await asyncio.to_thread(Served, self.settings, self._turns(self.settings.backend))
+            await self._ladder.start()
             cluster = await until_up(stop, "Kafka", self._describe)
             await until_up(stop, "Kafka producer", self._publisher.start)
             if cluster is None or stop.is_set():
                 return
-            self._sources = FetchedAndDecoded(self.settings, self._served.config)
+            self._sources = FetchedAndDecoded(self.settings)
             await self._sources.start()
-            await self._serve(stop, cluster, self._served, self._sources, redis)
+            await self._serve(stop, cluster, self._sources, redis)
         finally:
             await self._publisher.stop()
             if self._sources is not None:
                 await self._sources.close()
-            if self._served is not None:
-                await self._served.close()
+            await self._ladder.close()
             await redis.aclose()
 
     async def _serve(
         self,
         stop: asyncio.Event,
         cluster: ImagingCluster,
-        served: Served,
         sources: FetchedAndDecoded,
         redis: Any,
     ) -> None:
@@ -125,7 +89,7 @@ class ImagingRole:
             redis, f"{cluster.id}:{s.imaging_group}:{cluster.topic_id}", s.imaging_memory_h
         )
         self._path = path = ImagingPath(
-            served,
+            self._ladder,
             sources,
             Outlets(self._publisher.publish, s.topic_findings, s.topic_dead_letters),
             self._scored,
@@ -148,7 +112,7 @@ class ImagingRole:
             lanes.make = make
             self._joined = True
             try:
-                await serve_app(s, app, lanes, stop, [self._watch(self._scored)])
+                await serve_app(s, app, lanes, stop, [self._watch(self._scored), self._ladder.follow()])
             finally:
                 self._joined = False
 
@@ -170,14 +134,14 @@ class ImagingRole:
             stalled = time.perf_counter() - lane.stuck_since if lane.stuck_since is not None else 0.0
             if stalled > self.settings.stall_after_s:
                 return False, f"imaging partition {lane.place.partition} has not moved for {stalled:.0f} s"
-        if self._served is not None and self._served.batcher.hung:
+        if self._ladder.started and self._ladder.current.batcher.hung:
             return False, "the image engine hangs"
         return True, ""
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Whether every dependency is there, and one entry for each."""
         lanes = self._lanes.owned if self._lanes else []
-        served, path = self._served, self._path
+        served, path = self._ladder.current if self._ladder.started else None, self._path
         state = {
             "joined": self._joined and self._lanes is not None and self._lanes.joined,
             "redis": self._scored is not None and self._scored.redis_up,
@@ -190,12 +154,26 @@ class ImagingRole:
             and not served.batcher.hung
             and not (path and path.engine_away),
             "backend": served.backend if served else None,
+            "rung": served.rung if served else None,
+            "refused": self._ladder.refused or None,
             "model": served.config.name if served else None,
             "version": served.config.version if served else None,
         }
         needed = ("joined", "redis", "decoders", "engine_answers")
         ready = all(state[name] for name in needed) and not state["sources_away"]
         return ready and all(lane.ready for lane in lanes), state
+
+
+def image_ladder(settings: Settings, turns: Turns) -> Ladder:
+    """What serves the image model.
+
+    Raises:
+        KindError: none is named.
+    """
+    if not settings.imaging_model:
+        raise KindError("imaging_model is empty; the imaging role needs one of kind image")
+    own = {"model": settings.imaging_model, "shadow_version": None}
+    return Ladder(settings.model_copy(update=own), turns, _require_image)
 
 
 def _require_image(config: ModelConfig) -> None:
@@ -206,21 +184,3 @@ def _require_image(config: ModelConfig) -> None:
     """
     if config.kind != "image":
         raise KindError(f"{config.name} is of kind {config.kind}; the imaging role needs one of kind image")
-
-
-def load(settings: Settings) -> tuple[Engine, Callable[[], None]]:
-    """The image model on its engine, and what proves it on its golden data.
-
-    Raises:
-        EngineError: it cannot be served.
-    """
-    name = settings.imaging_model
-    if not name:
-        raise KindError("imaging_model is empty; the imaging role needs one of kind image")
-    _require_image(repository.read_config(settings.model_repository, name))
-    engine = repository.load(settings.model_repository, name, settings.backend)
-    version = str(engine.config.version)
-    golden = repository.read_golden(settings.model_repository / name / version / repository.GOLDEN)
-    metrics.backend_in_use.labels(name, version, engine.backend).set(1)
-    log.info("model loaded", model=name, version=version, backend=engine.backend)
-    return engine, lambda: repository.verify(engine, golden)

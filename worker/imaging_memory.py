@@ -28,6 +28,9 @@ KEPT = 50_000
 REST_S = 5.0
 """After Redis has not answered it is left alone for so long: each question would wait for its timeout."""
 
+CONNECTIONS = 4
+"""Questions to Redis at once: each takes a connection, and a thousand records may come together."""
+
 BATCH = 500
 """Digests written at once of those that Redis has missed."""
 
@@ -50,6 +53,7 @@ class ScoredImages:
         self._missed: OrderedDict[str, bool] = OrderedDict()
         self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
         self._rests_until = 0.0
+        self._asking = asyncio.Semaphore(CONNECTIONS)
 
     @asynccontextmanager
     async def turn(self, digest: str) -> AsyncIterator[None]:
@@ -69,14 +73,15 @@ class ScoredImages:
         if digest in self._known:
             self._known.move_to_end(digest)
             return True
-        if not self._may_ask():
-            return False
-        try:
-            found = bool(await answer(self._redis.exists(self._prefix + digest)))
-        except StoreError as error:
-            self._lost(error)
-            return False
-        self._came()
+        async with self._asking:
+            if not self._may_ask():
+                return False
+            try:
+                found = bool(await answer(self._redis.exists(self._prefix + digest)))
+            except StoreError as error:
+                self._lost(error)
+                return False
+            self._came()
         if found:
             self._keep(digest)
         return found
@@ -84,16 +89,17 @@ class ScoredImages:
     async def add(self, digest: str) -> None:
         """Remember an image whose finding is confirmed."""
         self._keep(digest)
-        if not self._may_ask():
-            self._miss(digest)
-            return
-        try:
-            await answer(self._redis.set(self._prefix + digest, b"1", ex=self._expiry_s))
-        except StoreError as error:
-            self._miss(digest)
-            self._lost(error)
-            return
-        self._came()
+        async with self._asking:
+            if not self._may_ask():
+                self._miss(digest)
+                return
+            try:
+                await answer(self._redis.set(self._prefix + digest, b"1", ex=self._expiry_s))
+            except StoreError as error:
+                self._miss(digest)
+                self._lost(error)
+                return
+            self._came()
 
     async def look(self) -> None:
         """Ask whether Redis answers, and write what it has missed."""

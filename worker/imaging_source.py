@@ -9,15 +9,17 @@ folder, says whose they are. The same picture of the same patient gives the same
 import csv
 import hashlib
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
 
 from engines import dicom_header, medmnist
+from engines.engine import F32
 from engines.errors import DatasetError, ExtraError, ImageError
 from engines.images import to_png
 from engines.limits import MAX_BYTES
@@ -99,37 +101,76 @@ def read(source: str, choice: Choice) -> Pictures:
     return Pictures(lambda: iter([_of_file(path, choice, None)]), 1)
 
 
-def simulated(choice: Choice, patients: list[simulate.Patient] | None = None) -> Pictures:
+class Sitting(NamedTuple):
+    """When a picture is taken of a patient; `level` is how white the lungs are, from 0 to 1."""
+
+    time: datetime
+    patient: str
+    number: int
+    level: float
+
+
+def simulated(choice: Choice) -> Pictures:
     """A chest film of each simulated patient, at the height of the illness."""
-    everyone = patients or simulate.patients(choice.limit or PATIENTS, choice.seed, MIX)
+    return of_patients(
+        SIMULATE, sittings(simulate.patients(choice.limit or PATIENTS, choice.seed, MIX)), choice
+    )
+
+
+def sittings(patients: Iterable[simulate.Patient]) -> list[Sitting]:
+    """When simulated patients have their chest films taken."""
+    filmed = [(patient, simulate.filmed(patient)) for patient in patients]
+    return [Sitting(time, patient.id, patient.number, level) for patient, (time, level) in filmed]
+
+
+def of_patients(images: str, taken: Sequence[Sitting], choice: Choice) -> Pictures:
+    """A picture for each sitting, in the order of time: `simulate` draws films, `medmnist:FILE` has pictures.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
+    picture: Callable[[Sitting], F32]
+    if images == SIMULATE:
+        picture, words = partial(_film, choice.seed), ("DX", "CHEST", "PA")
+    elif images.startswith(medmnist.PREFIX):
+        picture, words = _of_data_set(Path(images.removeprefix(medmnist.PREFIX))), ("", "", "")
+    else:
+        raise SourceError(f"--images is {SIMULATE} or {medmnist.PREFIX}FILE, not {images}")
 
     def events() -> Iterator[ImagingEvent]:
-        made = [(simulate.filmed(patient), patient) for patient in everyone]
-        for (time, level), patient in sorted(made, key=lambda one: one[0]):
-            png = to_png(film(patient.seed, patient.number, level))
-            yield _event(patient.id, time, InlineImage(png), _digest(png), len(png), ("DX", "CHEST", "PA"))
+        for sitting in sorted(taken):
+            png = to_png(picture(sitting))
+            yield _event(sitting.patient, sitting.time, InlineImage(png), _digest(png), len(png), words)
 
-    return Pictures(events, len(everyone))
+    return Pictures(events, len(taken))
+
+
+def _film(seed: int, sitting: Sitting) -> F32:
+    return film(seed, sitting.number, sitting.level)
+
+
+def _of_data_set(path: Path) -> Callable[[Sitting], F32]:
+    """Gives a sitting the data set's picture of its number; where there are fewer they come again."""
+    try:
+        images = medmnist.read(path, labelled=False)
+    except DatasetError as error:
+        raise SourceError(str(error)) from error
+    raw = ImageInput(images.height, images.width)
+    return lambda sitting: images.read(int(images.places[sitting.number % len(images)]), raw)
 
 
 def _data_set(path: Path, choice: Choice) -> Pictures:
     """Pictures of a MedMNIST file, each a patient's of its own; an hour apart unless one time is given."""
     try:
-        images = medmnist.read(path, labelled=False)
+        count = len(medmnist.read(path, labelled=False))
     except DatasetError as error:
         raise SourceError(str(error)) from error
-    count = min(len(images), choice.limit or len(images))
-    begins = choice.time or simulate.START
-    raw = ImageInput(images.height, images.width)
-
-    def events() -> Iterator[ImagingEvent]:
-        for number in range(count):
-            png = to_png(images.read(int(images.places[number]), raw))
-            time = begins if choice.time else begins + timedelta(hours=number)
-            patient = choice.patient or f"image-{number}"
-            yield _event(patient, time, InlineImage(png), _digest(png), len(png), ("", "", ""))
-
-    return Pictures(events, count)
+    begins, step = (choice.time, timedelta()) if choice.time else (simulate.START, timedelta(hours=1))
+    taken = [
+        Sitting(begins + number * step, choice.patient or f"image-{number}", number, 0.0)
+        for number in range(min(count, choice.limit or count))
+    ]
+    return of_patients(f"{medmnist.PREFIX}{path}", taken, choice)
 
 
 def _folder(folder: Path, choice: Choice) -> Pictures:

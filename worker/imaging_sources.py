@@ -14,7 +14,7 @@ import structlog
 from engines.decoded import Decoded, Words
 from engines.errors import ExtraError, ImageError
 from schemas.imaging import DicomwebImage, FileImage, ImagingEvent, InlineImage, ObjectImage
-from schemas.model_config import ModelConfig
+from schemas.model_config import ImageInput
 from worker import metrics
 from worker.config import Settings
 from worker.decode import Refusal
@@ -80,13 +80,11 @@ class FetchedAndDecoded:
     decoders_up: whether a decoder could be had last time.
     """
 
-    def __init__(self, settings: Settings, model: ModelConfig) -> None:
+    def __init__(self, settings: Settings) -> None:
         """
         Raises:
             ExtraError: a source is allowed whose extra is not installed.
         """
-        assert model.image is not None
-        self._wanted = model.image
         self._fetcher = _Watched(settings)
         self._patience = Patience.of(settings)
         self._decoders = Decoders.of(settings)
@@ -115,14 +113,14 @@ class FetchedAndDecoded:
         digest = await asyncio.to_thread(lambda: sha256(fetched.content).hexdigest())
         return Original(fetched.content, digest, fetched.frame)
 
-    async def decode(self, original: Original, event: ImagingEvent) -> Decoded | Refusal:
-        """The picture as the model takes it, decoded in a child process."""
+    async def decode(self, original: Original, event: ImagingEvent, wanted: ImageInput) -> Decoded | Refusal:
+        """The picture as a model takes it, decoded in a child process."""
         hints = Words(event.modality, event.body_part, event.view)
         while True:
             try:
                 decoded = await self._decoders.decode(
                     original.content,
-                    self._wanted,
+                    wanted,
                     frame=original.frame,
                     hints=hints,
                     allow_burned_in=self._burned_in,

@@ -85,10 +85,14 @@ class Loader:
     Args:
         settings: repository, model, patience.
         turns: gives the lock that engines of a backend's device share; None where they need not take turns.
+        require: raises KindError for a model of a kind that is not served here.
     """
 
-    def __init__(self, settings: Settings, turns: Turns) -> None:
+    def __init__(
+        self, settings: Settings, turns: Turns, require: Callable[[ModelConfig], None] = require_series
+    ) -> None:
         self._settings = settings
+        self._require = require
         self._turns = turns
         self._under_way: dict[asyncio.Future[Proven], str] = {}
 
@@ -102,7 +106,13 @@ class Loader:
         Raises:
             EngineError: it cannot be used.
         """
-        return await _in_thread(lambda: _series_config(self._settings))
+        return await _in_thread(self._config)
+
+    def _config(self) -> ModelConfig:
+        settings = self._settings
+        config = repository.read_config(settings.model_repository, settings.model, settings.shadow_version)
+        self._require(config)
+        return config
 
     async def load(self, config: ModelConfig, backend: str, rung: int, before: Served | None) -> Loaded:
         """Load a version, by its config, on a backend; what counts scores is taken on from `before`.
@@ -159,12 +169,6 @@ def _files(settings: Settings) -> Files | None:
     return Files(msgspec.json.encode(config), tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
 
 
-def _series_config(settings: Settings) -> ModelConfig:
-    config = repository.read_config(settings.model_repository, settings.model, settings.shadow_version)
-    require_series(config)
-    return config
-
-
 def _proven(settings: Settings, config: ModelConfig, backend: str, with_watch: bool) -> Proven:
     models = settings.model_repository
     try:
@@ -176,7 +180,7 @@ def _proven(settings: Settings, config: ModelConfig, backend: str, with_watch: b
         try:
             repository.verify(engine, golden)
             repository.warm_up(engine, golden)
-            counts = watch(models, config) if with_watch else None
+            counts = watch(models, config) if with_watch and config.kind != "image" else None
         except BaseException:
             engine.close()
             raise

@@ -29,13 +29,14 @@ log = structlog.get_logger("riskstream.publish")
 
 
 class Outgoing(NamedTuple):
-    """One record to publish; `partition` None lets the key choose."""
+    """One record to publish; `partition` None lets the key choose, `timestamp_ms` None means now."""
 
     topic: str
     key: bytes | None
     value: bytes
     headers: Headers
     partition: int | None = None
+    timestamp_ms: int | None = None
 
 
 class Publisher:
@@ -127,8 +128,15 @@ class Publisher:
         producer = self._producer
         if producer is None:
             raise PublishError("the producer is being renewed")
-        topic, key, value, headers, partition = message
-        await (await producer.send(topic, value=value, key=key, partition=partition, headers=list(headers)))
+        confirmation = await producer.send(
+            message.topic,
+            value=message.value,
+            key=message.key,
+            partition=message.partition,
+            timestamp_ms=message.timestamp_ms,
+            headers=list(message.headers),
+        )
+        await confirmation
 
 
 def _succeeded(send: "asyncio.Task[None]") -> bool:

@@ -7,9 +7,9 @@ record timestamps. A topic that deletes by age therefore deletes old recordings 
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Protocol
 
 import msgspec
 from aiokafka import AIOKafkaProducer
@@ -19,7 +19,6 @@ from schemas.imaging import MAX_INLINE_BYTES, ImagingEvent
 from schemas.messages import VitalsRecord
 from worker import tracing
 from worker.config import Settings
-from worker.recording import Recording
 
 _HEADERS = (("content-type", b"application/json"),)
 
@@ -64,6 +63,20 @@ class Confirmed(NamedTuple):
     partition: int
     offset: int
     handed_over: float
+
+
+class Played(Protocol):
+    """What is sent at the pace of event time."""
+
+    @property
+    def begins(self) -> datetime:
+        """Where event time starts to run."""
+        ...
+
+    @property
+    def open(self) -> Callable[[], Iterator[VitalsRecord | ImagingEvent]]:
+        """A fresh iterator over the records, in order."""
+        ...
 
 
 class Sender:
@@ -169,7 +182,7 @@ class Sender:
 
 
 async def send(
-    sender: Sender, recording: Recording, speed: float | None = None, seconds: float | None = None
+    sender: Sender, recording: Played, speed: float | None = None, seconds: float | None = None
 ) -> None:
     """Send a recording and wait until all of it is confirmed.
 

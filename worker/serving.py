@@ -17,14 +17,17 @@ settings name.
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import structlog
 
 from engines.errors import EngineError
+from engines.steps import require_series
 from schemas.model_config import ModelConfig
 from worker import metrics
 from worker.config import Settings
+from worker.errors import EngineHungError
 from worker.loading import REFERENCE, Files, Loaded, Loader, Turns, files_of
 from worker.policies import Policies
 from worker.served import Served
@@ -43,6 +46,9 @@ LAST_MEND_S = 30.0
 REFUSED_S = 60.0
 """Between two tries of a version that is refused: what was wrong may have been the machine's."""
 
+PROVE_S = 60.0
+"""Between two proofs of an engine that serves: one that has gone wrong may answer finitely all the same."""
+
 log = structlog.get_logger("riskstream.serving")
 
 
@@ -54,13 +60,19 @@ class Ladder:
     Args:
         settings: repository, model, backend, patience.
         turns: gives the lock that engines of a backend's device share; None where they need not take turns.
+        require: raises KindError for a model of a kind that is not served here.
     """
 
-    def __init__(self, settings: Settings, turns: Turns = lambda backend: None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        turns: Turns = lambda backend: None,
+        require: Callable[[ModelConfig], None] = require_series,
+    ) -> None:
         self.policies: Policies | None = None
         self.refused = ""
         self._settings = settings
-        self._loader = Loader(settings, turns)
+        self._loader = Loader(settings, turns, require)
         self._rungs = tuple(dict.fromkeys((settings.backend, REFERENCE)))
         self._current: Loaded | None = None
         self._files: Files | None = None
@@ -71,6 +83,7 @@ class Ladder:
         self._climb_wait = FIRST_CLIMB_S
         self._climbed_at = float("-inf")
         self._refused_at = 0.0
+        self._prove_at = time.perf_counter() + PROVE_S
 
     @property
     def started(self) -> bool:
@@ -98,7 +111,16 @@ class Ladder:
             await asyncio.sleep(LOOK_S)
             await self.look()
             await self.climb()
+            await self.prove()
             await self._sweep()
+
+    async def prove(self) -> None:
+        """Hold what serves to its golden data, if it is time; what fails them serves no more."""
+        if time.perf_counter() < self._prove_at:
+            return
+        self._prove_at = time.perf_counter() + PROVE_S
+        with suppress(EngineHungError):  # whoever asks it for risks meets that too, and knows what to do
+            await self.answers()
 
     async def look(self) -> bool:
         """Swap to the version that the repository names, if it is another one. Whether it was swapped."""

@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,7 @@ from tests import kinds
 from tests.engines.conftest import golden_of
 from tests.engines.fake_cuda import FakeDriver
 from tests.engines.fake_tensorrt import FakeTensorRT
-from tests.worker.records import LIMITS, NEWS2, PLACE, TOPICS, Outbox, Record
+from tests.worker.records import HOUR, LIMITS, NEWS2, PLACE, T0, TOPICS, Outbox, Record, worsening
 from tests.worker.test_checkpoint import HORIZON_MS, ListLog
 from tests.worker.test_lanes import SoughtLog
 from worker import config as settings_of
@@ -40,6 +41,7 @@ from worker.store import Store
 
 PATIENCE_S = 0.3
 GIVEN_UP_S = 60.0
+RTX = "tensorrt-rtx"
 FAKE, REFERENCE = b"tensorrt-rtx-cuda", b"onnxruntime-cpu"
 
 
@@ -169,3 +171,54 @@ class Library:
     def _set(self, modules: Mapping[str, object]) -> None:
         for name, module in modules.items():
             self._patch.setitem(sys.modules, name, module)
+
+
+def records() -> list[Record]:
+    """Two patients who worsen, the second when the first is ill already."""
+    both = [*worsening("ill", 0, 14), *worsening("worse", 0, 14, T0 + 9 * HOUR)]
+    both.sort(key=lambda one: one.timestamp)
+    return [
+        one._replace(offset=n, value=(one.value or b"").replace(b'"event_id": "e', b'"event_id": "e%d-' % n))
+        for n, one in enumerate(both)
+    ]
+
+
+@asynccontextmanager
+async def started(models: Path, backend: str = RTX, **more: object) -> AsyncIterator[Ladder]:
+    ladder = Ladder(settings(models, backend, **more))
+    await ladder.start()
+    try:
+        yield ladder
+    finally:
+        await ladder.close()
+
+
+async def undisturbed(models: Path) -> Outbox:
+    async with started(models, "onnxruntime") as ladder:
+        walk = Walk(ladder)
+        await walk.process(records())
+        assert walk.outbox.alerts
+        return walk.outbox
+
+
+def steps(backend: bytes, reason: str) -> float:
+    labels = {"model": "small", "backend": backend.decode(), "reason": reason}
+    return sample("riskstream_ladder_steps_total", **labels)
+
+
+def failures(reason: str) -> float:
+    return sample("riskstream_engine_failures_total", reason=reason)
+
+
+def rung() -> float:
+    return sample("riskstream_ladder_rung", model="small")
+
+
+def in_use(backend: bytes, version: int = 1) -> float:
+    labels = {"model": "small", "version": str(version), "backend": backend.decode()}
+    return sample("riskstream_backend_info", **labels)
+
+
+def it_is_time(ladder: Ladder) -> None:
+    """The wait before the next try is over."""
+    ladder._climb_at = 0.0

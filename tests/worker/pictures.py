@@ -11,9 +11,9 @@ import numpy as np
 
 from engines import images
 from engines.decoded import Decoded, Words
-from engines.engine import Engine
 from engines.errors import ImageError
 from schemas.imaging import ImagingEvent, InlineImage
+from schemas.model_config import ImageInput
 from tests.engines.pictures import encoded, of_class
 from tests.worker.records import Record, rfc3339
 from worker.decode import Refusal
@@ -51,13 +51,11 @@ class FakeSources:
     held: by instance. hook: awaited before each fetch, told the event.
     """
 
-    def __init__(self, engine: Engine, held: dict[str, bytes] | None = None) -> None:
-        assert engine.config.image is not None
+    def __init__(self, held: dict[str, bytes] | None = None) -> None:
         self.away = 0
         self.held = held or {}
         self.asked: list[str] = []
         self.hook: Callable[[ImagingEvent], Any] | None = None
-        self._wanted = engine.config.image
 
     @asynccontextmanager
     async def fetched(self, event: ImagingEvent) -> AsyncIterator[Original | Refusal]:
@@ -76,8 +74,8 @@ class FakeSources:
             content = self.held[name]
         return Original(content, sha256(content).hexdigest())
 
-    async def decode(self, original: Original, event: ImagingEvent) -> Decoded | Refusal:
+    async def decode(self, original: Original, event: ImagingEvent, wanted: ImageInput) -> Decoded | Refusal:
         try:
-            return images.read(original.content, self._wanted, hints=Words(event.modality, event.body_part))
+            return images.read(original.content, wanted, hints=Words(event.modality, event.body_part))
         except ImageError as error:
             return Refusal(error.reason, "$.image")

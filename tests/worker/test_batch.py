@@ -192,3 +192,22 @@ async def test_a_fault_that_nobody_foresaw_reaches_the_caller(engine: Engine) ->
     async with batching(picky) as batcher:
         with pytest.raises(ZeroDivisionError):
             await batcher.infer(inputs)
+
+
+async def test_an_engine_that_is_found_wrong_serves_nobody_until_it_is_right_again(engine: Engine) -> None:
+    wrong = threading.Event()
+
+    def verify() -> None:
+        if wrong.is_set():
+            broken()
+
+    async with batching(PickyEngine(engine), verify) as batcher:
+        await batcher.infer(tensors(engine, 1))
+        wrong.set()
+        await batcher.infer(tensors(engine, 1))  # finite, so nobody has asked
+        assert not await batcher.answers()
+        with pytest.raises(EngineDownError, match="golden"):
+            await batcher.infer(tensors(engine, 1))
+        wrong.clear()
+        assert await batcher.answers()
+        await batcher.infer(tensors(engine, 1))

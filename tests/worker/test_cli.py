@@ -42,7 +42,7 @@ class Worker:
             await batcher.close()
 
 
-asyncio.run(cli._run(Worker(config.load(infer_timeout_s=0.2))))
+asyncio.run(cli._run(Worker, config.load(infer_timeout_s=0.2)))
 """
 
 

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -35,6 +36,7 @@ from worker.demo import demo
 from worker.demo_report import (
     Counters,
     Fate,
+    PicturesReport,
     Records,
     Report,
     Tally,
@@ -53,8 +55,8 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 SEPSIS = Choice(patients=3, hours=30, mix={"sepsis": 1})
 
 
-def source(offset: int) -> Source:
-    return Source("cluster", "vitals", 0, offset)
+def source(offset: int, topic: str = "vitals") -> Source:
+    return Source("cluster", topic, 0, offset)
 
 
 def alert(number: int, transition: Transition = "raised", *inputs: BasisInput) -> Alert:
@@ -205,8 +207,10 @@ def test_the_command_shows_alerts_accounts_for_every_record_and_writes_its_repor
     report = json.loads(shown)
     assert report == json.loads((tmp_path / "r.json").read_bytes())
     records = report["records"]
-    assert records["in"] == records["scored"] == report["scores"] > 300
-    assert [records[fate] for fate in ("stored", "duplicate", "dead_lettered")] == [0, 0, 0]
+    pictures = report["pictures"]
+    assert pictures["sent"] == pictures["findings"] == records["stored"] > 0
+    assert records["in"] - records["stored"] == records["scored"] == report["scores"] > 300
+    assert [records[fate] for fate in ("duplicate", "dead_lettered")] == [0, 0]
     assert (report["lost"], report["complaints"]) == (0, [])
     assert report["alerts"]["raised"] >= 1
     assert set(report["alerts"]) == {"raised", "escalated", "updated", "resolved", "expired"}
@@ -250,20 +254,30 @@ RIGHT = Counters({"scored": 1, "stored": 1, "duplicate": 0, "dead_lettered": 1},
 def test_a_tally_that_adds_up_has_no_complaint() -> None:
     tally = tallied()
     assert tally.log_length() == 3
-    assert complaints(3, 3, RIGHT, tally) == ()
+    assert complaints(3, 0, 3, RIGHT, tally) == ()
 
 
 @pytest.mark.parametrize(
     ("confirmed", "fates", "complaint"),
     [
-        (4, RIGHT.fates, "4 records were confirmed, the log holds 3"),
+        (4, RIGHT.fates, "4 records were confirmed and 0 findings came, the log holds 3"),
         (3, {**RIGHT.fates, "stored": 0}, "3 records are in the log, 2 have a fate"),
         (3, {**RIGHT.fates, "scored": 2, "stored": 0}, "2 records were scored, 1 scores came"),
         (3, {**RIGHT.fates, "stored": 0, "dead_lettered": 2}, "2 records were refused, 1 dead letters came"),
     ],
 )
 def test_what_does_not_add_up_is_said(confirmed: int, fates: dict[Fate, int], complaint: str) -> None:
-    assert complaints(confirmed, 3, Counters(fates, 0.0), tallied()) == (complaint,)
+    assert complaints(confirmed, 0, 3, Counters(fates, 0.0), tallied()) == (complaint,)
+
+
+def test_pictures_add_up_too() -> None:
+    tally = Tally("pneumonia", "imaging")
+    letter_of_picture = msgspec.structs.replace(letter(0, "burned-in", 0), source=source(0, "imaging"))
+    tally.dead_letter(letter_of_picture)
+    assert tally.refused == set()
+    none = Counters(dict.fromkeys(get_args(Fate), 0), 0.0)
+    assert complaints(0, 1, 0, none, tally) == ()
+    assert complaints(0, 2, 0, none, tally) == ("2 pictures were sent, 0 findings and 1 dead letters came",)
 
 
 def test_messages_that_come_twice_count_once() -> None:
@@ -362,7 +376,9 @@ def test_the_summary_says_what_is_wrong() -> None:
         seed=1,
         workers=1,
         speed=None,
+        pictures=PicturesReport(3, 2, 1, {"raised": 2}),
         complaints=("10 records are in the log, 8 have a fate",),
     )
     assert "2 lost" in summary(report)
+    assert "pictures   3 sent: 2 findings, 1 dead-lettered" in summary(report)
     assert "WRONG      10 records are in the log, 8 have a fate" in summary(report)

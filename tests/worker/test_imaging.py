@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from engines import images, repository
+from engines.decoded import Decoded
 from engines.engine import F32, Engine
 from engines.errors import BackendError
+from schemas.imaging import ImagingEvent
 from schemas.messages import MAX_ACTIVATION_BYTES, DeadLetter, Finding
+from schemas.model_config import ImageInput
 from tests.engines.pictures import dicom, of_class
 from tests.worker.pictures import T0, FakeSources, dicomweb, inline, png, record
 from tests.worker.records import Record
@@ -20,12 +23,14 @@ from worker import config as settings_of
 from worker import imaging, store
 from worker.batch import Batcher, Tensors
 from worker.config import Settings
-from worker.errors import EngineHungError
-from worker.imaging import ImagingPath, Outlets, finding_id
+from worker.decode import Refusal
+from worker.errors import EngineDownError, EngineHungError
+from worker.imaging import ImagingPath, Original, Outlets, finding_id
 from worker.imaging_memory import ScoredImages
 from worker.intake import Limits
 from worker.partition import Place
 from worker.publish import Outgoing
+from worker.served import Alone, Served
 
 PLACE = Place("c", "imaging", 0)
 LIMITS = Limits(12 << 20, 1000, 1000)
@@ -37,6 +42,11 @@ def engine() -> Iterator[Engine]:
     engine = repository.load(repository.SHIPPED, "pneumonia")
     yield engine
     engine.close()
+
+
+def wanted(engine: Engine) -> ImageInput:
+    assert engine.config.image is not None
+    return engine.config.image
 
 
 class Published:
@@ -55,27 +65,15 @@ class Published:
         return [msgspec.json.decode(m.value, type=DeadLetter) for m in self.messages if m.topic == "dead"]
 
 
-class Served:
-    """An engine behind its batcher."""
-
-    def __init__(self, engine: Engine, verify: Callable[[], None] = lambda: None) -> None:
-        self.config, self.backend = engine.config, engine.backend
-        self.batcher = Batcher(engine, verify, 20.0, 10.0)
-
-    async def infer(self, inputs: Tensors) -> dict[str, F32]:
-        return await self.batcher.infer(inputs)
-
-    async def answers(self) -> bool:
-        return await self.batcher.answers()
-
-
 class Bench:
     """A path and all that it touches."""
 
     def __init__(self, engine: Engine, settings: Settings, verify: Callable[[], None] = lambda: None) -> None:
         self.published = Published()
-        self.sources = FakeSources(engine)
-        self.served = Served(engine, verify)
+        self.sources = FakeSources()
+        self.batcher = Batcher(engine, verify, 20.0, 10.0)
+        self.served = Served(engine.config, engine.backend, self.batcher.infer)
+        self.serving = Alone(self.served, self.batcher.answers)
         self.settings = settings
         self._clients: list[Any] = []
         self.path = self.again()
@@ -86,7 +84,7 @@ class Bench:
         return self._clients[-1]
 
     async def close(self) -> None:
-        await self.served.batcher.close()
+        await self.batcher.close()
         for client in self._clients:
             await client.aclose()
 
@@ -94,7 +92,7 @@ class Bench:
         """A path as a new process has it: with what Redis remembers."""
         self.scored = ScoredImages(self.redis(self.settings), f"c:{self.settings.group}:t", 1.0)
         outlets = Outlets(self.published, "findings", "dead")
-        self.path = ImagingPath(self.served, self.sources, outlets, self.scored, LIMITS)
+        self.path = ImagingPath(self.serving, self.sources, outlets, self.scored, LIMITS)
         return self.path
 
 
@@ -116,7 +114,7 @@ async def test_a_picture_becomes_a_finding(bench: Bench, engine: Engine) -> None
     assert headers["ce_id"].decode() == finding.id
     assert b"p1" not in b"".join(value for _, value in message.headers)
     assert engine.config.image is not None
-    picture = bench.sources._wanted
+    picture = wanted(engine)
     expected = engine.run({"image": images.read(content, picture).image[None]})["probability"][0]
     assert [c.probability for c in finding.classes] == pytest.approx(expected.tolist(), abs=1e-6)
     assert finding.risk == pytest.approx(finding.classes[1].probability)
@@ -262,7 +260,7 @@ def _run(works: Callable[[Any, int], Any], golden: dict[str, F32]) -> dict[str, 
 async def test_a_picture_on_which_the_engine_fails_is_a_dead_letter(
     engine: Engine, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poison = bench.sources._wanted
+    poison = wanted(engine)
     bad = images.read(png(3), poison).image
     works = engine._execute
 
@@ -278,10 +276,10 @@ async def test_a_picture_on_which_the_engine_fails_is_a_dead_letter(
 
 
 async def test_a_hung_engine_stops_the_process(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.served.batcher.hung = True
+    bench.batcher.hung = True
     with pytest.raises(EngineHungError):
         await bench.path.take(PLACE, record(1, inline(png(1))))
-    bench.served.batcher.hung = False
+    bench.batcher.hung = False
 
 
 async def test_without_redis_it_goes_on_and_writes_what_was_missed(
@@ -330,3 +328,47 @@ async def test_the_activation_map_is_kept_small(
     assert (finding.activation_png is None) == (size > MAX_ACTIVATION_BYTES)
     assert tried == ([224, 160, 112] if size > MAX_ACTIVATION_BYTES else [224])
     assert json.loads(bench.published.messages[0].value)["risk"] == finding.risk
+
+
+async def test_a_version_swapped_in_between_scores_pictures_of_its_own_size(
+    bench: Bench, engine: Engine
+) -> None:
+    """One of another size comes while a picture is decoded: the picture is decoded anew, for it."""
+    config = engine.config
+    larger = ImageInput(32, 32)
+    taken: list[tuple[int, ...]] = []
+
+    async def run(inputs: Tensors) -> dict[str, F32]:
+        taken.append(inputs["image"].shape)
+        return await bench.batcher.infer({"image": inputs["image"][:, :, 2:30, 2:30]})
+
+    config = msgspec.structs.replace(config, version=2, digest="2" * 64, image=larger)
+    second = Served(config, engine.backend, run)
+    decode = bench.sources.decode
+
+    async def swap(original: Original, event: ImagingEvent, wanted: ImageInput) -> Decoded | Refusal:
+        found = await decode(original, event, wanted)
+        bench.serving.current = second
+        return found
+
+    bench.sources.decode = swap  # type: ignore[method-assign]
+    assert await bench.path.take(PLACE, record(1, inline(png(1)))) == "scored"
+    (finding,) = bench.published.findings()
+    assert (finding.model.version, finding.model.digest) == (2, "2" * 64)
+    assert taken == [(1, 1, 32, 32)]
+
+
+async def test_an_engine_that_fails_is_replaced_within_the_picture(bench: Bench, engine: Engine) -> None:
+    async def down(inputs: Tensors) -> dict[str, F32]:
+        raise EngineDownError("the device is gone")
+
+    broken = Served(engine.config, "tensorrt", down)
+    bench.serving.current = broken
+
+    async def instead(failed: Served, reason: str) -> Served:
+        bench.serving.current = bench.served
+        return bench.served
+
+    bench.serving.instead = instead  # type: ignore[method-assign]
+    assert await bench.path.take(PLACE, record(1, inline(png(1)))) == "scored"
+    assert bench.published.findings()[0].backend == engine.backend

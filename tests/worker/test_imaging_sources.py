@@ -10,9 +10,9 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from engines import repository
 from engines.decoded import Decoded
 from schemas.imaging import ImagingEvent
+from schemas.model_config import ImageInput
 from tests.worker.pacs import Pacs
 from tests.worker.pictures import inline, png, record
 from worker import config
@@ -37,6 +37,9 @@ async def rendered(_: web.Request) -> web.StreamResponse:
     return web.Response(body=png(1), content_type="image/png")
 
 
+WANTED = ImageInput(28, 28)
+
+
 @asynccontextmanager
 async def sources(pacs: Pacs, **more: Any) -> AsyncIterator[FetchedAndDecoded]:
     """Sources that may ask the PACS, with one place for each kind."""
@@ -49,7 +52,7 @@ async def sources(pacs: Pacs, **more: Any) -> AsyncIterator[FetchedAndDecoded]:
         imaging_backoff_max_s=0.05,
         **more,
     )
-    found = FetchedAndDecoded(settings, repository.read_config(repository.SHIPPED, "pneumonia"))
+    found = FetchedAndDecoded(settings)
     await found.start()
     try:
         yield found
@@ -77,7 +80,7 @@ async def test_a_picture_keeps_its_place_until_it_is_done_with(pacs: Pacs) -> No
     async with sources(pacs) as found:
         async with found.fetched(kept(pacs)) as original:
             assert isinstance(original, Original)
-            decoded = await found.decode(original, kept(pacs))
+            decoded = await found.decode(original, kept(pacs), WANTED)
             assert isinstance(decoded, Decoded)
             other = asyncio.create_task(content_of(found, kept(pacs, 2)))
             await asyncio.sleep(0.1)
@@ -130,7 +133,7 @@ async def test_a_picture_that_cannot_be_opened_is_refused_by_its_reason(
 ) -> None:
     async with sources(pacs) as found, found.fetched(event(inline(content))) as original:
         assert isinstance(original, Original)
-        refusal = await found.decode(original, event(inline(content)))
+        refusal = await found.decode(original, event(inline(content)), WANTED)
         assert isinstance(refusal, Refusal)
         assert (refusal.reason, refusal.path) == (reason, "$.image")
 

@@ -1,15 +1,10 @@
 """The ladder under real faults: the rung taken, what is counted, that nothing is lost, and the way back."""
 
-import asyncio
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,34 +13,35 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines import onnxruntime_backend, repository
-from engines.engine import Engine
-from engines.errors import BackendError
+from engines import onnxruntime_backend
+from engines.errors import GoldenError
 from schemas.model_config import ModelConfig
 from tests import kinds
 from tests.worker.ladders import (
     FAKE,
-    PATIENCE_S,
     REFERENCE,
     Library,
     Walk,
     Ward,
     bare,
+    failures,
+    in_use,
+    it_is_time,
     put,
-    sample,
-    settings,
+    records,
+    rung,
     small,
+    started,
+    steps,
+    undisturbed,
     with_graph,
 )
-from tests.worker.records import HOUR, T0, Outbox, Record, observation, record, worsening
+from tests.worker.records import HOUR, T0, observation, record
 from tests.worker.test_checkpoint import ListLog
 from worker import serving
-from worker.app import Worker
-from worker.errors import EngineDownError
-from worker.serving import FIRST_CLIMB_S, LAST_CLIMB_S, Ladder
+from worker.serving import FIRST_CLIMB_S, LAST_CLIMB_S
 from worker.store import Store
 
-RTX = "tensorrt-rtx"
 HALF = 12
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,57 +55,6 @@ def models(tmp_path: Path) -> Path:
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Library:
     return Library(monkeypatch)
-
-
-def records() -> list[Record]:
-    """Two patients who worsen, the second when the first is ill already."""
-    both = [*worsening("ill", 0, 14), *worsening("worse", 0, 14, T0 + 9 * HOUR)]
-    both.sort(key=lambda one: one.timestamp)
-    return [
-        one._replace(offset=n, value=(one.value or b"").replace(b'"event_id": "e', b'"event_id": "e%d-' % n))
-        for n, one in enumerate(both)
-    ]
-
-
-@asynccontextmanager
-async def started(models: Path, backend: str = RTX, **more: object) -> AsyncIterator[Ladder]:
-    ladder = Ladder(settings(models, backend, **more))
-    await ladder.start()
-    try:
-        yield ladder
-    finally:
-        await ladder.close()
-
-
-async def undisturbed(models: Path) -> Outbox:
-    async with started(models, "onnxruntime") as ladder:
-        walk = Walk(ladder)
-        await walk.process(records())
-        assert walk.outbox.alerts
-        return walk.outbox
-
-
-def steps(backend: bytes, reason: str) -> float:
-    labels = {"model": "small", "backend": backend.decode(), "reason": reason}
-    return sample("riskstream_ladder_steps_total", **labels)
-
-
-def failures(reason: str) -> float:
-    return sample("riskstream_engine_failures_total", reason=reason)
-
-
-def rung() -> float:
-    return sample("riskstream_ladder_rung", model="small")
-
-
-def in_use(backend: bytes, version: int = 1) -> float:
-    labels = {"model": "small", "version": str(version), "backend": backend.decode()}
-    return sample("riskstream_backend_info", **labels)
-
-
-def it_is_time(ladder: Ladder) -> None:
-    """The wait before the next try is over."""
-    ladder._climb_at = 0.0
 
 
 async def test_a_missing_library_comes_back(models: Path, library: Library) -> None:
@@ -158,6 +103,28 @@ async def test_a_damaged_plan_is_built_again_and_one_that_does_not_load_is_done_
         library.module.refusal = None
         it_is_time(ladder)
         assert await ladder.climb()
+        await walk.process(records()[HALF:])
+    assert bare(walk.outbox.messages) == (await undisturbed(models)).messages
+
+
+async def test_risks_that_are_wrong_but_finite_are_found_by_the_next_proof(
+    models: Path, library: Library
+) -> None:
+    stepped = steps(REFERENCE, "engine-down")
+    async with started(models) as ladder:
+        walk = Walk(ladder)
+        await walk.process(records()[:HALF])
+
+        def wrong() -> None:
+            raise GoldenError("a weight has changed in memory")
+
+        ladder.current.batcher._verify = wrong
+        await ladder.prove()
+        assert ladder.current.rung == 0  # not its time yet
+        ladder._prove_at = 0.0
+        await ladder.prove()
+        assert ladder.current.rung == rung() == 1
+        assert steps(REFERENCE, "engine-down") == stepped + 1
         await walk.process(records()[HALF:])
     assert bare(walk.outbox.messages) == (await undisturbed(models)).messages
 
@@ -305,79 +272,6 @@ async def test_weights_that_turn_wrong_in_memory_leave_news2_alone_until_they_ar
     assert {m.value for m in ward.path.outbox.messages} == {m.value for m in quiet.messages}
 
 
-async def test_a_call_that_hangs_is_replaced_within_the_patience(models: Path, library: Library) -> None:
-    free = threading.Event()
-    stepped = steps(REFERENCE, "engine-silent")
-    async with started(models) as ladder:
-        walk = Walk(ladder)
-        await walk.process(records()[:HALF])
-        hung = ladder.current
-        library.module.meanwhile = lambda: free.wait(60)
-        began = time.perf_counter()
-        await walk.process(records()[HALF : HALF + 4])
-        assert time.perf_counter() - began < PATIENCE_S + 5.0
-        assert walk.partition.unanswered is None
-        assert ladder.current.rung == rung() == 1
-        assert steps(REFERENCE, "engine-silent") == stepped + 1
-        it_is_time(ladder)
-        made = library.driver.made
-        assert not await ladder.climb()
-        assert library.driver.made == made, "nothing is loaded beside a call that hangs"
-        assert hung in ladder._retired
-
-        library.module.meanwhile = lambda: None
-        free.set()
-        while hung.batcher.busy:  # noqa: ASYNC110 (a late call announces nothing)
-            await asyncio.sleep(0.01)
-        it_is_time(ladder)
-        assert await ladder.climb()
-        assert not ladder._retired
-        await walk.process(records()[HALF + 4 :])
-    assert bare(walk.outbox.messages) == (await undisturbed(models)).messages
-    library.driver.expect_clean()
-
-
-async def test_a_call_that_outlives_its_deadline_and_comes_back_lets_its_rung_be_tried(
-    models: Path, library: Library
-) -> None:
-    free = threading.Event()
-    async with started(models, infer_timeout_s=PATIENCE_S) as ladder:
-        walk = Walk(ladder)
-        library.module.meanwhile = lambda: free.wait(60)
-        await walk.process(records()[:4])
-        assert ladder.current.rung == 1
-        it_is_time(ladder)
-        assert not await ladder.climb()
-        library.module.meanwhile = lambda: None
-        free.set()
-        async with asyncio.timeout(20):
-            while not await ladder.climb():
-                it_is_time(ladder)
-                await asyncio.sleep(0.01)
-        assert ladder.current.rung == 0
-
-
-async def test_a_call_that_never_comes_back_holds_up_neither_work_nor_the_stop(
-    models: Path, library: Library
-) -> None:
-    free = threading.Event()
-    try:
-        async with started(models) as ladder:
-            walk = Walk(ladder)
-            library.module.meanwhile = lambda: free.wait(60)
-            await walk.process(records())
-            assert ladder.current.rung == 1
-            reference = ladder.current.batcher.engine
-            began = time.perf_counter()
-            await ladder.close()
-            assert time.perf_counter() - began < 5.0
-            with pytest.raises(BackendError, match="closed"):
-                reference.run(kinds.inputs_of(reference, 1))
-    finally:
-        free.set()
-    assert bare(walk.outbox.messages) == (await undisturbed(models)).messages
-
-
 async def test_too_little_memory_at_load_and_at_run(models: Path, library: Library) -> None:
     library.driver.fail_at = library.driver.made + 3
     async with started(models) as ladder:
@@ -455,132 +349,11 @@ async def test_a_rung_that_keeps_failing_is_tried_ever_less_often(
         assert ladder._climb_at - clock.now == pytest.approx(FIRST_CLIMB_S), "it had lasted"
 
 
-async def test_a_chunk_keeps_the_engine_that_it_stepped_down_to(models: Path, library: Library) -> None:
-    """A climb while the lower rung computes a chunk must not close it under that chunk."""
-    async with started(models) as ladder:
-        walk = Walk(ladder)
-        await walk.process(records()[:HALF])
-        entered, free = threading.Event(), threading.Event()
-        original = onnxruntime_backend.OnnxRuntimeEngine._execute
-
-        def slow(self: onnxruntime_backend.OnnxRuntimeEngine, inputs: object, rows: int) -> object:
-            if threading.current_thread().name.startswith("engine"):
-                entered.set()
-                free.wait(20)
-            return original(self, inputs, rows)  # type: ignore[arg-type]
-
-        onnxruntime_backend.OnnxRuntimeEngine._execute = slow  # type: ignore[assignment, method-assign]
-        try:
-            library.module.spoiled = True
-            chunk = asyncio.create_task(walk.process(records()[HALF : HALF + 4]))
-            await asyncio.to_thread(entered.wait, 20)
-            library.module.spoiled = False
-            it_is_time(ladder)
-            assert await ladder.climb()
-            assert 1 in [old.rung for old in ladder._retired]
-            free.set()
-            await chunk
-        finally:
-            onnxruntime_backend.OnnxRuntimeEngine._execute = original  # type: ignore[method-assign]
-        await walk.process(records()[HALF + 4 :])
-        await ladder._sweep()
-        assert not ladder._retired
-    assert bare(walk.outbox.messages) == (await undisturbed(models)).messages
-
-
-async def test_a_closed_engine_refuses_whoever_waits(models: Path) -> None:
-    async with started(models, "onnxruntime") as ladder:
-        batcher, free = ladder.current.batcher, threading.Event()
-        inputs = kinds.inputs_of(batcher.engine, 1)
-        held = asyncio.create_task(batcher._in_thread(lambda: free.wait(0.2)))
-        await asyncio.sleep(0.01)
-        waiting = asyncio.create_task(batcher.infer(inputs))
-        await asyncio.sleep(0.01)
-        await batcher.close()
-        with pytest.raises(EngineDownError, match="replaced"):
-            await waiting
-        with suppress(EngineDownError):
-            await held
-        with pytest.raises(EngineDownError, match="replaced"):
-            await batcher.infer(inputs)
-        assert not await batcher.answers()
-
-
-async def test_a_load_that_hangs_is_given_up_and_its_engine_freed(
-    models: Path, library: Library, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    free = threading.Event()
-    library.module.meanwhile = lambda: free.wait(60)
-    monkeypatch.setattr("worker.loading.LOAD_S", 0.2)
-    loading = asyncio.create_task(started(models).__aenter__())
-    ladder = await loading
-    try:
-        assert ladder.current.rung == rung() == 1
-        it_is_time(ladder)
-        assert not await ladder.climb(), "the load has not come back"
-        library.module.meanwhile = lambda: None
-        free.set()
-        async with asyncio.timeout(20):
-            while ladder._loader.late(RTX):  # noqa: ASYNC110 (a late load announces nothing)
-                await asyncio.sleep(0.01)
-        library.driver.expect_clean()
-        monkeypatch.setattr("worker.loading.LOAD_S", 30.0)
-        it_is_time(ladder)
-        assert await ladder.climb()
-    finally:
-        free.set()
-        await ladder.close()
-    library.driver.expect_clean()
-
-
-async def test_a_worker_that_stops_closes_its_engine(models: Path) -> None:
-    worker = Worker(settings(models, broker="127.0.0.1:9", http_port=0))
-    running = asyncio.create_task(worker.run())
-    async with asyncio.timeout(20):
-        while not worker._ladder.started:  # noqa: ASYNC110 (a worker announces nothing)
-            await asyncio.sleep(0.01)
-    engine = worker._ladder.current.batcher.engine
-    worker._stop.set()
-    await running
-    with pytest.raises(BackendError, match="closed"):
-        engine.run(kinds.inputs_of(engine, 1))
-
-
-async def test_a_worker_stops_while_it_loads(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entered, free, closed = threading.Event(), threading.Event(), threading.Event()
-    load = repository.load_unproved
-
-    def slow(*arguments: Any) -> Engine:
-        engine = load(*arguments)
-        close = engine.close
-
-        def and_tell() -> None:
-            close()
-            closed.set()
-
-        engine.close = and_tell  # type: ignore[method-assign]
-        entered.set()
-        free.wait(20)
-        return engine
-
-    monkeypatch.setattr(repository, "load_unproved", slow)
-    worker = Worker(settings(models, broker="127.0.0.1:9", http_port=0))
-    running = asyncio.create_task(worker.run())
-    await asyncio.to_thread(entered.wait, 20)
-    worker._stop.set()
-    await asyncio.sleep(0.05)
-    free.set()
-    async with asyncio.timeout(20):
-        await running
-    assert not worker._ladder.started
-    assert closed.is_set()
-
-
 STARVED = """
 import asyncio, resource, sys
 from pathlib import Path
-from tests.worker.ladders import Walk, put, settings, small
-from tests.worker.test_ladder import heavy, records
+from tests.worker.ladders import Walk, put, records, settings, small
+from tests.worker.test_ladder import heavy
 from worker import serving
 from worker.serving import Ladder
 

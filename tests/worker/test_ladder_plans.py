@@ -10,8 +10,7 @@ import pytest
 from engines import plans, tensorrt_load
 from engines.plans import Provenance
 from tests.engines.fake_cuda import FakeDriver
-from tests.worker.ladders import put, settings, small
-from tests.worker.test_ladder import it_is_time
+from tests.worker.ladders import it_is_time, put, settings, small
 from worker.serving import Ladder
 
 pytest.importorskip("tensorrt_rtx", reason="building needs the extra `tensorrt-rtx`")

@@ -15,10 +15,9 @@ import pytest
 from schemas.messages import Alert
 from schemas.model_config import Level, ModelConfig
 from tests import kinds
-from tests.worker.ladders import Walk, Ward, name_version, put, sample, small
+from tests.worker.ladders import Walk, Ward, in_use, name_version, put, records, sample, small, started
 from tests.worker.records import HOUR, T0, Outbox, Record, observation, record, worsening
 from tests.worker.test_checkpoint import ListLog
-from tests.worker.test_ladder import in_use, records, started
 from worker import serving
 from worker.publish import Outgoing
 from worker.serving import Ladder
@@ -378,7 +377,8 @@ async def swapped_under_load(models: Path, count: int, growth: float) -> None:
         await ladder._sweep()
         assert not ladder._retired
     assert load.after_swap
-    warm, last = swapping.held[len(swapping.held) // 4], swapping.held[-1]
+    # Each swap begins and ends threads: glibc's arenas for them fill up over some hundred swaps, then stay.
+    warm, last = swapping.held[len(swapping.held) // 2], swapping.held[-1]
     print(
         f"{count} swaps, {load.rounds} rounds of 384 records; {spread('a swap', swapping.took)}; "
         f"{spread('a chunk of 16', load.steady)}; {spread('the first after a swap', load.after_swap)}; "

@@ -36,12 +36,14 @@ from worker.config import Settings
 from worker.decode import Record
 from worker.http import Occupant, occupant
 from worker.imaging import ImagingPath, Outlets
-from worker.imaging_app import Served
+from worker.imaging_app import image_ladder
 from worker.imaging_memory import ScoredImages
 from worker.imaging_sources import FetchedAndDecoded
 from worker.intake import Limits
+from worker.loading import device_turns
 from worker.partition import Place
 from worker.publish import Outgoing
+from worker.serving import Ladder
 
 PACKAGES = ("riskstream", "numpy", "onnxruntime", "pillow", "aiokafka", "faust-streaming")
 
@@ -124,8 +126,9 @@ def run(
 
 async def _throughput(redis: str, pictures: int, side: int, rounds: int) -> dict[str, Any]:
     settings = config.load(redis=redis)
-    served = Served(settings, None)
-    sources = FetchedAndDecoded(settings, served.config)
+    ladder = image_ladder(settings, device_turns())
+    await ladder.start()
+    served, sources = ladder.current, FetchedAndDecoded(settings)
     client = store.connect(settings)
     rates: dict[str, list[float]] = {"one_by_one": [], "together": []}
     try:
@@ -135,7 +138,7 @@ async def _throughput(redis: str, pictures: int, side: int, rounds: int) -> dict
                 records = _inline(pictures, side, seed=2 * number + (way == "together"))
                 scored = ScoredImages(client, f"bench:{number}:{way}", 1.0)
                 confirmed = _Confirmed()
-                path = _path(settings, served, sources, confirmed, scored)
+                path = _path(settings, ladder, sources, confirmed, scored)
                 started = time.perf_counter()
                 await _take_all(path, records, together=way == "together")
                 found.append(pictures / (time.perf_counter() - started))
@@ -145,7 +148,7 @@ async def _throughput(redis: str, pictures: int, side: int, rounds: int) -> dict
                     )
     finally:
         await sources.close()
-        await served.close()
+        await ladder.close()
         await client.aclose()
     rows = {way: round(median(found), 1) for way, found in rates.items()}
     return {
@@ -161,14 +164,14 @@ async def _throughput(redis: str, pictures: int, side: int, rounds: int) -> dict
 
 def _path(
     settings: Settings,
-    served: Served,
+    ladder: Ladder,
     sources: FetchedAndDecoded,
     confirmed: _Confirmed,
     scored: ScoredImages,
 ) -> ImagingPath:
     outlets = Outlets(confirmed, settings.topic_findings, settings.topic_dead_letters)
     limits = Limits(settings.imaging_max_record_bytes, 3_600_000, 3_600_000)
-    return ImagingPath(served, sources, outlets, scored, limits)
+    return ImagingPath(ladder, sources, outlets, scored, limits)
 
 
 async def _take_all(path: ImagingPath, records: Sequence[Record], *, together: bool) -> None:
