@@ -58,7 +58,7 @@ WAITING = 64
 """Pictures asked for while the PACS hangs: more than are fetched at once."""
 
 WARM_S, SETTLE_S = 2.0, 4.0
-"""Before the first phase; and after the PACS has let go: what waited is tried again within a second, and dead-lettered."""
+"""Before the first phase; after the PACS has let go, when what waited is tried again and dead-lettered."""
 
 Told = Callable[[str], None]
 
