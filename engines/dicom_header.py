@@ -75,17 +75,23 @@ def _header(dataset: "Dataset", zone: tzinfo) -> Header:
         return str(dataset.get(name) or "").strip()
 
     zone = _zone(word("TimezoneOffsetFromUTC")) or zone
-    moment = word("AcquisitionDateTime")
-    pairs = [(moment[:8], moment[8:14]), *((word(date), word(time)) for date, time in _TIMES)]
+    pairs = ((word(date), word(time)) for date, time in _TIMES)
     found = (time_of(date, time, zone) for date, time in pairs if date)
     return Header(
         word("PatientID"),
         word("SOPInstanceUID"),
-        next((time for time in found if time is not None), None),
+        _moment(word("AcquisitionDateTime"), zone) or next((time for time in found if time is not None), None),
         word("Modality")[:16],
         word("BodyPartExamined")[:64],
         word("ViewPosition")[:16],
     )
+
+
+def _moment(text: str, zone: tzinfo) -> datetime | None:
+    """A DICOM date time (DT), whose own offset from UTC counts before `zone`; None for none."""
+    own = _zone(text[-5:])
+    text = text[:-5] if own else text
+    return time_of(text[:8], text[8:14], own or zone)
 
 
 def _zone(offset: str) -> tzinfo | None:

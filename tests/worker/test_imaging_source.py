@@ -70,6 +70,8 @@ def test_a_dicom_file_says_whose_and_when(tmp_path: Path) -> None:
         ({"StudyDate": "20260131", "StudyTime": "1300", "TimezoneOffsetFromUTC": "-0500"}, 18),
         ({"StudyDate": "20250101", "ContentDate": "20260131", "ContentTime": "010000"}, 0),
         ({"AcquisitionDateTime": "20260131120000.000000", "StudyDate": "20250101"}, 11),
+        ({"AcquisitionDateTime": "20260131120000.5-0500", "StudyDate": "20250101"}, 17),
+        ({"AcquisitionDateTime": "2026013112+0000", "TimezoneOffsetFromUTC": "-0500"}, 12),
     ],
 )
 def test_times_are_in_the_files_zone_or_else_in_the_one_given(
