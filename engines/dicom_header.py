@@ -74,13 +74,14 @@ def _header(dataset: "Dataset", zone: tzinfo) -> Header:
     def word(name: str) -> str:
         return str(dataset.get(name) or "").strip()
 
-    zone = _zone(word("TimezoneOffsetFromUTC")) or zone
+    zone = zone_of(word("TimezoneOffsetFromUTC")) or zone
     pairs = ((word(date), word(time)) for date, time in _TIMES)
     found = (time_of(date, time, zone) for date, time in pairs if date)
     return Header(
         word("PatientID"),
         word("SOPInstanceUID"),
-        _moment(word("AcquisitionDateTime"), zone) or next((time for time in found if time is not None), None),
+        _moment(word("AcquisitionDateTime"), zone)
+        or next((time for time in found if time is not None), None),
         word("Modality")[:16],
         word("BodyPartExamined")[:64],
         word("ViewPosition")[:16],
@@ -89,12 +90,12 @@ def _header(dataset: "Dataset", zone: tzinfo) -> Header:
 
 def _moment(text: str, zone: tzinfo) -> datetime | None:
     """A DICOM date time (DT), whose own offset from UTC counts before `zone`; None for none."""
-    own = _zone(text[-5:])
+    own = zone_of(text[-5:])
     text = text[:-5] if own else text
     return time_of(text[:8], text[8:14], own or zone)
 
 
-def _zone(offset: str) -> tzinfo | None:
+def zone_of(offset: str) -> tzinfo | None:
     """The zone of `+0100` and the like; None for none."""
     if len(offset) != 5 or offset[0] not in "+-" or not offset[1:].isdigit():
         return None
