@@ -53,7 +53,7 @@ class Path(Protocol):
 
     @property
     def waits(self) -> bool:
-        """Whether records wait for a source, or the engine, that is away."""
+        """Whether records wait for a source, a decoder or the engine that is away."""
         ...
 
     async def take(self, place: Place, record: Record) -> Fate: ...
@@ -180,7 +180,7 @@ class ImagingLane:
     def watch(self) -> None:
         """Note since when there has been something to do and nothing has moved; never waits.
 
-        A source or an engine that is away is no standstill of this process: a restart would mend nothing.
+        What is away is no standstill of this process: a restart would mend nothing.
         """
         lag = self.lag()
         if not lag or self._finished != self._watched or self._stages.path.waits:
