@@ -78,6 +78,11 @@ class Sources(Protocol):
         ...
 
     @property
+    def tries(self) -> int:
+        """Fetches that have ended, well or not."""
+        ...
+
+    @property
     def decoders_up(self) -> bool:
         """Whether what opens pictures is there."""
         ...
@@ -143,6 +148,11 @@ class ImagingPath:
     def waits(self) -> bool:
         """Whether records wait for a source, a decoder or the engine that is away."""
         return self.engine_away or self._sources.away > 0 or not self._sources.decoders_up
+
+    @property
+    def tries(self) -> int:
+        """Fetches that have ended, well or not: what is tried again and again still moves."""
+        return self._sources.tries
 
     async def take(self, place: Place, record: Record) -> Fate:
         """Bring one record to its fate; what it leads to is confirmed then.

@@ -43,6 +43,7 @@ class _Watched(Fetcher):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.away: set[int] = set()
+        self.tries = 0
         self._holding: set[int] = set()
         # One for each kind of source: a PACS that hangs holds up neither files nor pictures that came inline.
         self._places = {
@@ -61,6 +62,8 @@ class _Watched(Fetcher):
                 self.away.add(id(event))
                 metrics.imaging_source_away.set(len(self.away))
             raise
+        finally:
+            self.tries += 1
         self._holding.add(id(event))
         return fetched
 
@@ -101,6 +104,11 @@ class FetchedAndDecoded:
     def away(self) -> int:
         """Pictures that wait for a source that is away."""
         return len(self._fetcher.away)
+
+    @property
+    def tries(self) -> int:
+        """Fetches that have ended, well or not."""
+        return self._fetcher.tries
 
     @asynccontextmanager
     async def fetched(self, event: ImagingEvent) -> AsyncIterator[Original | Refusal]:

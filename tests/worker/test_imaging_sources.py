@@ -109,6 +109,18 @@ async def test_a_pacs_that_hangs_keeps_nothing_from_others(pacs: Pacs, tmp_path:
         assert await asyncio.gather(*waiting) == [png(1)] * 3
 
 
+async def test_each_fetch_that_ends_is_counted_as_a_try(pacs: Pacs) -> None:
+    async def missing(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=404)
+
+    pacs.answer = missing
+    async with sources(pacs, imaging_fetch_tries=3) as found:
+        assert await content_of(found, kept(pacs)) == "not-found"
+        assert found.tries == 3
+        assert await content_of(found, event(inline(png(2)))) == png(2)
+        assert found.tries == 4
+
+
 async def test_a_source_that_is_away_is_counted_until_it_is_back(pacs: Pacs) -> None:
     async with sources(pacs) as found:
         await pacs.stop()
