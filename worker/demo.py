@@ -14,17 +14,16 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import aiohttp
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from schemas.imaging import ImagingEvent
 from schemas.messages import Alert, DeadLetter, Finding, Score
-from worker import embedded, imaging_source, simulate
+from worker import embedded
 from worker.config import Settings
+from worker.demo_pictures import Pictures, pictures_of
 from worker.demo_report import (
     Counters,
     PicturesReport,
@@ -47,8 +46,7 @@ from worker.demo_setup import (
 )
 from worker.demo_view import View
 from worker.embedded import LOOPBACK, Child
-from worker.imaging_source import Sitting
-from worker.recording import PATIENTS, SIMULATE, Recording, read
+from worker.recording import Recording, read
 from worker.send import Sender, send
 
 DRAIN_S = 4.0
@@ -70,9 +68,6 @@ ABORT_S = 3.0
 """What a worker gets for its end when the demo is cut short; its state is thrown away anyway."""
 
 POLL_S = 0.2
-
-FILMED_AFTER = timedelta(hours=6)
-"""After a patient's first record; simulated patients have times of their own."""
 
 _alert = msgspec.json.Decoder(Alert).decode
 _score = msgspec.json.Decoder(Score).decode
@@ -104,7 +99,7 @@ def demo(options: Options, view: View) -> Report:
     with _interruptible(), view, ExitStack() as stack:
         view.stage("reading patients")
         recording = read(options.source, options.choice)
-        pictures = _pictures(options, recording)
+        pictures = pictures_of(options, recording)
         view.stage("starting broker and Redis" if not options.broker else "connecting")
         settings, env = surroundings(options, stack)
         asyncio.run(create_topics(settings))
@@ -134,32 +129,6 @@ def _serve_board(port: int, env: dict[str, str], stack: ExitStack) -> None:
     own = {"RISKSTREAM_BOARD_HOST": LOOPBACK, "RISKSTREAM_BOARD_PORT": str(port)}
     command = [sys.executable, "-m", "worker.cli", "board"]
     stack.enter_context(embedded.started("ward page", command, port, env | own))
-
-
-class Pictures(NamedTuple):
-    """Imaging events to be sent beside a recording, in its time."""
-
-    begins: datetime
-    open: Callable[[], Iterator[ImagingEvent]]
-
-
-def _pictures(options: Options, recording: Recording) -> Pictures | None:
-    """A picture of each patient, to be sent beside the recording; those of later are left out."""
-    if options.images is None:
-        return None
-    choice = options.choice
-    if options.source == SIMULATE:
-        everyone = simulate.patients(choice.patients or PATIENTS, choice.seed, choice.mix)
-        taken = imaging_source.sittings(everyone)
-    else:
-        first = {record.patient: record.time for record in reversed(list(recording.open()))}
-        taken = [
-            Sitting(time + FILMED_AFTER, patient, number, 0.0)
-            for number, (patient, time) in enumerate(sorted(first.items()))
-        ]
-    taken = [sitting for sitting in taken if sitting.time <= recording.ends]
-    found = imaging_source.of_patients(options.images, taken, imaging_source.Choice(seed=choice.seed))
-    return Pictures(recording.begins, found.open)
 
 
 class _Demo:

@@ -50,19 +50,15 @@ PACKAGES = ("riskstream", "numpy", "onnxruntime", "pillow", "aiokafka", "faust-s
 START_S = 90.0
 """For a worker to be ready on a busy machine."""
 
-PATIENTS = 20
-
-PARTITIONS = 2
+PATIENTS, PARTITIONS = 20, 2
 
 TOPICS = tuple(name for name in Settings.model_fields if name.startswith("topic_"))
 
 WAITING = 64
 """Pictures asked for while the PACS hangs: more than are fetched at once."""
 
-WARM_S = 2.0
-
-SETTLE_S = 4.0
-"""After the PACS has let go: what waited is tried again within a second, and dead-lettered."""
+WARM_S, SETTLE_S = 2.0, 4.0
+"""Before the first phase; after the PACS has let go, when what waited is tried again and dead-lettered."""
 
 Told = Callable[[str], None]
 
