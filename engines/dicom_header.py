@@ -20,7 +20,7 @@ _TIMES = (
 """Dates and times that say when a picture was taken, the most exact first."""
 
 _TAGS = [
-    *("PatientID", "SOPInstanceUID", "Modality", "BodyPartExamined", "ViewPosition"),
+    *("PatientID", "Modality", "BodyPartExamined", "ViewPosition"),
     *("AcquisitionDateTime", "TimezoneOffsetFromUTC", *(tag for pair in _TIMES for tag in pair)),
 ]
 
@@ -29,7 +29,6 @@ class Header(NamedTuple):
     """What an imaging event says of a DICOM file; empty, or None, where the file says nothing."""
 
     patient: str
-    uid: str
     time: datetime | None
     modality: str
     body_part: str
@@ -79,7 +78,6 @@ def _header(dataset: "Dataset", zone: tzinfo) -> Header:
     found = (time_of(date, time, zone) for date, time in pairs if date)
     return Header(
         word("PatientID"),
-        word("SOPInstanceUID"),
         _moment(word("AcquisitionDateTime"), zone)
         or next((time for time in found if time is not None), None),
         word("Modality")[:16],

@@ -50,13 +50,13 @@ Carry = Literal["auto", "inline", "reference"]
 class Pictures:
     """Events to send.
 
-    open: a fresh iterator over them. count: how many, None where it is not known before.
+    open: a fresh iterator over them. count: how many.
     skipped: files that are no pictures.
     left_out: why pictures of a folder cannot be sent; grows while events are read.
     """
 
     open: Callable[[], Iterator[ImagingEvent]]
-    count: int | None
+    count: int
     skipped: int = 0
     left_out: list[str] = field(default_factory=list)
 
