@@ -74,7 +74,9 @@ def _reference(models: Path, config: ModelConfig) -> list[Finding]:
     if config.kind == "image":
         return []
     if not (repository.companions(models, config) / repository.REFERENCE).exists():
-        remedy = f"`riskstream model reference {config.name} --data SOURCE` makes one"
+        remedy = (
+            f"`riskstream model reference {config.name} --version {config.version} --data SOURCE` makes one"
+        )
         return [Finding("reference", True, f"none, so that drift is not watched; {remedy}")]
     try:
         found = drift_reference.read(models, config)

@@ -20,7 +20,7 @@ _TIMES = (
 """Dates and times that say when a picture was taken, the most exact first."""
 
 _TAGS = [
-    *("PatientID", "SOPInstanceUID", "Modality", "BodyPartExamined", "ViewPosition"),
+    *("PatientID", "Modality", "BodyPartExamined", "ViewPosition"),
     *("AcquisitionDateTime", "TimezoneOffsetFromUTC", *(tag for pair in _TIMES for tag in pair)),
 ]
 
@@ -29,7 +29,6 @@ class Header(NamedTuple):
     """What an imaging event says of a DICOM file; empty, or None, where the file says nothing."""
 
     patient: str
-    uid: str
     time: datetime | None
     modality: str
     body_part: str
@@ -74,21 +73,27 @@ def _header(dataset: "Dataset", zone: tzinfo) -> Header:
     def word(name: str) -> str:
         return str(dataset.get(name) or "").strip()
 
-    zone = _zone(word("TimezoneOffsetFromUTC")) or zone
-    moment = word("AcquisitionDateTime")
-    pairs = [(moment[:8], moment[8:14]), *((word(date), word(time)) for date, time in _TIMES)]
+    zone = zone_of(word("TimezoneOffsetFromUTC")) or zone
+    pairs = ((word(date), word(time)) for date, time in _TIMES)
     found = (time_of(date, time, zone) for date, time in pairs if date)
     return Header(
         word("PatientID"),
-        word("SOPInstanceUID"),
-        next((time for time in found if time is not None), None),
+        _moment(word("AcquisitionDateTime"), zone)
+        or next((time for time in found if time is not None), None),
         word("Modality")[:16],
         word("BodyPartExamined")[:64],
         word("ViewPosition")[:16],
     )
 
 
-def _zone(offset: str) -> tzinfo | None:
+def _moment(text: str, zone: tzinfo) -> datetime | None:
+    """A DICOM date time (DT), whose own offset from UTC counts before `zone`; None for none."""
+    own = zone_of(text[-5:])
+    text = text[:-5] if own else text
+    return time_of(text[:8], text[8:14], own or zone)
+
+
+def zone_of(offset: str) -> tzinfo | None:
     """The zone of `+0100` and the like; None for none."""
     if len(offset) != 5 or offset[0] not in "+-" or not offset[1:].isdigit():
         return None

@@ -84,7 +84,7 @@ def read(models: Path, config: ModelConfig) -> Reference:
     """
     require_series(config)
     path = repository.companions(models, config) / REFERENCE
-    remedy = f"`riskstream model reference {config.name} --data physionet2012:DIR` writes it"
+    remedy = f"`riskstream model reference {config.name} --version {config.version} --data SOURCE` writes it"
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Reference)
     except OSError as error:

@@ -72,7 +72,7 @@ async def _decoders(settings: Settings) -> list[Finding]:
             warning(
                 subject,
                 "PNG and JPEG alone: pydicom is not installed",
-                "pip install 'riskstream[dicom]': every DICOM picture would be dead-lettered",
+                "pip install 'riskstream[dicom]': every DICOM picture would wait, and hold up commits",
             )
         ]
     return [ok(subject, f"{settings.imaging_decoders} processes start; PNG, JPEG and DICOM")]

@@ -42,8 +42,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(cli_bench.app, name="bench", help="Measure CPU time for each event.")
-app.add_typer(cli_model.app, name="model", help="Train, evaluate and list models.")
+app.add_typer(cli_bench.app, name="bench", help="Measure the path, transport, contributions and pictures.")
+app.add_typer(cli_model.app, name="model", help="Train, judge, add, serve and measure models.")
 app.add_typer(cli_policy.app, name="policy")
 app.command()(cli_feedback.feedback)
 app.command()(cli_board.board)
@@ -64,7 +64,8 @@ SettingsFile = Annotated[
 def run(
     settings_file: SettingsFile = None,
     role: Annotated[
-        config.Role, typer.Option(help="what this process does: vitals, imaging, or all of it in one process")
+        config.Role,
+        typer.Option(help="What this process does: vitals, imaging, or all of it in one process."),
     ] = config.Role.VITALS,
     shadow: Annotated[
         int | None,
@@ -126,7 +127,9 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds each check may take.", min=0.5, max=120)] = 10.0,
     strict: Annotated[bool, typer.Option("--strict", help="Let warnings fail too.")] = False,
-    role: Annotated[config.Role, typer.Option(help="of a worker with this role")] = config.Role.VITALS,
+    role: Annotated[
+        config.Role, typer.Option(help="Check what a worker with this role needs.")
+    ] = config.Role.VITALS,
 ) -> None:
     """Check settings, broker, topics, rights, Redis, model, HTTP port and disk; say what to do.
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-app = typer.Typer(help="Measure CPU time for each event.", no_args_is_help=True)
+app = typer.Typer(help="Measure the path, transport, contributions and pictures.", no_args_is_help=True)
 
 Report = Annotated[Path | None, typer.Option(help="write the figures as JSON")]
 

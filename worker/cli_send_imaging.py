@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from worker.config import Settings
     from worker.imaging_source import Choice
 
+TOLD = 10
+"""Pictures left out of which it is said why."""
+
 
 def imaging(
     source: Annotated[
@@ -48,6 +51,10 @@ def imaging(
     DICOM files say whose they are and of when. For other pictures say it by --patient and --time, or by a
     file events.csv in the folder: columns file, patient, time, and modality, body_part, view if known. The
     worker must be allowed to open what goes by reference: RISKSTREAM_IMAGING_ROOTS, RISKSTREAM_IMAGING_HOSTS.
+
+    A picture of a folder or a service that cannot be sent is left out; the others are sent, and the command
+    ends with 1. What is sent has its picture's time for its record's: a topic that deletes by age forgets old
+    pictures at once, unless its retention.ms is -1.
     """
     import asyncio
 
@@ -75,6 +82,7 @@ async def _send(settings: "Settings", source: str, choice: "Choice") -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from worker import dicomweb_query, imaging_source
+    from worker.recording import SourceError
     from worker.send import Sender
 
     console = Console(stderr=True)
@@ -83,12 +91,13 @@ async def _send(settings: "Settings", source: str, choice: "Choice") -> None:
     )
     bar.disable = not console.is_terminal
     stored = None if source.startswith(imaging_source.DICOMWEB) else imaging_source.read(source, choice)
+    left_out: list[str] = stored.left_out if stored is not None else []
     with bar:
         task = bar.add_task("sending", total=None)
         async with Sender(settings, lambda _: bar.advance(task), topic=settings.topic_imaging) as sender:
             if stored is None:
                 url = source.removeprefix(imaging_source.DICOMWEB)
-                async for event in dicomweb_query.events(url, settings, choice):
+                async for event in dicomweb_query.events(url, settings, choice, left_out):
                     await sender.send(event)
             else:
                 bar.update(task, total=stored.count)
@@ -98,6 +107,10 @@ async def _send(settings: "Settings", source: str, choice: "Choice") -> None:
     skipped = stored.skipped if stored is not None else 0
     told = f", {skipped:,} files that are no pictures left out" if skipped else ""
     console.print(f"sent {sender.confirmed:,} imaging events to {settings.topic_imaging}{told}")
+    if left_out:
+        for why in left_out[:TOLD]:
+            console.print(why, markup=False, soft_wrap=True)
+        raise SourceError(f"{len(left_out):,} pictures could not be sent")
 
 
 def _zone(name: str) -> tzinfo:

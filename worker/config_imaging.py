@@ -98,7 +98,10 @@ class ImagingSettings(BaseSettings):
         6, ge=1, le=100, description="tries of a picture that is missing or broken"
     )
     imaging_patience_s: float = Field(
-        300.0, gt=0, le=86_400, description="how long those tries go on, the source's absence apart"
+        300.0,
+        gt=0,
+        le=86_400,
+        description="how long those tries go on, the source's absence and the wait for a place apart",
     )
     imaging_backoff_s: float = Field(1.0, gt=0, le=60, description="the first wait; it doubles")
     imaging_backoff_max_s: float = Field(30.0, gt=0, le=600, description="the longest wait")

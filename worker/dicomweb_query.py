@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from engines.dicom_header import time_of
+from engines.dicom_header import time_of, zone_of
 from schemas.imaging import DicomwebImage, ImagingEvent
 from worker.config import Settings
 from worker.fetch_allowed import parse_base
@@ -33,20 +33,31 @@ _EVENTS = uuid.UUID("9c9a3cf0-3a5f-5a0e-8f0a-5f5ad2f1f3b7")
 
 _PATIENT, _STUDY, _SERIES, _INSTANCE = "00100020", "0020000D", "0020000E", "00080018"
 _DATE, _TIME, _MODALITY, _BODY_PART, _ROWS = "00080020", "00080030", "00080060", "00180015", "00280010"
+_ZONE = "00080201"
 
-Attributes = Mapping[str, Any]
+
+class Attribute(msgspec.Struct, frozen=True):
+    """One of DICOM JSON; its VR, and a name's parts, are not needed."""
+
+    Value: list[Any] = []
 
 
-async def events(url: str, settings: Settings, choice: Choice) -> AsyncIterator[ImagingEvent]:
+Attributes = Mapping[str, Attribute]
+
+
+async def events(
+    url: str, settings: Settings, choice: Choice, left_out: list[str]
+) -> AsyncIterator[ImagingEvent]:
     """The events of a service's images.
 
     Args:
         url: of the service, such as https://pacs.example/dicom-web.
         settings: credentials and TLS for it, as a worker has them.
         choice: patient, time, zone and number as for other sources.
+        left_out: takes why an image cannot be sent, as one without patient or time.
 
     Raises:
-        SourceError: the service cannot be asked, or an image lacks patient or time.
+        SourceError: the service cannot be asked.
     """
     base = url.rstrip("/")
     try:
@@ -68,7 +79,11 @@ async def events(url: str, settings: Settings, choice: Choice) -> AsyncIterator[
                 for instance in await _asked(session, f"{base}/studies/{uid}/instances?{fields}"):
                     if _ROWS in instance and not _text(instance, _ROWS):
                         continue  # a report or a measurement: no picture
-                    yield _event(base, {**study, **instance}, choice)
+                    event = _event(base, {**study, **instance}, choice)
+                    if isinstance(event, str):
+                        left_out.append(event)
+                        continue
+                    yield event
                     found += 1
                     if found == choice.limit:
                         return
@@ -92,22 +107,23 @@ async def _asked(session: aiohttp.ClientSession, url: str) -> Sequence[Attribute
     except (aiohttp.ClientError, TimeoutError) as error:
         raise SourceError(f"dicomweb: the service cannot be asked: {type(error).__name__}") from None
     try:
-        return msgspec.json.decode(body, type=list[dict[str, Any]])
+        return msgspec.json.decode(body, type=list[dict[str, Attribute]])
     except msgspec.MsgspecError:
         raise SourceError("dicomweb: the service's answer is not DICOM JSON") from None
 
 
-def _event(base: str, told: Attributes, choice: Choice) -> ImagingEvent:
+def _event(base: str, told: Attributes, choice: Choice) -> ImagingEvent | str:
+    """The event of one image, or why there is none."""
     study, series, instance = (_text(told, tag) for tag in (_STUDY, _SERIES, _INSTANCE))
     patient = choice.patient or _text(told, _PATIENT)
     time = choice.time or _time(told, choice.zone)
     if not (study and series and instance):
-        raise SourceError("dicomweb: the service names an image without its study, series or instance")
+        return "dicomweb: the service names an image without its study, series or instance"
     if not patient or time is None:
-        raise SourceError("dicomweb: an image without patient or date; give --patient, --time")
+        return "dicomweb: an image without patient or date; give --patient, --time"
     url = f"{base}/studies/{study}/series/{series}/instances/{instance}"
     event_id = str(uuid.uuid5(_EVENTS, f"{patient}/{instance}"))
-    return ImagingEvent(
+    event = ImagingEvent(
         event_id,
         patient,
         time,
@@ -115,13 +131,17 @@ def _event(base: str, told: Attributes, choice: Choice) -> ImagingEvent:
         modality=_text(told, _MODALITY)[:16],
         body_part=_text(told, _BODY_PART)[:64],
     )
+    try:
+        return msgspec.convert(msgspec.structs.asdict(event), ImagingEvent)
+    except msgspec.ValidationError:
+        return "dicomweb: an image whose patient's id or address is longer than events may hold"
 
 
 def _time(told: Attributes, zone: tzinfo) -> Any:
-    return time_of(_text(told, _DATE), _text(told, _TIME), zone)
+    return time_of(_text(told, _DATE), _text(told, _TIME), zone_of(_text(told, _ZONE)) or zone)
 
 
 def _text(told: Attributes, tag: str) -> str:
     """The first value of an attribute of DICOM JSON, as text; empty where there is none."""
-    values = told.get(tag, {}).get("Value") or [""]
-    return str(values[0] if values[0] is not None else "").strip()
+    values = told[tag].Value if tag in told else []
+    return str(values[0]).strip() if values and values[0] is not None else ""

@@ -28,12 +28,14 @@ class Patience(NamedTuple):
 
     tries: of an object at fault.
     failing_s: how long those tries may go on, without the time that the source was away.
+    try_s: the longest that a try takes by itself; what it takes beyond that, it waited for others to be done.
     first_s, longest_s: waits double from one to the other; each is cut by up to a half, at random.
     retry_after_s: the longest that a server's Retry-After is obeyed.
     """
 
     tries: int
     failing_s: float
+    try_s: float
     first_s: float
     longest_s: float
     retry_after_s: float
@@ -44,6 +46,7 @@ class Patience(NamedTuple):
         return cls(
             settings.imaging_fetch_tries,
             settings.imaging_patience_s,
+            settings.imaging_fetch_timeout_s + settings.imaging_connect_timeout_s,
             settings.imaging_backoff_s,
             settings.imaging_backoff_max_s,
             settings.imaging_retry_after_max_s,
@@ -80,7 +83,7 @@ async def fetch_patiently(fetcher: Fetcher, event: ImagingEvent, patience: Patie
             absences = 0
             failures += 1
             wait_s = patience.wait_s(failures)
-            failing_s += time.perf_counter() - began + wait_s
+            failing_s += min(time.perf_counter() - began, patience.try_s) + wait_s
             if failures >= patience.tries or failing_s > patience.failing_s:
                 raise
             await asyncio.sleep(wait_s)

@@ -6,8 +6,9 @@ Fetching waits for other machines, decoding runs in child processes, the engine 
 else takes CPU time (JSON with a picture in it, digests, the overlay) runs in threads. So an event loop that
 the vitals role shares is never held up. Many records are on their way at once, in no promised order.
 
-A record that is at fault becomes a dead letter. A source that is away, and an engine that does not answer,
-are waited for without limit: nothing is lost, and lag and readiness say so.
+A record that is at fault becomes a dead letter. A source that is away, a decoder that is not installed or
+does not start, and an engine that does not answer are waited for without limit: nothing is lost, and lag and
+readiness say so.
 """
 
 import asyncio
@@ -76,6 +77,16 @@ class Sources(Protocol):
         """Pictures that wait for a source that is away."""
         ...
 
+    @property
+    def tries(self) -> int:
+        """Fetches that have ended, well or not."""
+        ...
+
+    @property
+    def decoders_up(self) -> bool:
+        """Whether what opens pictures is there."""
+        ...
+
     def fetched(self, event: ImagingEvent) -> AbstractAsyncContextManager[Original | Refusal]:
         """The picture's bytes, of which few are held at once; waits for a source that is away."""
         ...
@@ -135,8 +146,13 @@ class ImagingPath:
 
     @property
     def waits(self) -> bool:
-        """Whether records wait for a source, or the engine, that is away."""
-        return self.engine_away or self._sources.away > 0
+        """Whether records wait for a source, a decoder or the engine that is away."""
+        return self.engine_away or self._sources.away > 0 or not self._sources.decoders_up
+
+    @property
+    def tries(self) -> int:
+        """Fetches that have ended, well or not: what is tried again and again still moves."""
+        return self._sources.tries
 
     async def take(self, place: Place, record: Record) -> Fate:
         """Bring one record to its fate; what it leads to is confirmed then.

@@ -53,7 +53,12 @@ class Path(Protocol):
 
     @property
     def waits(self) -> bool:
-        """Whether records wait for a source, or the engine, that is away."""
+        """Whether records wait for a source, a decoder or the engine that is away."""
+        ...
+
+    @property
+    def tries(self) -> int:
+        """Fetches that have ended, well or not."""
         ...
 
     async def take(self, place: Place, record: Record) -> Fate: ...
@@ -95,7 +100,8 @@ class ImagingLane:
         self._held = False
         self._doubtful = False
         self._error: BaseException | None = None
-        self._finished = self._watched = 0
+        self._finished = 0
+        self._watched = (0, 0)
         self._end = 0
         self._labels = (place.topic, str(place.partition))
         self._task = asyncio.create_task(self._start(), name=f"imaging-{place.partition}")
@@ -180,14 +186,15 @@ class ImagingLane:
     def watch(self) -> None:
         """Note since when there has been something to do and nothing has moved; never waits.
 
-        A source or an engine that is away is no standstill of this process: a restart would mend nothing.
+        What is away is no standstill of this process: a restart would mend nothing. Nor is a picture that is
+        tried again: its tries would begin anew, and never come to an end.
         """
-        lag = self.lag()
-        if not lag or self._finished != self._watched or self._stages.path.waits:
+        lag, moved = self.lag(), (self._finished, self._stages.path.tries)
+        if not lag or moved != self._watched or self._stages.path.waits:
             self.stuck_since = None
         elif self.stuck_since is None:
             self.stuck_since = time.perf_counter()
-        self._watched = self._finished
+        self._watched = moved
         if lag is not None:
             metrics.lag.labels(*self._labels).set(lag)
 

@@ -10,7 +10,7 @@ import csv
 import hashlib
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,9 @@ DICOMWEB = "dicomweb:"
 MANIFEST = "events.csv"
 """Says whose a folder's pictures are: columns file, patient, time; modality, body_part, view if known."""
 
+DIRECTORY = "DICOMDIR"
+"""Lists the files of a DICOM medium, in DICOM's own format, and is no picture."""
+
 INLINE_BYTES = 600 << 10
 """A larger picture goes by reference unless stated: with base64 and the rest it would pass Kafka's 1 MiB."""
 
@@ -47,13 +50,15 @@ Carry = Literal["auto", "inline", "reference"]
 class Pictures:
     """Events to send.
 
-    open: a fresh iterator over them. count: how many, None where it is not known before.
+    open: a fresh iterator over them. count: how many.
     skipped: files that are no pictures.
+    left_out: why pictures of a folder cannot be sent; grows while events are read.
     """
 
     open: Callable[[], Iterator[ImagingEvent]]
-    count: int | None
+    count: int
     skipped: int = 0
+    left_out: list[str] = field(default_factory=list)
 
 
 class Choice(NamedTuple):
@@ -183,12 +188,18 @@ def _folder(folder: Path, choice: Choice) -> Pictures:
     if not pictures:
         raise SourceError(f"{folder} holds no PNG, JPEG or DICOM file")
     chosen = pictures[: choice.limit]
+    left_out: list[str] = []
 
     def events() -> Iterator[ImagingEvent]:
         for path in chosen:
-            yield _of_file(path, choice, told.get(path.relative_to(folder).as_posix()))
+            try:
+                event = _of_file(path, choice, told.get(path.relative_to(folder).as_posix()))
+            except SourceError as error:  # one file must not keep the others back
+                left_out.append(str(error))
+            else:
+                yield event
 
-    return Pictures(events, len(chosen), len(files) - len(pictures))
+    return Pictures(events, len(chosen), len(files) - len(pictures), left_out)
 
 
 def _of_file(path: Path, choice: Choice, told: _Told | None) -> ImagingEvent:
@@ -212,12 +223,20 @@ def _of_file(path: Path, choice: Choice, told: _Told | None) -> ImagingEvent:
         (told and getattr(told, name)) or (header and getattr(header, name)) or ""
         for name in ("modality", "body_part", "view")
     )
-    image = FileImage(str(path.resolve()))
     if choice.carry == "inline" or (choice.carry == "auto" and len(content) <= INLINE_BYTES):
         if len(content) > MAX_INLINE_BYTES:
             raise SourceError(f"{path} has {len(content):,} bytes; an event carries {MAX_INLINE_BYTES:,}")
         return _event(patient, time, InlineImage(content), _digest(content), len(content), words)
-    return _event(patient, time, image, _digest(content), len(content), words)
+    return _event(patient, time, FileImage(_name(path)), _digest(content), len(content), words)
+
+
+def _name(path: Path) -> str:
+    name = str(path.resolve())
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise SourceError(f"{name!r}: its name is not UTF-8, as a reference must be; rename it") from None
+    return name
 
 
 def _manifest(path: Path, zone: tzinfo) -> dict[str, _Told]:
@@ -250,11 +269,14 @@ def time_of(text: str, zone: tzinfo) -> datetime | None:
 
 
 def _is_picture(path: Path) -> bool:
+    """Whether it begins as one; a file that cannot be read may be one, and whoever reads it says why not."""
+    if path.name.upper() == DIRECTORY:
+        return False
     try:
         with path.open("rb") as file:
             head = file.read(132)
-    except OSError as error:
-        raise SourceError(f"{path}: {error.strerror}") from None
+    except OSError:
+        return True
     return head[:4] == b"\x89PNG" or head[:2] == b"\xff\xd8" or head[128:132] == b"DICM"
 
 

@@ -27,6 +27,9 @@ from worker.imaging import Original
 RETRY_S = 1.0
 """Before a decoder is asked for again."""
 
+LACKING_S = 10.0
+"""Before a picture is tried again whose decoder is not installed."""
+
 log = structlog.get_logger("riskstream.imaging")
 
 
@@ -40,6 +43,7 @@ class _Watched(Fetcher):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.away: set[int] = set()
+        self.tries = 0
         self._holding: set[int] = set()
         # One for each kind of source: a PACS that hangs holds up neither files nor pictures that came inline.
         self._places = {
@@ -58,6 +62,8 @@ class _Watched(Fetcher):
                 self.away.add(id(event))
                 metrics.imaging_source_away.set(len(self.away))
             raise
+        finally:
+            self.tries += 1
         self._holding.add(id(event))
         return fetched
 
@@ -75,10 +81,7 @@ class _Watched(Fetcher):
 
 
 class FetchedAndDecoded:
-    """The sources that the settings allow. Made in the event loop that uses it.
-
-    decoders_up: whether a decoder could be had last time.
-    """
+    """The sources that the settings allow. Made in the event loop that uses it."""
 
     def __init__(self, settings: Settings) -> None:
         """
@@ -89,12 +92,23 @@ class FetchedAndDecoded:
         self._patience = Patience.of(settings)
         self._decoders = Decoders.of(settings)
         self._burned_in = settings.imaging_allow_burned_in
-        self.decoders_up = True
+        self._decoders_up = True
+        self._lacking = 0
+
+    @property
+    def decoders_up(self) -> bool:
+        """Whether a decoder could be had last time, and no picture waits for an extra."""
+        return self._decoders_up and not self._lacking
 
     @property
     def away(self) -> int:
         """Pictures that wait for a source that is away."""
         return len(self._fetcher.away)
+
+    @property
+    def tries(self) -> int:
+        """Fetches that have ended, well or not."""
+        return self._fetcher.tries
 
     @asynccontextmanager
     async def fetched(self, event: ImagingEvent) -> AsyncIterator[Original | Refusal]:
@@ -114,30 +128,39 @@ class FetchedAndDecoded:
         return Original(fetched.content, digest, fetched.frame)
 
     async def decode(self, original: Original, event: ImagingEvent, wanted: ImageInput) -> Decoded | Refusal:
-        """The picture as a model takes it, decoded in a child process."""
+        """The picture as a model takes it, decoded in a child process; waits for what is not installed."""
         hints = Words(event.modality, event.body_part, event.view)
-        while True:
-            try:
-                decoded = await self._decoders.decode(
-                    original.content,
-                    wanted,
-                    frame=original.frame,
-                    hints=hints,
-                    allow_burned_in=self._burned_in,
-                )
-            except (ImageError, ExtraError) as error:
-                return Refusal(error.reason, "$.image")
-            except DecoderError as error:
-                self._decoders_are(False, str(error))
-                await asyncio.sleep(RETRY_S)
-            else:
-                self._decoders_are(True, "")
-                return decoded
+        lacking = False
+        try:
+            while True:
+                try:
+                    decoded = await self._decoders.decode(
+                        original.content,
+                        wanted,
+                        frame=original.frame,
+                        hints=hints,
+                        allow_burned_in=self._burned_in,
+                    )
+                except ImageError as error:
+                    return Refusal(error.reason, "$.image")
+                except ExtraError as error:  # what this machine lacks is no fault of the picture
+                    if not lacking:
+                        log.error("a picture waits for an extra that is not installed", why=str(error))
+                        lacking, self._lacking = True, self._lacking + 1
+                    await asyncio.sleep(LACKING_S)
+                except DecoderError as error:
+                    self._decoders_are(False, str(error))
+                    await asyncio.sleep(RETRY_S)
+                else:
+                    self._decoders_are(True, "")
+                    return decoded
+        finally:
+            self._lacking -= lacking
 
     def _decoders_are(self, up: bool, why: str) -> None:
-        if up != self.decoders_up:
+        if up != self._decoders_up:
             log.warning("pictures are decoded again" if up else "pictures wait for a decoder", why=why)
-        self.decoders_up = up
+        self._decoders_up = up
 
     async def start(self) -> None:
         """Have every decoder process ready; one that does not start is tried again when it is needed."""

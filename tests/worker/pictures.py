@@ -53,6 +53,8 @@ class FakeSources:
 
     def __init__(self, held: dict[str, bytes] | None = None) -> None:
         self.away = 0
+        self.decoders_up = True
+        self.tries = 0
         self.held = held or {}
         self.asked: list[str] = []
         self.hook: Callable[[ImagingEvent], Any] | None = None

@@ -26,7 +26,7 @@ from worker.errors import FetchFailedError, FetchRefusedError
 from worker.fetch import Fetcher
 from worker.fetch_patience import Patience, fetch_patiently
 
-QUICK = Patience(tries=4, failing_s=5.0, first_s=0.02, longest_s=0.05, retry_after_s=0.3)
+QUICK = Patience(tries=4, failing_s=5.0, try_s=5.0, first_s=0.02, longest_s=0.05, retry_after_s=0.3)
 
 
 @pytest.fixture
@@ -84,6 +84,21 @@ async def test_tries_end_with_their_time(pacs: Pacs, fetcher: Fetcher) -> None:
     with pytest.raises(FetchFailedError):
         await fetch_patiently(fetcher, dicomweb(pacs), QUICK._replace(tries=1000, failing_s=0.2))
     assert 3 < len(pacs.asked) < 30
+
+
+async def test_waiting_for_others_uses_up_no_patience(pacs: Pacs) -> None:
+    async def slowly(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.2)
+        return await status(404)(request)
+
+    pacs.answer = slowly
+    patience = QUICK._replace(tries=3, failing_s=0.9, try_s=0.25)
+    fetcher = Fetcher(settings_for(pacs, imaging_fetch_concurrency=1))
+    tries = (fetch_patiently(fetcher, dicomweb(pacs), patience) for _ in range(5))
+    ended = await asyncio.gather(*tries, return_exceptions=True)
+    await fetcher.close()
+    assert all(isinstance(error, FetchFailedError) for error in ended)
+    assert len(pacs.asked) == 15, len(pacs.asked)
 
 
 async def test_a_refusal_is_final(pacs: Pacs, fetcher: Fetcher) -> None:

@@ -103,6 +103,12 @@ async def bench(engine: Engine, redis_settings: Settings) -> AsyncIterator[Bench
     await bench.close()
 
 
+async def test_a_decoder_that_is_away_is_waited_for(bench: Bench) -> None:
+    assert not bench.path.waits
+    bench.sources.decoders_up = False
+    assert bench.path.waits
+
+
 async def test_a_picture_becomes_a_finding(bench: Bench, engine: Engine) -> None:
     content = png(1)
     sent = record(7, inline(content), modality="DX", body_part="CHEST")

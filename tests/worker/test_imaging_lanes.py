@@ -56,6 +56,7 @@ class Gate:
 
     def __init__(self) -> None:
         self.waits = False
+        self.tries = 0
         self.taken: list[int] = []
         self._open: dict[int, asyncio.Future[Fate]] = {}
 
@@ -199,6 +200,17 @@ async def test_what_ends_the_path_ends_the_lane(scene: Scene) -> None:
     assert scene.lane.failure() is None
     await scene.gate.let(1, error=EngineHungError("hangs"))
     assert isinstance(scene.lane.failure(), EngineHungError)
+
+
+async def test_a_picture_that_is_tried_again_is_no_standstill(scene: Scene) -> None:
+    await scene.put(chunk(0, 2))
+    scene.lane.watch()
+    assert scene.lane.stuck_since is not None
+    scene.gate.tries += 1
+    scene.lane.watch()
+    assert scene.lane.stuck_since is None
+    scene.lane.watch()
+    assert scene.lane.stuck_since is not None
 
 
 async def test_waiting_for_a_source_is_no_standstill(scene: Scene) -> None:

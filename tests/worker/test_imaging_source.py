@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pytest
 from aiohttp import web
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from pydicom import Dataset
 from pydicom.data import get_testdata_file
 from pydicom.dataset import FileMetaDataset
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 from engines import repository
 from engines.images import prepare, to_png
 from schemas.imaging import DicomwebImage, FileImage, ImagingEvent, InlineImage
-from worker import dicomweb_query, imaging_source, simulate
+from worker import dicomweb_query, embedded, imaging_source, simulate
 from worker.cli import app
 from worker.config import Settings
 from worker.films import film
@@ -70,6 +71,8 @@ def test_a_dicom_file_says_whose_and_when(tmp_path: Path) -> None:
         ({"StudyDate": "20260131", "StudyTime": "1300", "TimezoneOffsetFromUTC": "-0500"}, 18),
         ({"StudyDate": "20250101", "ContentDate": "20260131", "ContentTime": "010000"}, 0),
         ({"AcquisitionDateTime": "20260131120000.000000", "StudyDate": "20250101"}, 11),
+        ({"AcquisitionDateTime": "20260131120000.5-0500", "StudyDate": "20250101"}, 17),
+        ({"AcquisitionDateTime": "2026013112+0000", "TimezoneOffsetFromUTC": "-0500"}, 12),
     ],
 )
 def test_times_are_in_the_files_zone_or_else_in_the_one_given(
@@ -121,6 +124,27 @@ def test_what_cannot_be_sent_is_said(tmp_path: Path, name: str, content: bytes, 
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SourceError, match=says):
         events(tmp_path / name)
+
+
+def test_one_bad_file_of_a_folder_keeps_no_other_back(tmp_path: Path) -> None:
+    dicom(tmp_path / "a.dcm", StudyDate="20260131", StudyTime="120000")
+    dicom(tmp_path / "b.dcm")
+    (tmp_path / "c.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 60)
+    dicom(tmp_path / "z.dcm", StudyDate="20260131", StudyTime="120000")
+    dicom(tmp_path / "DICOMDIR")
+    found = imaging_source.read(str(tmp_path), Choice())
+    assert len(list(found.open())) == 2
+    assert found.skipped == 1
+    says = ("b.dcm: when was it taken", "c.dcm: ")
+    assert all(part in why for part, why in zip(says, found.left_out, strict=True))
+
+
+def test_a_file_whose_name_no_event_can_hold_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "odd\udcff.png").write_bytes(png())
+    choice = Choice(patient="p", time=NOON, carry="reference")
+    found = imaging_source.read(str(tmp_path), choice)
+    assert not list(found.open())
+    assert "not UTF-8" in found.left_out[0]
 
 
 @pytest.mark.parametrize(
@@ -181,8 +205,13 @@ def attributes(**values: str) -> dict[str, object]:
 
 
 @asynccontextmanager
-async def service(studies: int, most: int = 1000) -> AsyncIterator[tuple[str, list[str]]]:
-    """A DICOMweb service with two images and a report in each study; it names `most` studies at once."""
+async def service(
+    studies: int, most: int = 1000, said: dict[str, str] | None = None
+) -> AsyncIterator[tuple[str, list[str]]]:
+    """A DICOMweb service with two images and a report in each study, of which it says more in `said`.
+
+    It names `most` studies at once.
+    """
     asked: list[str] = []
 
     async def all_studies(request: web.Request) -> web.Response:
@@ -195,6 +224,7 @@ async def service(studies: int, most: int = 1000) -> AsyncIterator[tuple[str, li
             [
                 attributes(
                     **{"0020000D": f"1.{n}", "00100020": f"p{n}", "00080020": "20260131", "00080030": "12"}
+                    | (said if said and n == 1 else {})
                 )
                 for n in numbers
             ]
@@ -233,7 +263,7 @@ async def service(studies: int, most: int = 1000) -> AsyncIterator[tuple[str, li
 async def test_a_services_images_by_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dicomweb_query, "PAGE", 2)
     async with service(5) as (url, _):
-        found = [event async for event in dicomweb_query.events(url + "/", Settings(), Choice())]
+        found = [event async for event in dicomweb_query.events(url + "/", Settings(), Choice(), [])]
     assert len(found) == 10
     assert found[3].image == DicomwebImage(f"{url}/studies/1.1/series/1.1.1/instances/1.1.1.1")
     assert (found[3].patient, found[3].time, found[3].modality) == ("p1", NOON, "DX")
@@ -242,9 +272,24 @@ async def test_a_services_images_by_reference(monkeypatch: pytest.MonkeyPatch) -
 
 async def test_a_service_may_name_fewer_studies_than_it_is_asked_for() -> None:
     async with service(5, most=2) as (url, asked):
-        found = [event async for event in dicomweb_query.events(url, Settings(), Choice())]
+        found = [event async for event in dicomweb_query.events(url, Settings(), Choice(), [])]
     assert len({event.event_id for event in found}) == len(found) == 10
     assert len(asked) == 4
+
+
+@pytest.mark.parametrize("said", [{"00080020": ""}, {"00100020": ""}, {"00100020": "p" * 1000}])
+async def test_an_image_that_cannot_be_sent_keeps_no_other_back(said: dict[str, str]) -> None:
+    left_out: list[str] = []
+    async with service(3, said=said) as (url, _):
+        found = [event async for event in dicomweb_query.events(url, Settings(), Choice(), left_out)]
+    assert [event.patient for event in found] == ["p0", "p0", "p2", "p2"]
+    assert len(left_out) == 2
+
+
+async def test_a_service_states_its_zone() -> None:
+    async with service(2, said={"00080201": "-0500"}) as (url, _):
+        found = [event async for event in dicomweb_query.events(url, Settings(), Choice(), [])]
+    assert [event.time.astimezone(UTC).hour for event in found] == [12, 12, 17, 17]
 
 
 async def test_a_limit_and_credentials_hold_for_a_service() -> None:
@@ -254,7 +299,7 @@ async def test_a_limit_and_credentials_hold_for_a_service() -> None:
             imaging_internal_hosts=("127.0.0.1",),
             imaging_credentials={url: "bearer secret"},
         )
-        found = [event async for event in dicomweb_query.events(url, settings, Choice(limit=3))]
+        found = [event async for event in dicomweb_query.events(url, settings, Choice(limit=3), [])]
     assert len(found) == 3
     assert asked == ["Bearer secret"]
 
@@ -262,9 +307,9 @@ async def test_a_limit_and_credentials_hold_for_a_service() -> None:
 async def test_a_service_that_is_none_is_said() -> None:
     async with service(1) as (url, _):
         with pytest.raises(SourceError, match="answers 404"):
-            _ = [event async for event in dicomweb_query.events(url + "/x", Settings(), Choice())]
+            _ = [event async for event in dicomweb_query.events(url + "/x", Settings(), Choice(), [])]
     with pytest.raises(SourceError, match="cannot be asked"):
-        _ = [event async for event in dicomweb_query.events(url, Settings(), Choice())]
+        _ = [event async for event in dicomweb_query.events(url, Settings(), Choice(), [])]
 
 
 @pytest.mark.parametrize("arguments", [["send", "nowhere.jsonl"], ["send", "vitals", "nowhere.jsonl"]])
@@ -272,6 +317,29 @@ def test_send_means_vitals_unless_imaging_is_said(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
     assert "nowhere.jsonl" in str(result.output) + str(result.exception)
+
+
+async def with_topic(broker: str, topic: str) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=broker)
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(topic, 1, 1)])
+    finally:
+        await admin.close()
+
+
+def test_send_imaging_ends_with_1_if_a_picture_could_not_be_sent(tmp_path: Path) -> None:
+    dicom(tmp_path / "a.dcm", StudyDate="20260131", StudyTime="120000")
+    dicom(tmp_path / "b.dcm")
+    with embedded.tansu() as broker:
+        asyncio.run(with_topic(broker.address, "imaging"))
+        environment = {"RISKSTREAM_BROKER": broker.address, "RISKSTREAM_KAFKA_IDEMPOTENCE": "false"}
+        result = CliRunner().invoke(app, ["send", "imaging", str(tmp_path)], env=environment)
+    said = result.output + str(result.exception)
+    assert result.exit_code == 1
+    assert "sent 1 imaging events" in said
+    assert "b.dcm: when was it taken" in said
+    assert "1 pictures could not be sent" in said
 
 
 def test_send_imaging_says_what_is_wrong(tmp_path: Path) -> None:

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from aiohttp import web
 
 from engines.decoded import Decoded
 from schemas.imaging import ImagingEvent
 from schemas.model_config import ImageInput
+from tests.engines.pictures import dicom
 from tests.worker.pacs import Pacs
 from tests.worker.pictures import inline, png, record
-from worker import config
+from worker import config, imaging_sources
 from worker.decode import Refusal
 from worker.imaging import Original
 from worker.imaging_sources import FetchedAndDecoded
@@ -107,6 +109,18 @@ async def test_a_pacs_that_hangs_keeps_nothing_from_others(pacs: Pacs, tmp_path:
         assert await asyncio.gather(*waiting) == [png(1)] * 3
 
 
+async def test_each_fetch_that_ends_is_counted_as_a_try(pacs: Pacs) -> None:
+    async def missing(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=404)
+
+    pacs.answer = missing
+    async with sources(pacs, imaging_fetch_tries=3) as found:
+        assert await content_of(found, kept(pacs)) == "not-found"
+        assert found.tries == 3
+        assert await content_of(found, event(inline(png(2)))) == png(2)
+        assert found.tries == 4
+
+
 async def test_a_source_that_is_away_is_counted_until_it_is_back(pacs: Pacs) -> None:
     async with sources(pacs) as found:
         await pacs.stop()
@@ -145,3 +159,26 @@ async def test_a_picture_that_may_not_be_fetched_is_refused_and_gives_its_place_
             async with found.fetched(asked) as refusal:
                 assert isinstance(refusal, Refusal)
         assert await content_of(found, event(inline(png(2)))) == png(2)
+
+
+async def test_dicom_waits_for_pydicom_and_png_does_not(
+    pacs: Pacs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pydicom.py").write_text("raise ModuleNotFoundError('No module named pydicom')")
+    monkeypatch.syspath_prepend(tmp_path)  # decoders are started with this path
+    monkeypatch.setattr(imaging_sources, "LACKING_S", 0.1)
+    kept = event(inline(dicom(np.full((28, 28), 100, dtype=np.uint8))))
+    async with sources(pacs) as found, found.fetched(kept) as original:
+        assert isinstance(original, Original)
+        waiting = asyncio.create_task(found.decode(original, kept, WANTED))
+        for _ in range(200):
+            if not found.decoders_up:
+                break
+            await asyncio.sleep(0.02)
+        assert not found.decoders_up
+        shown = Original(png(1), "")
+        assert isinstance(await found.decode(shown, event(inline(png(1))), WANTED), Decoded)
+        assert not found.decoders_up
+        (tmp_path / "pydicom.py").unlink()  # as if it were installed
+        assert isinstance(await waiting, Decoded)
+        assert found.decoders_up
