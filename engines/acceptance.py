@@ -93,7 +93,7 @@ def _found(subject: str, look: Callable[[Engine], tuple[bool, str]], engine: Eng
 
 
 def _outputs(engine: Engine) -> tuple[bool, str]:
-    outputs = engine.run(synthetic.inputs(engine, _rows(engine)))
+    outputs = synthetic.in_batches(engine, synthetic.inputs(engine, ROWS))
     complaints = faults(outputs)
     answer = outputs[_answer(engine)]
     if np.ptp(answer.reshape(len(answer), -1), axis=0).max() == 0:
@@ -113,6 +113,8 @@ def _hostile(engine: Engine) -> tuple[bool, str]:
 
 def _batches(engine: Engine) -> tuple[bool, str]:
     rows = _rows(engine)
+    if rows == 1:
+        return True, "it takes one row at a time"
     inputs = synthetic.inputs(engine, rows, seed=1)
     together = engine.run(inputs)
     for chosen in (*([i] for i in range(rows)), range(rows // 2), range(1, rows, 3)):

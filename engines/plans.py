@@ -111,13 +111,17 @@ def obtain(
         RepositoryError, DigestError: the model cannot be read.
         ExtraError: the module, or for fp16 `onnx`, is not installed.
         GraphError: the graph cannot be converted to fp16.
-        BuildError: it cannot be built, or the plan cannot be written.
+        BuildError: it cannot be built, the plan cannot be written, or the profile's batches are larger than
+            the model's.
     """
     config = repository.read_config(models, name, version)
     graph = repository.read_graph(models, config)
     module = module_of(backend)
     parsed = to_fp16(graph) if precision == "fp16" else graph
     chosen = profile or Profile.of(config)
+    most = config.dynamic_batching.max_batch_size
+    if chosen.max > most:
+        raise BuildError(f"{name} takes batches of {most} rows at most, the profile has {chosen.max}")
     key = Key(
         config.name,
         config.version,

@@ -41,7 +41,7 @@ from worker.policies import Policies, shipped
 from worker.policy_source import PolicyFile, PolicyTopic
 from worker.publish import Publisher
 from worker.restore import Restorer
-from worker.role import serve_app, together, until_up
+from worker.role import serve_app, together, unless_stopped, until_up
 from worker.serving import Ladder
 from worker.store import Store
 from worker.transport import chunk_app, vitals_subscription
@@ -97,7 +97,7 @@ class Worker:
 
     async def _work(self) -> None:
         ladder = self._ladder
-        if not await self._unless_stopped(ladder.start()):
+        if not await unless_stopped(self._stop, ladder.start()):
             return
         shadow.announce(self.settings, ladder.current.config)
         cluster = await until_up(self._stop, "Kafka", self._describe)
@@ -111,7 +111,7 @@ class Worker:
             policies, followed = await self._policies(ladder.current.config, cluster)
             ladder.policies = policies
             self._lanes.make = partial(Lane, stages=self._stages(app, store, policies))
-            beside = (self._watch_redis(store), ladder.follow(), *followed)
+            beside = (self._watch_redis(store), ladder.follow(), ladder.prove(), *followed)
             self._joined = True
             try:
                 await serve_app(self.settings, app, self._lanes, self._stop, beside)
@@ -164,18 +164,6 @@ class Worker:
         if found:
             raise FatalError("; ".join(found))
         return cluster
-
-    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
-        """Whether something slow ended before the process was told to stop; if not, it is given up."""
-        doing, stop = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
-        await asyncio.wait((doing, stop), return_when=asyncio.FIRST_COMPLETED)
-        ended = doing.done()
-        for task in (doing, stop):
-            task.cancel()
-        await asyncio.gather(stop, *(() if ended else (doing,)), return_exceptions=True)
-        if ended:
-            doing.result()
-        return ended
 
     async def _watch_redis(self, store: Store) -> None:
         while True:

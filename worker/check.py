@@ -6,7 +6,6 @@ It asks and changes nothing. Its parts run side by side, each with the same dead
 import asyncio
 import time
 from collections.abc import Coroutine
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from engines.errors import EngineError
 from engines.steps import require_series
 from schemas.errors import PolicyError
 from schemas.model_config import ModelConfig
+from worker.check_engine import loaded
 from worker.check_imaging import check_imaging
 from worker.check_redis import check_redis
 from worker.check_settings import check_disk, check_settings
@@ -26,7 +26,6 @@ from worker.config import Role, Settings
 from worker.errors import WorkerError
 from worker.finding import Finding, failed, ok, warning
 from worker.http import Occupant, occupant
-from worker.loading import REFERENCE
 from worker.policies import Policies, needed_s, shipped
 from worker.policy_source import PolicyFile
 from worker.topic_facts import gather_facts
@@ -78,7 +77,7 @@ async def _model(settings: Settings) -> list[Finding]:
         config = repository.read_config(settings.model_repository, settings.model, settings.shadow_version)
         require_series(config)
         policies = shipped(settings, config)
-        engine, degraded = await asyncio.to_thread(_loaded, settings)
+        engine, degraded = await asyncio.to_thread(loaded, settings, "model")
     except (EngineError, PolicyError) as error:
         return [failed("model", str(error))]
     try:
@@ -98,25 +97,6 @@ async def _model(settings: Settings) -> list[Finding]:
         return [failed("model", f"rebuild_horizon_h is {hours:g}; the policies need {needed:g}"), *others]
     told = f"{config.name} version {config.version} on {engine.backend}, golden data agree"
     return [ok("model", f"{told}; NEWS2 policy {policies.shipped['news2'].version}"), *others]
-
-
-def _loaded(settings: Settings) -> tuple[Engine, list[Finding]]:
-    """The engine that a worker would start with, and a warning where that is not the one asked for."""
-    load = partial(
-        repository.load,
-        settings.model_repository,
-        settings.model,
-        version=settings.shadow_version,
-        memory_limit=settings.model_memory_limit,
-    )
-    try:
-        return load(settings.backend, settings.plans), []
-    except EngineError as error:
-        if settings.backend == REFERENCE:
-            raise
-        advice = f"a worker serves on {REFERENCE} meanwhile; mend it, or set RISKSTREAM_BACKEND={REFERENCE}"
-        told = [warning("model: backend", str(error), advice)]
-    return load(REFERENCE), told
 
 
 def _findings(settings: Settings, policies: Policies) -> Finding:

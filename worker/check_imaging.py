@@ -1,17 +1,20 @@
 """`riskstream check --role imaging`: what the imaging role needs beside what every role does."""
 
+import asyncio
 import importlib.util
 from collections.abc import Coroutine
 from typing import Any
 
+from engines import repository
 from engines.errors import EngineError
+from worker.check_engine import loaded
 from worker.check_topics import check_topics
 from worker.cluster import describe_imaging, imaging_complaints, imaging_topics
 from worker.config import Settings
 from worker.decoder import Decoders
 from worker.errors import DecoderError, WorkerError
 from worker.finding import Finding, failed, ok, warning
-from worker.imaging_app import image_ladder
+from worker.imaging_app import image_settings, require_image
 from worker.topic_facts import gather_facts
 
 
@@ -44,17 +47,15 @@ async def _kafka(settings: Settings) -> list[Finding]:
 async def _model(settings: Settings) -> list[Finding]:
     subject = "imaging: model"
     try:
-        ladder = image_ladder(settings, lambda backend: None)
-        await ladder.start()
+        own = image_settings(settings)
+        require_image(repository.read_config(own.model_repository, own.model))
+        engine, degraded = await asyncio.to_thread(loaded, own, subject)
     except EngineError as error:
         return [failed(subject, str(error), "RISKSTREAM_IMAGING_MODEL names a model of kind image")]
-    served = ladder.current
-    await ladder.close()
-    told = f"{served.config.name} version {served.config.version} on {served.backend}, golden data agree"
-    if served.rung:
-        advice = "mend it: the worker's log says why; pictures go on meanwhile"
-        return [warning(subject, f"{told}; {settings.backend} cannot run", advice)]
-    return [ok(subject, told)]
+    config, backend = engine.config, engine.backend
+    engine.close()
+    told = f"{config.name} version {config.version} on {backend}, golden data agree"
+    return [ok(subject, told), *degraded]
 
 
 async def _decoders(settings: Settings) -> list[Finding]:

@@ -138,7 +138,10 @@ class Settings(ImagingSettings):
     )
     infer_timeout_s: float = Field(20.0, gt=0, le=300, description="an engine call longer than this is hung")
     engine_patience_s: float = Field(
-        2.0, gt=0, le=300, description="NEWS2 answers alone while an engine call takes longer than this"
+        2.0,
+        gt=0,
+        le=300,
+        description="an engine call is waited for so long; then the next backend answers, or NEWS2 alone",
     )
     imaging_model: str = Field(
         "pneumonia",

@@ -25,7 +25,7 @@ from worker.intake import Limits
 from worker.loading import Turns
 from worker.partition import Place
 from worker.publish import Publisher
-from worker.role import serve_app, until_up
+from worker.role import serve_app, unless_stopped, until_up
 from worker.serving import Ladder
 from worker.store import connect
 from worker.transport import Subscription, chunk_app
@@ -62,7 +62,8 @@ class ImagingRole:
         """
         redis = connect(self.settings)
         try:
-            await self._ladder.start()
+            if not await unless_stopped(stop, self._ladder.start()):
+                return
             cluster = await until_up(stop, "Kafka", self._describe)
             await until_up(stop, "Kafka producer", self._publisher.start)
             if cluster is None or stop.is_set():
@@ -112,7 +113,8 @@ class ImagingRole:
             lanes.make = make
             self._joined = True
             try:
-                await serve_app(s, app, lanes, stop, [self._watch(self._scored), self._ladder.follow()])
+                beside = (self._watch(self._scored), self._ladder.follow(), self._ladder.prove())
+                await serve_app(s, app, lanes, stop, beside)
             finally:
                 self._joined = False
 
@@ -170,13 +172,21 @@ def image_ladder(settings: Settings, turns: Turns) -> Ladder:
     Raises:
         KindError: none is named.
     """
+    return Ladder(image_settings(settings), turns, require_image)
+
+
+def image_settings(settings: Settings) -> Settings:
+    """The settings by which the image model is served.
+
+    Raises:
+        KindError: none is named.
+    """
     if not settings.imaging_model:
         raise KindError("imaging_model is empty; the imaging role needs one of kind image")
-    own = {"model": settings.imaging_model, "shadow_version": None}
-    return Ladder(settings.model_copy(update=own), turns, _require_image)
+    return settings.model_copy(update={"model": settings.imaging_model, "shadow_version": None})
 
 
-def _require_image(config: ModelConfig) -> None:
+def require_image(config: ModelConfig) -> None:
     """Refuse a model that reads no images.
 
     Raises:

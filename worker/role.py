@@ -33,6 +33,22 @@ async def until_up(stop: asyncio.Event, what: str, connect: Callable[[], Awaitab
     return None
 
 
+async def unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Whether something slow ended before the process was told to stop; if not, it is given up.
+
+    Raises what it raised.
+    """
+    doing, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    await asyncio.wait((doing, stopped), return_when=asyncio.FIRST_COMPLETED)
+    ended = doing.done()
+    for task in (doing, stopped):
+        task.cancel()
+    await asyncio.gather(stopped, *(() if ended else (doing,)), return_exceptions=True)
+    if ended:
+        doing.result()
+    return ended
+
+
 async def serve_app(
     settings: Settings,
     app: Any,

@@ -83,7 +83,6 @@ class Ladder:
         self._climb_wait = FIRST_CLIMB_S
         self._climbed_at = float("-inf")
         self._refused_at = 0.0
-        self._prove_at = time.perf_counter() + PROVE_S
 
     @property
     def started(self) -> bool:
@@ -106,21 +105,19 @@ class Ladder:
         self._install(await self._named())
 
     async def follow(self) -> None:
-        """Swap versions, climb, and close what was replaced, for ever."""
+        """Swap versions, climb, and close what was replaced, for ever; waits for what it loads."""
         while True:
             await asyncio.sleep(LOOK_S)
             await self.look()
             await self.climb()
-            await self.prove()
             await self._sweep()
 
     async def prove(self) -> None:
-        """Hold what serves to its golden data, if it is time; what fails them serves no more."""
-        if time.perf_counter() < self._prove_at:
-            return
-        self._prove_at = time.perf_counter() + PROVE_S
-        with suppress(EngineHungError):  # whoever asks it for risks meets that too, and knows what to do
-            await self.answers()
+        """Hold what serves to its golden data, for ever; what fails them serves no more."""
+        while True:
+            await asyncio.sleep(PROVE_S)
+            with suppress(EngineHungError):  # whoever asks it for risks meets that too, and knows what to do
+                await self.answers()
 
     async def look(self) -> bool:
         """Swap to the version that the repository names, if it is another one. Whether it was swapped."""
@@ -266,7 +263,9 @@ class Ladder:
                 return await self._load(rung, config)
             except EngineError as error:
                 metrics.engine_failures.labels(error.reason).inc()
-                log.warning("a backend cannot serve", backend=self._rungs[rung], why=str(error))
+                log.warning(
+                    "a backend cannot serve", model=config.name, backend=self._rungs[rung], why=str(error)
+                )
         return None
 
     async def _load(self, rung: int, config: ModelConfig) -> Loaded:

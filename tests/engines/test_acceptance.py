@@ -37,9 +37,10 @@ def test_a_sound_model_of_any_kind_is_well(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_that_takes_few_rows_at_once(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_model_that_takes_few_rows_at_once(tmp_path: Path, kind: str, most: int) -> None:
     config, graph = model_of(kind)
-    put(tmp_path, msgspec.structs.replace(config, dynamic_batching=Batching(max_batch_size=2)), graph)
+    put(tmp_path, msgspec.structs.replace(config, dynamic_batching=Batching(max_batch_size=most)), graph)
     assert all(finding.well for finding in acceptance.check(tmp_path, "small"))
 
 

@@ -88,6 +88,11 @@ def test_other_profiles_and_architectures_are_other_plans(repository_path: Path)
     assert found[2].provenance.key.architecture == "sm80+sm89"
 
 
+def test_a_profile_beyond_the_models_batches_is_refused(repository_path: Path) -> None:
+    with pytest.raises(BuildError, match="tiny takes batches of 32 rows at most, the profile has 33"):
+        plans.obtain(repository_path, "tiny", RTX, profile=Profile(1, 2, 33))
+
+
 def test_a_damaged_plan_is_rebuilt(repository_path: Path) -> None:
     path = obtain(repository_path).path
     path.write_bytes(path.read_bytes()[:-1])

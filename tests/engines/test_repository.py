@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import random
 import re
 import shutil
 from collections.abc import Mapping
@@ -103,6 +104,19 @@ def test_tensors_that_are_not_the_configs(repository_path: Path, content: bytes,
         repository.load(repository_path, "tiny")
 
 
+def test_a_graph_that_is_larger_than_memory_is_refused_in_words(
+    repository_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = repository.read_config(repository_path, "tiny")
+
+    def full(path: Path) -> bytes:
+        raise MemoryError  # as of a file of terabytes, without one
+
+    monkeypatch.setattr(Path, "read_bytes", full)
+    with pytest.raises(RepositoryError, match="does not fit in memory"):
+        repository.read_graph(repository_path, config)
+
+
 def test_other_weights(repository_path: Path) -> None:
     put_graph(repository_path, graph(bias=0.1))
     with pytest.raises(GoldenError, match=r"tiny: risk differs from golden.npz by 0\.02\d*, over 0.0001"):
@@ -118,7 +132,11 @@ def test_other_weights(repository_path: Path) -> None:
         ),
         (
             {"risk": np.zeros(4, np.float32), "state_out": np.zeros((5, 4), np.float32)},
-            "risk is (4,) in golden.npz, the engine gave (5,)",
+            "risk is float32[4] in golden.npz, the engine gave float32[5]",
+        ),
+        (
+            tiny_outputs(tiny_inputs(5)) | {"risk": np.full(5, "none")},
+            "risk is <U4[5] in golden.npz, the engine gave float32[5]",
         ),
         (tiny_outputs(tiny_inputs(5)) | {"risk": np.full(5, np.nan, np.float32)}, "risk differs"),
     ],
@@ -143,6 +161,25 @@ def test_a_golden_file_that_is_no_archive(repository_path: Path, content: bytes)
     (repository_path / "tiny/3/golden.npz").write_bytes(content)
     with pytest.raises(RepositoryError, match=r"golden\.npz is not a readable"):
         repository.load(repository_path, "tiny")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_golden_file_with_damaged_bytes_is_refused_in_words(repository_path: Path, seed: int) -> None:
+    """Whatever zipfile, zlib and numpy raise of them: commands tell an EngineError in one line."""
+    file, rng = repository_path / "tiny/3/golden.npz", random.Random(seed)
+    packed, refused = io.BytesIO(), 0
+    np.savez_compressed(packed, **np.load(file))
+    whole = packed.getvalue()
+    for _ in range(100):
+        damaged = bytearray(whole)
+        for _ in range(3):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        file.write_bytes(damaged)
+        try:
+            repository.read_golden(file)
+        except RepositoryError:
+            refused += 1
+    assert refused > 50
 
 
 def test_the_shipped_weights_changed(tmp_path: Path) -> None:

@@ -1,14 +1,18 @@
 """`check --role imaging` finds what the imaging role lacks, and asks nothing of what vitals need."""
 
 import importlib.util
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from worker import config, embedded
 from worker.check import check
 from worker.check_topics import check_topics
+from worker.cli import app
 from worker.cluster import ImagingCluster, describe_imaging, imaging_complaints
 from worker.config import Role, Settings
 from worker.finding import Finding
@@ -53,6 +57,22 @@ async def test_a_model_that_reads_no_pictures_is_named(settings: dict[str, Any],
     found = (await findings(away))["imaging: model"]
     assert not found.well
     assert detail in found.detail
+
+
+def test_a_backend_that_cannot_run_is_warned_of_and_the_output_stays_json(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("pycuda", "pycuda.driver"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setenv("RISKSTREAM_BROKER", f"127.0.0.1:{embedded.free_port()}")
+    monkeypatch.setenv("RISKSTREAM_BACKEND", "tensorrt-rtx")
+    result = CliRunner().invoke(app, ["check", "--role", "imaging", "--json"])
+    found = {finding["subject"]: finding for finding in json.loads(result.stdout)["findings"]}
+    assert "pneumonia version 1 on onnxruntime-cpu" in found["imaging: model"]["detail"]
+    told = found["imaging: model: backend"]
+    assert told["severity"] == "warning"
+    assert "tensorrt-rtx cannot run here" in told["detail"]
+    assert "RISKSTREAM_BACKEND=onnxruntime" in told["advice"]
 
 
 async def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines import onnxruntime_backend
-from engines.errors import GoldenError
 from schemas.model_config import ModelConfig
 from tests import kinds
 from tests.worker.ladders import (
@@ -103,28 +102,6 @@ async def test_a_damaged_plan_is_built_again_and_one_that_does_not_load_is_done_
         library.module.refusal = None
         it_is_time(ladder)
         assert await ladder.climb()
-        await walk.process(records()[HALF:])
-    assert bare(walk.outbox.messages) == (await undisturbed(models)).messages
-
-
-async def test_risks_that_are_wrong_but_finite_are_found_by_the_next_proof(
-    models: Path, library: Library
-) -> None:
-    stepped = steps(REFERENCE, "engine-down")
-    async with started(models) as ladder:
-        walk = Walk(ladder)
-        await walk.process(records()[:HALF])
-
-        def wrong() -> None:
-            raise GoldenError("a weight has changed in memory")
-
-        ladder.current.batcher._verify = wrong
-        await ladder.prove()
-        assert ladder.current.rung == 0  # not its time yet
-        ladder._prove_at = 0.0
-        await ladder.prove()
-        assert ladder.current.rung == rung() == 1
-        assert steps(REFERENCE, "engine-down") == stepped + 1
         await walk.process(records()[HALF:])
     assert bare(walk.outbox.messages) == (await undisturbed(models)).messages
 

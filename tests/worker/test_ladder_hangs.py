@@ -3,15 +3,19 @@
 import asyncio
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
 from engines import onnxruntime_backend, repository
-from engines.engine import Engine
+from engines.engine import F32, Engine
 from engines.errors import BackendError
+from schemas.model_config import ModelConfig
 from tests import kinds
 from tests.worker.ladders import (
     PATIENCE_S,
@@ -21,6 +25,7 @@ from tests.worker.ladders import (
     Walk,
     bare,
     it_is_time,
+    name_version,
     put,
     records,
     rung,
@@ -30,7 +35,9 @@ from tests.worker.ladders import (
     steps,
     undisturbed,
 )
+from worker import serving
 from worker.app import Worker
+from worker.config import Role
 from worker.errors import EngineDownError
 
 HALF = 12
@@ -198,6 +205,51 @@ async def test_a_load_that_hangs_is_given_up_and_its_engine_freed(
     library.driver.expect_clean()
 
 
+async def test_risks_that_are_wrong_but_finite_are_found_while_a_new_version_takes_long_to_load(
+    models: Path, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "LOOK_S", 0.01)
+    monkeypatch.setattr(serving, "PROVE_S", 0.05)
+    stepped, load = steps(REFERENCE, "engine-down"), repository.load_unproved
+    loading, free = threading.Event(), threading.Event()
+
+    def slow(where: Path, config: ModelConfig, *more: Any) -> Engine:
+        if config.version == 2:
+            loading.set()
+            free.wait(20)
+        return load(where, config, *more)
+
+    monkeypatch.setattr(repository, "load_unproved", slow)
+    async with started(models) as ladder:
+        walk = Walk(ladder)
+        await walk.process(records()[:HALF])
+        beside = [asyncio.create_task(work) for work in (ladder.follow(), ladder.prove())]
+        try:
+            put(models, *small(2, note="second"))
+            await asyncio.to_thread(loading.wait, 20)
+            await asyncio.sleep(0.2)
+            assert ladder.current.rung == 0, "it is proven, and right"
+            engine = ladder.current.batcher.engine
+            right = engine._execute
+
+            def wrong(inputs: Mapping[str, F32], rows: int) -> dict[str, F32]:
+                return {name: array * np.float32(0.9) for name, array in right(inputs, rows).items()}
+
+            monkeypatch.setattr(engine, "_execute", wrong)
+            async with asyncio.timeout(20):
+                while ladder.current.rung == 0:  # noqa: ASYNC110 (a ladder announces nothing)
+                    await asyncio.sleep(0.01)
+            assert (ladder.current.config.version, rung()) == (1, 1)
+            assert steps(REFERENCE, "engine-down") == stepped + 1
+            await walk.process(records()[HALF:])
+        finally:
+            for task in beside:
+                task.cancel()
+            free.set()
+    name_version(models, small()[0])
+    assert bare(walk.outbox.messages) == (await undisturbed(models)).messages
+
+
 async def test_a_worker_that_stops_closes_its_engine(models: Path) -> None:
     worker = Worker(settings(models, broker="127.0.0.1:9", http_port=0))
     running = asyncio.create_task(worker.run())
@@ -211,7 +263,12 @@ async def test_a_worker_that_stops_closes_its_engine(models: Path) -> None:
         engine.run(kinds.inputs_of(engine, 1))
 
 
-async def test_a_worker_stops_while_it_loads(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("role", [Role.VITALS, Role.IMAGING])
+async def test_a_worker_stops_while_it_loads(
+    models: Path, monkeypatch: pytest.MonkeyPatch, role: Role
+) -> None:
+    image, graph = kinds.model_of("image")
+    put(models, msgspec.structs.replace(image, name="picture"), graph)
     entered, free, closed = threading.Event(), threading.Event(), threading.Event()
     load = repository.load_unproved
 
@@ -229,7 +286,9 @@ async def test_a_worker_stops_while_it_loads(models: Path, monkeypatch: pytest.M
         return engine
 
     monkeypatch.setattr(repository, "load_unproved", slow)
-    worker = Worker(settings(models, broker="127.0.0.1:9", http_port=0))
+    more: dict[str, Any] = {"broker": "127.0.0.1:9", "http_port": 0, "imaging_model": "picture"}
+    worker = Worker(settings(models, **more), role)
+    ladder = worker._imaging._ladder if worker._imaging is not None else worker._ladder
     running = asyncio.create_task(worker.run())
     await asyncio.to_thread(entered.wait, 20)
     worker._stop.set()
@@ -237,5 +296,5 @@ async def test_a_worker_stops_while_it_loads(models: Path, monkeypatch: pytest.M
     free.set()
     async with asyncio.timeout(20):
         await running
-    assert not worker._ladder.started
+    assert not ladder.started
     assert closed.is_set()

@@ -356,7 +356,7 @@ class Swapping:
             began = time.perf_counter()
             assert await self._ladder.look()
             self.took.append(time.perf_counter() - began)
-            if n % max(count // 20, 1) == 0:
+            if (n + 1) % max(count // 20, 1) == 0:
                 self.held.append((resident_mb(), threading.active_count(), opened()))
 
 
@@ -378,7 +378,7 @@ async def swapped_under_load(models: Path, count: int, growth: float) -> None:
         assert not ladder._retired
     assert load.after_swap
     # Each swap begins and ends threads: glibc's arenas for them fill up over some hundred swaps, then stay.
-    warm, last = swapping.held[len(swapping.held) // 2], swapping.held[-1]
+    warm, last = swapping.held[len(swapping.held) // 2 - 1], swapping.held[-1]  # after half, and after all
     print(
         f"{count} swaps, {load.rounds} rounds of 384 records; {spread('a swap', swapping.took)}; "
         f"{spread('a chunk of 16', load.steady)}; {spread('the first after a swap', load.after_swap)}; "

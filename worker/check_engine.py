@@ -1,0 +1,33 @@
+"""The engine that a worker would start with, for `riskstream check`."""
+
+from functools import partial
+
+from engines import repository
+from engines.engine import Engine
+from engines.errors import EngineError
+from worker.config import Settings
+from worker.finding import Finding, warning
+from worker.loading import REFERENCE
+
+
+def loaded(settings: Settings, subject: str) -> tuple[Engine, list[Finding]]:
+    """The engine of the model that the settings name; a warning where its backend is not the one asked for.
+
+    Raises:
+        EngineError: no backend can serve it.
+    """
+    load = partial(
+        repository.load,
+        settings.model_repository,
+        settings.model,
+        version=settings.shadow_version,
+        memory_limit=settings.model_memory_limit,
+    )
+    try:
+        return load(settings.backend, settings.plans), []
+    except EngineError as error:
+        if settings.backend == REFERENCE:
+            raise
+        advice = f"a worker serves on {REFERENCE} meanwhile; mend it, or set RISKSTREAM_BACKEND={REFERENCE}"
+        told = [warning(f"{subject}: backend", str(error), advice)]
+    return load(REFERENCE), told
