@@ -39,9 +39,11 @@ from worker.partition import Place
 from worker.pipeline import Pipeline
 from worker.policies import Policies, shipped
 from worker.policy_source import PolicyFile, PolicyTopic
+from worker.preparing import prepare
 from worker.publish import Publisher
 from worker.restore import Restorer
 from worker.role import serve_app, together, unless_stopped, until_up
+from worker.served import Served
 from worker.serving import Ladder
 from worker.store import Store
 from worker.transport import chunk_app, vitals_subscription
@@ -111,6 +113,7 @@ class Worker:
             policies, followed = await self._policies(ladder.current.config, cluster)
             ladder.policies = policies
             self._lanes.make = partial(Lane, stages=self._stages(app, store, policies))
+            ladder.prepare = self._prepare
             beside = (self._watch_redis(store), ladder.follow(), ladder.prove(), *followed)
             self._joined = True
             try:
@@ -175,6 +178,10 @@ class Worker:
                 metrics.redis_up.set(0)
                 self._redis_up = False
             await asyncio.sleep(5.0)
+
+    async def _prepare(self, served: Served) -> None:
+        lanes = self._lanes.owned if self._lanes else []
+        await prepare([lane.partition for lane in lanes if lane.partition is not None], served)
 
     def _stages(self, app: Any, store: Store, policies: Policies) -> Stages:
         settings, ladder = self.settings, self._ladder

@@ -4,13 +4,13 @@ A step graph's closed bins are stepped over in lockstep over patients, then all 
 model of kind `features` scores the rows alone, and one of whole windows the windows that the plan has kept.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.steps import Prediction, SeriesModel, predicted
-from schemas.window import Rows, whole
+from schemas.window import Rows, rows, whole
 from worker.patient import Patient
 from worker.plan import Chain, Plan, Scored
 
@@ -82,6 +82,16 @@ def window_of(scored: Scored, model: SeriesModel) -> Rows:
     elif not model.stateful:
         rows = Rows(*(array[-1:] for array in rows))
     return model.chosen(rows)
+
+
+async def encode(patients: Sequence[Patient], model: SeriesModel, run: Run) -> list[F32]:
+    """The states before the open bins, float32[width] each, from zeros; the patients stay as they are."""
+    chains = [Chain(patient) for patient in patients]
+    for chain in chains:
+        chain.initial = None
+        chain.extend(rows(*chain.patient.window(), chain.patient.statics))
+    states, first = await _step(chains, model, run)
+    return [states[base + chain.length].copy() for chain, base in zip(chains, first, strict=False)]
 
 
 def _keep(patient: Patient, hidden: F32) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from schemas.latch import LATCHES, Which
-from worker.patient import FORGET_MS, Patient
+from worker.patient import F32, FORGET_MS, Patient
 
 QUIET_S = 3600.0
 """A patient of whom this process took a record within this time is not silent, whatever timestamps say."""
@@ -31,11 +31,23 @@ class Lease:
         self.token = secrets.token_hex(8)
 
 
+class Prepared(NamedTuple):
+    """Recurrent states under a model that is about to serve.
+
+    model: its digest.
+    states: by patient, the state from which nothing may have changed since, the very object, and the new one.
+    """
+
+    model: str
+    states: dict[str, tuple[F32, F32]]
+
+
 class Partition:
     """Memory and progress of one partition.
 
     patients: by patient id.
     model: digest of the model that the patients' recurrent states belong to.
+    prepared: states under a model that is about to serve, if there are any.
     position: offset after the last record whose publishes are confirmed.
     live_from: records before it only rebuild state and publish nothing.
     seen_s: when this process last took a record of a patient, `perf_counter` seconds; housekeeping only.
@@ -54,6 +66,7 @@ class Partition:
         self.place = place
         self.patients: dict[str, Patient] = {}
         self.model = ""
+        self.prepared: Prepared | None = None
         self.position = position
         self.live_from = live_from
         self.dirty: set[str] = set()
@@ -98,13 +111,21 @@ class Partition:
     def belong(self, model: str) -> None:
         """Go on with a model, by its digest. Another one's recurrent states mean nothing to it.
 
-        Each patient's is computed anew from its window, at its next record.
+        Each patient's is the one that was prepared, or is computed anew from its window at its next record.
         """
         if model == self.model:
             return
         self.model = model
+        fits = self.prepared is not None and self.prepared.model == model
+        states = self.prepared.states if self.prepared is not None and fits else {}
+        self.prepared = None
         for patient in self.patients.values():
-            patient.outdate()
+            before, new = states.get(patient.id, (None, None))
+            # A closed bin that was added or changed since would have made another state, in another array.
+            if new is not None and before is patient.hidden and not patient.failed:
+                patient.hidden = new
+            else:
+                patient.outdate()
 
     def stream_ms(self) -> int:
         """Stream time: the second newest patient's last record, ms; the only patient's where there is one.

@@ -17,7 +17,7 @@ settings name.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 
 import structlog
@@ -56,6 +56,7 @@ class Ladder:
     """What serves, and what could.
 
     refused: why the version that the repository names does not serve; empty if it does.
+    prepare: called with a version that is about to serve, while the one before does.
 
     Args:
         settings: repository, model, backend, patience.
@@ -70,6 +71,7 @@ class Ladder:
         require: Callable[[ModelConfig], None] = require_series,
     ) -> None:
         self.policies: Policies | None = None
+        self.prepare: Callable[[Served], Awaitable[None]] | None = None
         self.refused = ""
         self._settings = settings
         self._loader = Loader(settings, turns, require)
@@ -132,6 +134,8 @@ class Ladder:
             self._refuse(error)
             return False
         self.refused = ""
+        if self.prepare is not None and loaded.config.digest != self.current.config.digest:
+            await self.prepare(loaded)
         async with self._changing:
             before = self.current
             if loaded.config == before.config and not self._spent:

@@ -34,8 +34,10 @@ from worker.lanes import Lane, Stages
 from worker.partition import Partition, Place
 from worker.pipeline import Pipeline
 from worker.policies import Policies
+from worker.preparing import prepare
 from worker.publish import Outgoing
 from worker.restore import Restorer
+from worker.served import Served
 from worker.serving import Ladder
 from worker.store import Store
 
@@ -105,6 +107,10 @@ class Walk:
         self.policies = ladder.policies = Policies(served.name, served.policy, NEWS2)
         self.pipeline = Pipeline(ladder, self.policies, self.outbox, TOPICS, LIMITS, publish_scores=True)
         self.partition = Partition(PLACE, 0, 0)
+        ladder.prepare = self.prepare
+
+    async def prepare(self, served: Served) -> None:
+        await prepare([self.partition], served)
 
     async def process(self, records: Sequence[Record], chunk: int = 4) -> None:
         for at in range(0, len(records), chunk):

@@ -2,7 +2,9 @@
 
 import asyncio
 import gc
+import hashlib
 import os
+import shutil
 import statistics
 import threading
 import time
@@ -10,8 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import onnx
 import pytest
 
+from engines import repository
 from schemas.messages import Alert
 from schemas.model_config import Level, ModelConfig
 from tests import kinds
@@ -20,6 +24,7 @@ from tests.worker.records import HOUR, T0, Outbox, Record, observation, record, 
 from tests.worker.test_checkpoint import ListLog
 from worker import serving
 from worker.publish import Outgoing
+from worker.served import Served
 from worker.serving import Ladder
 from worker.store import Store
 
@@ -114,6 +119,46 @@ async def test_after_a_swap_risks_are_those_of_the_new_weights_from_the_start(
         for score in (await alone(tmp_path / "old", small(), records())).scores
     }
     assert all(score.risk != old[score.source.offset] for score in new)
+
+
+async def test_states_are_there_when_a_version_begins_to_serve(models: Path) -> None:
+    """No record waits for its patient's window to be encoded."""
+    async with started(models, "onnxruntime") as ladder:
+        walk = Walk(ladder)
+        them = records()
+        await walk.process(them[:HALF])
+        put(models, *small(2, gain=1.7, note="heavier"))
+        assert await ladder.look()
+        known = {key: p for key, p in walk.partition.patients.items() if p.hidden is not None}
+        assert walk.partition.prepared is not None
+        assert known.keys() == walk.partition.prepared.states.keys() != set()
+        states = {key: new for key, (_, new) in walk.partition.prepared.states.items()}
+        walk.partition.belong(ladder.current.config.digest)
+        assert walk.partition.prepared is None
+        for key, patient in known.items():
+            assert patient.hidden is states[key]
+            assert not patient.failed
+
+
+async def test_patients_who_change_while_states_are_prepared_have_theirs_computed_anew(
+    models: Path, tmp_path: Path
+) -> None:
+    heavier = small(2, gain=1.7, note="heavier")
+    async with started(models, "onnxruntime") as ladder:
+        walk = Walk(ladder)
+        await walk.process(records()[:HALF])
+
+        async def beside(served: Served) -> None:
+            await walk.prepare(served)
+            await walk.process(records()[HALF : HALF + 6])  # by the version before, which serves still
+
+        ladder.prepare = beside
+        put(models, *heavier)
+        assert await ladder.look()
+        await walk.process(records()[HALF + 6 :])
+    new = [score for score in walk.outbox.scores if score.source.offset >= HALF + 6]
+    expected = await alone(tmp_path / "alone", heavier, records())
+    assert new == [score for score in expected.scores if score.source.offset >= HALF + 6]
 
 
 async def test_the_policy_of_the_new_version_is_in_force(models: Path) -> None:
@@ -397,3 +442,50 @@ async def test_swaps_under_load_lose_nothing_and_leak_nothing(tmp_path: Path) ->
 @pytest.mark.integration
 async def test_a_thousand_swaps_under_load(tmp_path: Path) -> None:
     await swapped_under_load(tmp_path, 1000, growth=0.02)
+
+
+@pytest.mark.integration
+async def test_what_a_swap_costs_the_chunk_after_it(tmp_path: Path) -> None:
+    """Prints it, of the shipped model: with states that were prepared, and where each has to be computed."""
+    served = repository.read_config(repository.SHIPPED, "vitals")
+    graph = onnx.load_from_string(repository.read_graph(repository.SHIPPED, served))
+    shutil.copytree(repository.SHIPPED / "vitals", tmp_path / "vitals")
+    versions = []
+    for version in (2, 3):
+        graph.doc_string = f"version {version}"
+        content = graph.SerializeToString()
+        shutil.copytree(tmp_path / "vitals" / "1", tmp_path / "vitals" / str(version))
+        (tmp_path / "vitals" / str(version) / repository.GRAPH).write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        versions.append(msgspec.structs.replace(served, version=version, digest=digest))
+    name_version(tmp_path, versions[0])
+    found: dict[str, list[float]] = {"a chunk": [], "after a swap": [], "after a swap, not prepared": []}
+    async with started(tmp_path, "onnxruntime", model="vitals", engine_patience_s=10.0) as ladder:
+        walk, number = Walk(ladder), 0
+
+        async def chunk(what: str | None, minute: int) -> None:
+            nonlocal number
+            hour, within = divmod(minute, 60)
+            them = []
+            for patient in range(512):
+                seen = T0 + hour * HOUR + within * 60_000
+                number += 1
+                them.append(
+                    record(number, f"p{patient}", seen, observation("heart_rate", 70), event_id=f"e{number}")
+                )
+            began = time.perf_counter()
+            await walk.pipeline.process(walk.partition, them)
+            if what is not None:
+                found[what].append(time.perf_counter() - began)
+
+        for hour in range(36):
+            await chunk(None, 60 * hour)
+        for turn in range(8):
+            minute = 36 * 60 + 6 * turn
+            await chunk(None if turn == 0 else "a chunk", minute)
+            ladder.prepare = walk.prepare if turn % 2 == 0 else None
+            name_version(tmp_path, versions[(turn + 1) % 2])
+            assert await ladder.look()
+            await chunk("after a swap" if turn % 2 == 0 else "after a swap, not prepared", minute + 1)
+    print("; ".join(spread(f"{what}, of 512 patients", took) for what, took in found.items()))
+    assert all(found.values())
