@@ -20,8 +20,6 @@ from engines.engine import F32, Engine, Parts
 from engines.errors import BackendError, EngineError, ExtraError, InputError
 from schemas.model_config import ModelConfig
 
-REFERENCE = "onnxruntime"
-
 ALL = repository.BACKENDS
 """Every backend that serves, whether it can run here or not."""
 
@@ -105,11 +103,14 @@ def opened(
     engines: dict[str, Engine] = {}
     refused = {}
     try:
-        for backend in (REFERENCE, *(other for other in backends or ALL if other != REFERENCE)):
+        for backend in (
+            repository.REFERENCE_BACKEND,
+            *(other for other in backends or ALL if other != repository.REFERENCE_BACKEND),
+        ):
             try:
                 engines[backend] = _load(models, name, backend, plans)
             except EngineError as error:
-                if backends or backend == REFERENCE:
+                if backends or backend == repository.REFERENCE_BACKEND:
                     raise
                 refused[backend] = error
         yield Opened(engines, refused)

@@ -26,8 +26,6 @@ Progress = Callable[[str, int, int], None]
 
 Content = dict[str, Any]
 
-REFERENCE = "onnxruntime"
-
 SMALL = 1e-3
 """Share of an output's greatest magnitude below which relative differences are those to this much."""
 
@@ -59,7 +57,11 @@ def fp16_pair(models: Path, name: str) -> Pair:
 
 
 def backend_pair(
-    models: Path, name: str, backend: str, against: str = REFERENCE, plans: Path | None = None
+    models: Path,
+    name: str,
+    backend: str,
+    against: str = repository.REFERENCE_BACKEND,
+    plans: Path | None = None,
 ) -> Pair:
     """A model on two backends, both opened before either computes; neither held to the golden data.
 

@@ -45,7 +45,10 @@ COMPANIONS = (CARD, MODEL_CARD, EVALUATION, PAGE, REFERENCE, BACKTEST, BASELINES
 SWITCHING = ".switching"
 """There while the companions at the top are exchanged, until the config is; `engines/versions.py`."""
 
-BACKENDS = ("onnxruntime", "onnxruntime-cuda", *tensorrt_module.BACKENDS)
+REFERENCE_BACKEND = "onnxruntime"
+"""The backend that others are held against, and that stands in for them."""
+
+BACKENDS = (REFERENCE_BACKEND, "onnxruntime-cuda", *tensorrt_module.BACKENDS)
 
 
 def list_models(repository: Path = SHIPPED) -> list[ModelConfig]:
@@ -116,7 +119,7 @@ def companions(repository: Path, config: ModelConfig) -> Path:
 def load(
     repository: Path,
     name: str,
-    backend: str = "onnxruntime",
+    backend: str = REFERENCE_BACKEND,
     plans: Path | None = None,
     version: int | None = None,
     memory_limit: int | None = None,
@@ -195,7 +198,7 @@ def golden_of(repository: Path, config: ModelConfig) -> dict[str, F32]:
     return read_golden(repository / config.name / str(config.version) / GOLDEN)
 
 
-def open_engine(config: ModelConfig, graph: bytes, backend: str = "onnxruntime") -> Engine:
+def open_engine(config: ModelConfig, graph: bytes, backend: str = REFERENCE_BACKEND) -> Engine:
     """An engine for a graph whose digest and golden data nobody has checked.
 
     Raises:
@@ -211,7 +214,7 @@ def open_engine(config: ModelConfig, graph: bytes, backend: str = "onnxruntime")
         raise BackendError(f"no backend {backend!r}; there is {', '.join(BACKENDS)}")
     from engines.onnxruntime_backend import CPU, CUDA, OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(config, graph, CPU if backend == "onnxruntime" else CUDA)
+    return OnnxRuntimeEngine(config, graph, CPU if backend == REFERENCE_BACKEND else CUDA)
 
 
 def read_golden(path: Path) -> dict[str, F32]:

@@ -7,7 +7,6 @@ from engines.engine import Engine
 from engines.errors import EngineError
 from worker.config import Settings
 from worker.finding import Finding, warning
-from worker.loading import REFERENCE
 
 
 def loaded(settings: Settings, subject: str) -> tuple[Engine, list[Finding]]:
@@ -26,8 +25,9 @@ def loaded(settings: Settings, subject: str) -> tuple[Engine, list[Finding]]:
     try:
         return load(settings.backend, settings.plans), []
     except EngineError as error:
-        if settings.backend == REFERENCE:
+        if settings.backend == repository.REFERENCE_BACKEND:
             raise
-        advice = f"a worker serves on {REFERENCE} meanwhile; mend it, or set RISKSTREAM_BACKEND={REFERENCE}"
+        other = repository.REFERENCE_BACKEND
+        advice = f"a worker serves on {other} meanwhile; mend it, or set RISKSTREAM_BACKEND={other}"
         told = [warning(f"{subject}: backend", str(error), advice)]
-    return load(REFERENCE), told
+    return load(repository.REFERENCE_BACKEND), told

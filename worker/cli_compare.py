@@ -67,7 +67,7 @@ def compare(
             pair = comparison.fp16_pair(model_repository, name)
         else:
             pair = comparison.backend_pair(
-                model_repository, name, backend, against or comparison.REFERENCE, plan_folder
+                model_repository, name, backend, against or repository.REFERENCE_BACKEND, plan_folder
             )
         with closing(pair):
             content = _content(pair, model_repository, data, patients, shown(progress))

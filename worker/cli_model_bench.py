@@ -91,7 +91,7 @@ def bench(
 
 
 def _content(models: Path, found: Opened, order: Order, show: Progress) -> dict[str, Any]:
-    config = found.engines[measurement.REFERENCE].config
+    config = found.engines[repository.REFERENCE_BACKEND].config
     inputs = measurement.golden_inputs(models, config)
     before = _load()
     backends = measurement.measure(found.engines, inputs, order, show)
@@ -100,7 +100,7 @@ def _content(models: Path, found: Opened, order: Order, show: Progress) -> dict[
         "inputs": {"from": repository.GOLDEN, "rows": len(next(iter(inputs.values())))},
         "seconds_per_point": order.seconds,
         "rounds": order.rounds,
-        "reference": measurement.REFERENCE,
+        "reference": repository.REFERENCE_BACKEND,
         "backends": backends,
         "refused": {
             backend: {"reason": error.reason, "message": str(error)}

@@ -103,6 +103,7 @@ _encode = msgspec.json.Encoder().encode
 
 _Read = Callable[[bytes], Event | Feedback | Found | Refusal]
 E = TypeVar("E", bound=Event | Feedback | Found)
+M = TypeVar("M", FeedbackRecord, Finding)
 
 FEEDBACK_TYPE = b"application/vnd.riskstream.feedback+json"
 """Content type of feedback among the vitals records."""
@@ -253,17 +254,24 @@ def repeats_keys(value: bytes) -> bool:
     return repeated
 
 
-def _feedback(value: bytes) -> Feedback | Refusal:
-    """What a person says of an alert; `id` must be the one that the alert's other fields make."""
+def _read(decoder: "msgspec.json.Decoder[M]", value: bytes) -> tuple[M, int] | Refusal:
+    """A message that is taken whole or not at all, and its time in ms."""
     try:
-        message = _feedback_record.decode(value)
+        message = decoder.decode(value)
         repeats, time_ms = repeats_keys(value), milliseconds(message.time)
     except msgspec.ValidationError as error:
         return Refusal("invalid-message", path_of(error))
     except (msgspec.DecodeError, RecursionError, OverflowError, ValueError):
         return Refusal("invalid-json")
-    if repeats:
-        return Refusal("duplicate-key")
+    return Refusal("duplicate-key") if repeats else (message, time_ms)
+
+
+def _feedback(value: bytes) -> Feedback | Refusal:
+    """What a person says of an alert; `id` must be the one that the alert's other fields make."""
+    read = _read(_feedback_record, value)
+    if isinstance(read, Refusal):
+        return read
+    message, time_ms = read
     alert = message.alert
     if alert.id != alert_id(alert.episode, alert.model.name, alert.transition, alert.sequence):
         return Refusal("unknown-alert", "$.alert.id")
@@ -274,15 +282,10 @@ def _feedback(value: bytes) -> Feedback | Refusal:
 
 def _found(value: bytes) -> Found | Refusal:
     """What a model made of a picture."""
-    try:
-        message = _finding_record.decode(value)
-        repeats, time_ms = repeats_keys(value), milliseconds(message.time)
-    except msgspec.ValidationError as error:
-        return Refusal("invalid-message", path_of(error))
-    except (msgspec.DecodeError, RecursionError, OverflowError, ValueError):
-        return Refusal("invalid-json")
-    if repeats:
-        return Refusal("duplicate-key")
+    read = _read(_finding_record, value)
+    if isinstance(read, Refusal):
+        return read
+    message, time_ms = read
     wrong = _wrong_finding(message)
     return Found(message.id, message.patient, time_ms, message) if wrong is None else wrong
 

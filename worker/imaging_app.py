@@ -21,7 +21,7 @@ from worker.imaging import ImagingPath, Outlets
 from worker.imaging_lanes import ImagingLane, ImagingStages, Room
 from worker.imaging_memory import ScoredImages
 from worker.imaging_sources import FetchedAndDecoded
-from worker.intake import Limits
+from worker.intake import limits_of
 from worker.loading import Turns
 from worker.partition import Place
 from worker.publish import Publisher
@@ -94,11 +94,7 @@ class ImagingRole:
             sources,
             Outlets(self._publisher.publish, s.topic_findings, s.topic_dead_letters),
             self._scored,
-            Limits(
-                s.imaging_max_record_bytes,
-                round(s.past_tolerance_h * 3_600_000),
-                round(s.future_tolerance_s * 1000),
-            ),
+            limits_of(s, s.imaging_max_record_bytes),
         )
         self._lanes = lanes = Lanes[ImagingLane](cluster.id)
         subscription = Subscription(s.imaging_group, s.topic_imaging, s.fetch_max_bytes, CHUNK_RECORDS)

@@ -18,7 +18,7 @@ from worker import metrics
 from worker.decode import Record
 from worker.errors import RetryError
 from worker.imaging import Fate
-from worker.lanes import LOOK_S, RETRY_S, Consumer
+from worker.lanes import LOOK_S, RETRY_S, Consumer, seek
 from worker.partition import Place
 from worker.transport import Chunk
 
@@ -293,13 +293,7 @@ class ImagingLane:
         return committed.offset
 
     async def _seek(self, offset: int) -> None:
-        while True:
-            try:
-                await self._stages.consumer.seek_offset(self.place, offset)
-                break
-            except RetryError as error:
-                log.warning("cannot seek yet", partition=self.place.partition, reason=error.reason)
-                await asyncio.sleep(RETRY_S)
+        await seek(self._stages.consumer, self.place, offset)
         self._expected = offset
         self._accepting = not self._held
 

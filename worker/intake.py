@@ -33,10 +33,10 @@ class Limits:
         self.future_ms = future_ms
 
 
-def limits_of(settings: Settings) -> Limits:
-    """The limits that a worker with these settings has."""
+def limits_of(settings: Settings, record_bytes: int | None = None) -> Limits:
+    """The limits that a worker with these settings has; `record_bytes` of a topic with a limit of its own."""
     return Limits(
-        settings.max_record_bytes,
+        record_bytes or settings.max_record_bytes,
         round(settings.past_tolerance_h * 3_600_000),
         round(settings.future_tolerance_s * 1000),
     )

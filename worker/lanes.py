@@ -48,6 +48,17 @@ class Consumer(Log, Committer, Protocol):
     def log_end(self, place: Place) -> int | None: ...
 
 
+async def seek(consumer: Consumer, place: Place, offset: int) -> None:
+    """Have a partition fetched from an offset on, however long the consumer refuses."""
+    while True:
+        try:
+            await consumer.seek_offset(place, offset)
+            return
+        except RetryError as error:
+            log.warning("cannot seek yet", partition=place.partition, reason=error.reason)
+            await asyncio.sleep(RETRY_S)
+
+
 AlertLog = Callable[[Place, int], Awaitable[LastAlerts]]
 
 
@@ -334,13 +345,7 @@ class Lane:
 
     async def _seek(self, offset: int) -> None:
         """Read on from an offset. A fetch may be on its way meanwhile; `put` tells what it brings."""
-        while True:
-            try:
-                await self._stages.consumer.seek_offset(self.place, offset)
-                break
-            except RetryError as error:
-                log.warning("cannot seek yet", partition=self.place.partition, reason=error.reason)
-                await asyncio.sleep(RETRY_S)
+        await seek(self._stages.consumer, self.place, offset)
         self._expected = offset
         self._accepting = True
 

@@ -27,9 +27,6 @@ that starts answers nothing, and one that serves finds no newer version."""
 CLOSE_S = 5.0
 """What a worker that stops waits for loads under way: their engines are to be closed."""
 
-REFERENCE = "onnxruntime"
-"""The backend that stands in for others."""
-
 T = TypeVar("T")
 Turns = Callable[[str], asyncio.Lock | None]
 
@@ -41,7 +38,7 @@ def device_turns() -> Turns:
     longer than a batch of the other.
     """
     gpu = asyncio.Lock()
-    return lambda backend: None if backend == REFERENCE else gpu
+    return lambda backend: None if backend == repository.REFERENCE_BACKEND else gpu
 
 
 class Loaded(Served):

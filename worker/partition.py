@@ -116,9 +116,8 @@ class Partition:
         if model == self.model:
             return
         self.model = model
-        fits = self.prepared is not None and self.prepared.model == model
-        states = self.prepared.states if self.prepared is not None and fits else {}
-        self.prepared = None
+        prepared, self.prepared = self.prepared, None
+        states = prepared.states if prepared is not None and prepared.model == model else {}
         for patient in self.patients.values():
             before, new = states.get(patient.id, (None, None))
             # A closed bin that was added or changed since would have made another state, in another array.

@@ -108,9 +108,3 @@ def named(ids: Collection[str]) -> Keep:
     """Records that hold one of some ids; a cheap test, before anything is decoded."""
     wanted = [identifier.encode() for identifier in ids]
     return lambda record: any(identifier in (record.value or b"") for identifier in wanted)
-
-
-def of_patient(patient: str) -> Keep:
-    """Records of one patient."""
-    key = patient.encode()
-    return lambda record: bool(record.key == key)

@@ -23,12 +23,13 @@ from contextlib import suppress
 import structlog
 
 from engines.errors import EngineError
+from engines.repository import REFERENCE_BACKEND
 from engines.steps import require_series
 from schemas.model_config import ModelConfig
 from worker import metrics
 from worker.config import Settings
 from worker.errors import EngineHungError
-from worker.loading import REFERENCE, Files, Loaded, Loader, Turns, files_of
+from worker.loading import Files, Loaded, Loader, Turns, files_of
 from worker.policies import Policies
 from worker.served import Served
 
@@ -75,7 +76,7 @@ class Ladder:
         self.refused = ""
         self._settings = settings
         self._loader = Loader(settings, turns, require)
-        self._rungs = tuple(dict.fromkeys((settings.backend, REFERENCE)))
+        self._rungs = tuple(dict.fromkeys((settings.backend, REFERENCE_BACKEND)))
         self._current: Loaded | None = None
         self._files: Files | None = None
         self._retired: list[Loaded] = []
