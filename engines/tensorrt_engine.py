@@ -19,6 +19,7 @@ import numpy as np
 from engines import memory
 from engines.engine import F32, Engine, Parts
 from engines.errors import BackendError, GraphError
+from engines.precision import Precision
 from engines.tensorrt_buffers import Buffers
 from engines.tensorrt_module import message_log, primary_context
 from schemas.model_config import ModelConfig
@@ -51,6 +52,7 @@ class TensorRTEngine(Engine):
         driver: Any,
         split_bytes: int = SPLIT_BYTES,
         cache: Path | None = None,
+        precision: Precision = "fp32",
     ) -> None:
         """Load a plan and allocate all memory it will use.
 
@@ -62,13 +64,15 @@ class TensorRTEngine(Engine):
             split_bytes: inputs from this size on go in halves.
             cache: file for the kernels that TensorRT for RTX compiles when it loads a plan: read now, written
                 at the close, so that the next load need not compile them. TensorRT has no such cache.
+            precision: of the plan; `backend` names it unless it is fp32.
 
         Raises:
             BackendError: the runtime does not load the plan, or the GPU fails or has too little memory.
             GraphError: the plan's tensors are not the config's.
             MemoryBudgetError: its context and buffers need more of the GPU's memory than is free.
         """
-        super().__init__(config, f"{module.__name__.replace('_', '-')}-cuda")
+        named = "" if precision == "fp32" else f"-{precision}"
+        super().__init__(config, f"{module.__name__.replace('_', '-')}-cuda{named}")
         self._module, self._driver, self._split_bytes = module, driver, split_bytes
         self._cache_file = cache
         self._lock = threading.Lock()

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from engines import plans, repository
 from engines.errors import BuildError
-from engines.plans import Precision
+from engines.precision import Precision
 from engines.tensorrt_build import Profile
 from worker.cli_told import Version, told
 
@@ -99,7 +99,8 @@ def _print_plan(content: dict[str, Any]) -> None:
         table.add_row(tensor["name"], tensor["mode"], tensor["type"], str(tensor["shape"]), sizes)
     console = Console()
     console.print(table)
-    console.print(f"{content['plan']}: {content['state']}", markup=False, highlight=False, soft_wrap=True)
+    state = f"{content['state']}, built {content['built']}"
+    console.print(f"{content['plan']}: {state}", markup=False, highlight=False, soft_wrap=True)
     console.print(content["engine"]["note"], highlight=False, markup=False)
 
 
