@@ -1,4 +1,4 @@
-"""What an engine takes for a batch, by batch size: latency, rows per second, CPU time, and its parts.
+"""What an engine takes for a batch, by batch size: latency, rows per second, CPU time, its parts, company.
 
 Every point is one backend at one batch size. A round visits all points, and the next one in the opposite
 order, so that a busy minute of the machine falls on all of them; a figure is the median of what the rounds
@@ -7,6 +7,7 @@ found, and a ratio the median of the rounds' ratios.
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter, process_time
@@ -55,11 +56,13 @@ class Round(NamedTuple):
     took: float64[batches], seconds of each batch.
     cpu: seconds of CPU for a batch, of all threads of the process, on average.
     parts: float64[batches, 3], seconds of `Parts`; None where the backend does not tell them apart.
+    together: batches per second with as many in flight as the engine takes; None where that is one.
     """
 
     took: NDArray[np.float64]
     cpu: float
     parts: NDArray[np.float64] | None
+    together: float | None = None
 
 
 class Opened(NamedTuple):
@@ -238,7 +241,26 @@ def timed(engine: Engine, inputs: Mapping[str, F32], seconds: float, *, apart: b
         if apart and (told := engine.run_in_parts(inputs)[1]) is not None:
             parts.append(told)
     spent = (process_time() - cpu) / (len(took) + len(parts))
-    return Round(np.array(took), spent, np.array(parts) if parts else None)
+    company = None if engine.in_flight == 1 else together(engine, inputs, seconds)
+    return Round(np.array(took), spent, np.array(parts) if parts else None, company)
+
+
+def together(engine: Engine, inputs: Mapping[str, F32], seconds: float) -> float:
+    """Batches per second while every thread that the engine takes hands over one batch after another."""
+    began = perf_counter()
+    until = began + seconds
+
+    def batches() -> int:
+        done = 0
+        while done < FEWEST or perf_counter() < until:
+            engine.run(inputs)
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(engine.in_flight) as threads:
+        calls = [threads.submit(batches) for _ in range(engine.in_flight)]
+        done = sum(call.result() for call in calls)
+    return done / (perf_counter() - began)
 
 
 def point(
@@ -255,7 +277,9 @@ def point(
     Returns:
         "batch", "batches" timed in all rounds, "latency_ms" by percentile, "rows_per_second" with the least
         and the greatest of the rounds, "cpu_ms" of a batch, "parts_ms" or None, and the rows per second as
-        multiples "to_batch_1" (None where that was not measured) and "to_reference".
+        multiples "to_batch_1" (None where that was not measured) and "to_reference". "in_flight" has
+        "rows_per_second" with as many batches in flight as the engine takes, and what multiple "to_one" batch
+        after another that is; None where it takes one.
     """
     speeds = [_speed(size, each) for each in rounds]
     percentiles = np.array([np.percentile(each.took, PERCENTILES) for each in rounds])
@@ -275,6 +299,7 @@ def point(
         "parts_ms": _parts(rounds),
         "to_batch_1": None if alone is None else _ratio(speeds, [_speed(1, each) for each in alone]),
         "to_reference": _ratio(speeds, [_speed(size, each) for each in reference]),
+        "in_flight": _in_flight(size, rounds, speeds),
     }
 
 
@@ -290,6 +315,13 @@ def _warm(engine: Engine, inputs: Mapping[str, F32]) -> bool:
 def _speed(size: int, found: Round) -> float:
     """Rows per second."""
     return float(size * len(found.took) / found.took.sum())
+
+
+def _in_flight(size: int, rounds: Sequence[Round], speeds: Sequence[float]) -> dict[str, float] | None:
+    found = [size * each.together for each in rounds if each.together is not None]
+    if not found:
+        return None
+    return {"rows_per_second": round(float(np.median(found)), 1), "to_one": _ratio(found, speeds)}
 
 
 def _ratio(speeds: Sequence[float], others: Sequence[float]) -> float:

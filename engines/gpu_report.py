@@ -327,11 +327,15 @@ def _compared(steps: list[dict[str, Any]]) -> list[str]:
 
 
 def _measured(steps: list[dict[str, Any]]) -> list[str]:
-    lines = ["### Speed", "", "Rows per second; × onnxruntime as measured in the same command, by turns.", ""]
-    lines += [
-        "| model | backend | rows | p50 ms | p99 ms | rows/s | × onnxruntime | × PyTorch on the same device |"
+    lines = [
+        "### Speed",
+        "",
+        "Rows per second; × onnxruntime as measured in the same command, by turns; with",
     ]
-    lines += ["|---|---|---|---|---|---|---|---|"]
+    lines += ["with two batches in flight, as a multiple of one after another.", ""]
+    heads = ("p50 ms", "p99 ms", "rows/s", "× onnxruntime", "× PyTorch on the same device", "two in flight")
+    lines += [f"| model | backend | rows | {' | '.join(heads)} |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
     speeds = {(model, backend, p["batch"]): _speed(p) for model, backend, p in _points(steps)}
     for model, backend, point in _points(steps):
         size = point["batch"]
@@ -339,10 +343,11 @@ def _measured(steps: list[dict[str, Any]]) -> list[str]:
             continue
         rival = speeds.get((model, "pytorch" if backend in ON_CPU else "pytorch-cuda", size))
         times = "" if rival is None else f"{_speed(point) / rival:.2f}"
-        latency = point["latency_ms"]
+        latency, flight = point["latency_ms"], point["in_flight"]
         lines.append(
             f"| `{model}` | `{backend}` | {size} | {latency['p50']:.3g} | {latency['p99']:.3g} | "
-            f"{_speed(point):,.0f} | {point['to_reference']} | {times} |"
+            f"{_speed(point):,.0f} | {point['to_reference']} | {times} | "
+            f"{'' if flight is None else flight['to_one']} |"
         )
     return [*lines, ""]
 

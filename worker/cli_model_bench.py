@@ -25,7 +25,8 @@ from worker.cli_told import bar, shown, told
 
 LEGEND = (
     "rows in a batch; milliseconds of it: latency, CPU time, copying in, running,\n"
-    "copying out; rows per second, and as multiples of batch 1 and of the reference"
+    "copying out; rows per second, and as multiples of batch 1 and of the reference;\n"
+    "where an engine takes two batches at once, what multiple that gives"
 )
 
 PACKAGES = (
@@ -159,7 +160,9 @@ def _print(content: dict[str, Any]) -> None:
 
 def _table(title: str, points: list[dict[str, Any]]) -> Table:
     table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 1))
-    for heading in ("rows", "p50", "p90", "p99", "CPU", "in", "run", "out", "rows/s", "×1", "×ref"):
+    two = any(point["in_flight"] for point in points)
+    headings = ("rows", "p50", "p90", "p99", "CPU", "in", "run", "out", "rows/s", "×1", "×ref")
+    for heading in (*headings, "×2") if two else headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for point in points:
         parts = point["parts_ms"] or {}
@@ -171,6 +174,7 @@ def _table(title: str, points: list[dict[str, Any]]) -> Table:
             f"{point['rows_per_second']['median']:,.0f}",
             _number(point["to_batch_1"]),
             _number(point["to_reference"]),
+            *([_number(point["in_flight"]["to_one"])] if two else ()),
         )
     return table
 

@@ -28,16 +28,18 @@ CLOSE_S = 5.0
 """What a worker that stops waits for loads under way: their engines are to be closed."""
 
 T = TypeVar("T")
-Turns = Callable[[str], asyncio.Lock | None]
+Turns = Callable[[str], asyncio.Semaphore | None]
+
+ON_A_GPU = 2
+"""Batches that all engines together have on a GPU at a time: one is copied while another is computed."""
 
 
 def device_turns() -> Turns:
-    """Locks by backend, for all engines of a process: those on a GPU take turns, those on the CPU need not.
+    """Turns by backend, for all engines of a process: those on a GPU take turns, those on the CPU need not.
 
-    A lock is fair: whoever waits is served in turn, so that of two engines with work neither waits for
-    longer than a batch of the other.
+    Whoever waits is served in turn, so that an engine never waits for more than one batch of another to end.
     """
-    gpu = asyncio.Lock()
+    gpu = asyncio.Semaphore(ON_A_GPU)
     return lambda backend: None if backend == repository.REFERENCE_BACKEND else gpu
 
 
@@ -81,7 +83,7 @@ class Loader:
 
     Args:
         settings: repository, model, patience.
-        turns: gives the lock that engines of a backend's device share; None where they need not take turns.
+        turns: gives what engines of a backend's device take turns by; None where they need not.
         require: raises KindError for a model of a kind that is not served here.
     """
 
