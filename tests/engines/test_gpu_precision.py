@@ -11,7 +11,7 @@ from engines import bench, plans, repository, tensorrt_load
 from engines.compare import Side, on_golden, pair_of
 from engines.errors import BackendError
 from engines.tensorrt_build import Profile
-from engines.tensorrt_module import BACKENDS
+from engines.tensorrt_module import BACKENDS, capability
 from tests import kinds
 from tests.engines.test_plan_choice import TOLERANCE, put
 
@@ -49,7 +49,7 @@ def test_another_profile_is_served(backend: str, profile: tuple[int, int, int], 
     config = repository.read_config(repository.SHIPPED, "vitals")
     repository.load(repository.SHIPPED, "vitals", backend, tmp_path).close()  # builds the usual one
     plans.obtain(repository.SHIPPED, "vitals", backend, profile=Profile(*profile), plans=tmp_path)
-    here = tensorrt_load.capability(tensorrt_load.runtime(backend)[1])
+    here = capability(tensorrt_load.runtime(backend)[1])
     fits = partial(tensorrt_load.fits, device=here)
     chosen = plans.last_built(repository.SHIPPED, config, backend, "fp32", fits, tmp_path)
     assert chosen is not None
@@ -62,6 +62,22 @@ def test_another_profile_is_served(backend: str, profile: tuple[int, int, int], 
         np.testing.assert_allclose(array, expected[tensor], atol=config.golden_tolerance)
     engine.close()
     reference.close()
+
+
+def test_a_plan_for_this_architecture_alone_is_served(tmp_path: Path) -> None:
+    try:
+        module, driver = tensorrt_load.runtime("tensorrt-rtx")
+    except BackendError as error:
+        pytest.skip(str(error))
+    here = "".join(map(str, capability(driver)))
+    if not hasattr(module.ComputeCapability, f"SM{here}"):
+        pytest.skip(f"TensorRT for RTX has no target {here}")
+    obtain = partial(plans.obtain, repository.SHIPPED, "vitals", "tensorrt-rtx", plans=tmp_path)
+    made = obtain("fp16", architecture=here)
+    pair = pair_of(repository.SHIPPED, "vitals", Side("tensorrt-rtx", "fp16"), Side(), tmp_path)
+    pair.close()
+    assert made.path.with_suffix(".kernels").exists()
+    assert len(list(tmp_path.rglob("*.plan"))) == 1, "no other is built"
 
 
 def test_fp16_passes_a_golden_gate_that_is_wide_enough(backend: str, tmp_path: Path) -> None:

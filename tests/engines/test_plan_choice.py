@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from engines import acceptance, bench, memory, plans, repository, tensorrt_load
+from engines import acceptance, bench, memory, plans, repository, tensorrt_build, tensorrt_load
 from engines.engine import Engine
 from engines.errors import BackendError, BuildError, GoldenError, InputError, MemoryBudgetError
 from engines.plans import Provenance
@@ -97,8 +97,13 @@ def loaded(models: Path, **more: Any) -> Engine:
 def taken(models: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision = "fp32") -> str:
     """Name of the plan that a load takes; it is whatever file the engine's plan is read from."""
     read: list[Path] = []
+
+    def read_plan(path: Path) -> bytes:
+        read.append(path)
+        return path.read_bytes()
+
     with monkeypatch.context() as patch:
-        patch.setattr(plans, "read_plan", lambda path: (read.append(path), path.read_bytes())[1])
+        patch.setattr(plans, "read_plan", read_plan)
         loaded(models, precision=precision).close()
     [path] = read
     return path.name
@@ -316,3 +321,27 @@ def test_a_model_is_checked_on_its_plan(module: FakeTensorRT, models: Path, tmp_
     made = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=Provenance)
     assert made.key.precision == "fp16"
     assert not (models / "small/1/plans").exists()
+
+
+def test_tensorrts_plans_for_ampere_and_later_need_no_trust_to_be_loaded() -> None:
+    """A version-compatible plan holds code; a runtime loads it only when told that it may run that."""
+
+    class Options:
+        hardware_compatibility_level = ""
+
+        def __init__(self) -> None:
+            self.flags = {"TF32"}  # as TensorRT has it by default
+
+        def clear_flag(self, flag: str) -> None:
+            self.flags.remove(flag)
+
+        def set_flag(self, flag: str) -> None:
+            self.flags.add(flag)
+
+    module: Any = SimpleNamespace(
+        BuilderFlag=SimpleNamespace(TF32="TF32", VERSION_COMPATIBLE="VERSION_COMPATIBLE"),
+        HardwareCompatibilityLevel=SimpleNamespace(AMPERE_PLUS="ampere"),
+    )
+    options = Options()
+    assert tensorrt_build._set_flags(module, options, AMPERE_PLUS) == ("no-tf32", "hardware-compatible")
+    assert (options.flags, options.hardware_compatibility_level) == (set(), "ampere")
