@@ -196,18 +196,23 @@ def _proven(settings: Settings, config: ModelConfig, backend: str, with_watch: b
     return Proven(engine, lambda: repository.verify(engine, golden), counts)
 
 
+_idle: list[ThreadPoolExecutor] = []
+"""Of one thread each, kept for the next call: threads that come and go leave arenas of glibc's behind."""
+
+
 def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """Do something slow in a thread of its own: should it hang, no other work waits behind it.
+    """Do something slow in a thread that does nothing else: should it hang, no other work waits behind it.
 
     Raises:
         BackendError: no thread can be started.
     """
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loading")
+    pool = _idle.pop() if _idle else ThreadPoolExecutor(max_workers=1, thread_name_prefix="loading")
     try:
-        return asyncio.get_running_loop().run_in_executor(pool, work)
+        call = pool.submit(work)
     except RuntimeError as error:
+        pool.shutdown(wait=False)
         raise BackendError(
             f"nothing can be loaded: {error}; the machine is out of memory or threads"
         ) from error
-    finally:
-        pool.shutdown(wait=False)
+    call.add_done_callback(lambda _: _idle.append(pool))  # not before the work ends, whoever is cancelled
+    return asyncio.wrap_future(call)
