@@ -43,16 +43,20 @@ def build(
 ) -> None:
     """Build a model's plan for TensorRT or TensorRT for RTX, unless a current one is there already.
 
-    TensorRT builds for the GPU of this machine; TensorRT for RTX needs no GPU. Building runs nothing.
+    TensorRT builds for the GPU of this machine; TensorRT for RTX needs no GPU. Building runs nothing. Of the
+    plans that a GPU can run, in the precision asked for, a load takes the one built last.
     """
     with told():
         sizes = None if profile is None else Profile.parse(profile)
         found = plans.obtain(
             model_repository, name, backend, precision, sizes, architecture, plan_folder, version
         )
+        config = repository.read_config(model_repository, name, version)
+        last = plans.last_built(model_repository, config, backend, precision, lambda _: True, plan_folder)
+    later = None if last is None or last.path == found.path else str(last.path)
     if as_json:
         _print_json(
-            {"how": found.how, "why": found.why, "plan": str(found.path)}
+            {"how": found.how, "why": found.why, "plan": str(found.path), "later": later}
             | msgspec.to_builtins(found.provenance)
         )
         return
@@ -60,6 +64,11 @@ def build(
     took = "" if found.how == "cached" else f" in {made.seconds:.1f} s"
     Console().print(f"{found.how}{took}: {found.why}", highlight=False)
     Console().print(f"{found.path}  {made.plan_bytes:,} bytes", markup=False, highlight=False, soft_wrap=True)
+    if later is not None:
+        told_later = (
+            f"{later} was built later and serves where both can run; remove it to have this one served"
+        )
+        Console().print(told_later, markup=False, highlight=False, soft_wrap=True)
 
 
 def inspect(

@@ -3,11 +3,13 @@
 No plan runs here: without a driver the runtime loads none, and says so.
 """
 
+import json
 from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
+from typer.testing import CliRunner, Result
 
 from engines import plans, repository, tensorrt_load
 from engines.errors import BackendError, EngineError
@@ -16,6 +18,7 @@ from engines.precision import Precision
 from engines.tensorrt_build import AMPERE_PLUS, Profile
 from engines.tensorrt_module import cuda_driver
 from tests.engines.fake_cuda import FakeDriver
+from worker.cli import app
 
 pytest.importorskip("tensorrt_rtx", reason="building needs the extra `tensorrt-rtx`")
 
@@ -92,3 +95,18 @@ def test_provenance_of_fp16_names_the_graph_that_was_parsed(tmp_path: Path) -> N
     made = plans.obtain(repository.SHIPPED, "bedside", RTX, "fp16", plans=tmp_path)
     told = msgspec.json.decode(made.path.with_suffix(".json").read_bytes(), type=plans.Provenance)
     assert told.key.graph_digest != told.key.digest
+
+
+def test_a_build_says_which_plan_serves_instead_of_a_cached_one(tmp_path: Path) -> None:
+    def built(*profile: str) -> Result:
+        asked = ("model", "build", "bedside", "--backend", RTX, "--plans", str(tmp_path), *profile)
+        return CliRunner().invoke(app, asked)
+
+    first = json.loads(built("--json").stdout)
+    second = json.loads(built("--profile", "1,8,16", "--json").stdout)
+    assert (first["later"], second["later"]) == (None, None)
+    again = built()
+    assert again.stdout.startswith("cached:")
+    assert f"{second['plan']} was built later and serves where both can run; remove it" in again.stdout
+    Path(second["plan"]).unlink()
+    assert "was built later" not in built().stdout
