@@ -6,7 +6,7 @@ found, and a ratio the median of the rounds' ratios.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import repository
+from engines import repository, tensorrt_module
 from engines.engine import F32, Engine, Parts
 from engines.errors import BackendError, EngineError, ExtraError, InputError
+from engines.precision import Precision
 from schemas.model_config import ModelConfig
 
 ALL = repository.BACKENDS
@@ -65,7 +66,7 @@ class Round(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """Engines by backend, the reference first, and why the other backends cannot run here."""
+    """Engines by `called`, the reference first, and why the other backends cannot run here."""
 
     engines: dict[str, Engine]
     refused: dict[str, EngineError]
@@ -88,9 +89,18 @@ def sizes_of(config: ModelConfig, asked: str | None = None) -> tuple[int, ...]:
     return tuple(sorted({int(word) for word in words}))
 
 
+def called(backend: str, precision: Precision) -> str:
+    """A backend's name among those measured: with its precision unless that is fp32."""
+    return backend if precision == "fp32" else f"{backend}-{precision}"
+
+
 @contextmanager
 def opened(
-    models: Path, name: str, backends: Sequence[str] | None = None, plans: Path | None = None
+    models: Path,
+    name: str,
+    backends: Sequence[str] | None = None,
+    plans: Path | None = None,
+    precisions: Sequence[Precision] = ("fp32",),
 ) -> Iterator[Opened]:
     """The reference and other backends of a model, each proved on its golden data; closed at the end.
 
@@ -99,35 +109,51 @@ def opened(
         name: of the model.
         backends: which must run, of `ALL` and `PYTORCH`; every one of `ALL` that can, unless given.
         plans: folder to keep plans in; beside the model unless given.
+        precisions: of plans, each measured; the other backends compute the graph as it is.
 
     Raises:
+        InputError: fp16, of backends none of which runs plans.
         EngineError: the reference, or a backend that is asked for by name, cannot be loaded.
     """
+    others = dict.fromkeys(other for other in backends or ALL if other != repository.REFERENCE_BACKEND)
+    if "fp16" in precisions and others.keys().isdisjoint(tensorrt_module.BACKENDS):
+        raise InputError(
+            f"precision fp16 is of plans: measure {' or '.join(tensorrt_module.BACKENDS)}, not "
+            f"{', '.join(others) or repository.REFERENCE_BACKEND} alone"
+        )
     engines: dict[str, Engine] = {}
     refused = {}
     try:
-        for backend in (
-            repository.REFERENCE_BACKEND,
-            *(other for other in backends or ALL if other != repository.REFERENCE_BACKEND),
-        ):
+        engines[repository.REFERENCE_BACKEND] = repository.load(models, name)
+        for backend, precision in _targets(others, precisions):
             try:
-                engines[backend] = _load(models, name, backend, plans)
+                engines[called(backend, precision)] = _load(models, name, backend, plans, precision)
             except EngineError as error:
-                if backends or backend == repository.REFERENCE_BACKEND:
+                if backends:
                     raise
-                refused[backend] = error
+                refused[called(backend, precision)] = error
         yield Opened(engines, refused)
     finally:
         for engine in engines.values():
             engine.close()
 
 
-def _load(models: Path, name: str, backend: str, plans: Path | None) -> Engine:
+def _targets(backends: Iterable[str], precisions: Sequence[Precision]) -> Iterator[tuple[str, Precision]]:
+    """What to load: plans in every precision asked for, the others as they are."""
+    for backend in backends:
+        if backend in tensorrt_module.BACKENDS:
+            for precision in dict.fromkeys(precisions):
+                yield backend, precision
+        else:
+            yield backend, "fp32"
+
+
+def _load(models: Path, name: str, backend: str, plans: Path | None, precision: Precision) -> Engine:
     if backend in PYTORCH:
         return _pytorch(models, name, PYTORCH[backend])
     if backend not in ALL:
         raise BackendError(f"no backend {backend!r} to measure; there is {', '.join((*ALL, *PYTORCH))}")
-    return repository.load(models, name, backend, plans)
+    return repository.load(models, name, backend, plans, precision=precision)
 
 
 def _pytorch(models: Path, name: str, device: str) -> Engine:

@@ -19,6 +19,7 @@ import numpy as np
 from engines import memory
 from engines.engine import F32, Engine, Parts
 from engines.errors import BackendError, GraphError
+from engines.precision import Precision
 from engines.tensorrt_module import message_log, primary_context
 from engines.tensorrt_slot import Slot
 from schemas.model_config import ModelConfig
@@ -45,7 +46,13 @@ class TensorRTEngine(Engine):
     in_flight = IN_FLIGHT
 
     def __init__(
-        self, config: ModelConfig, plan: bytes, module: Any, driver: Any, cache: Path | None = None
+        self,
+        config: ModelConfig,
+        plan: bytes,
+        module: Any,
+        driver: Any,
+        cache: Path | None = None,
+        precision: Precision = "fp32",
     ) -> None:
         """Load a plan and allocate all memory it will use.
 
@@ -56,13 +63,15 @@ class TensorRTEngine(Engine):
             driver: PyCUDA's, from `cuda_driver`.
             cache: file for the kernels that TensorRT for RTX compiles when it loads a plan: read now, written
                 at the close, so that the next load need not compile them. TensorRT has no such cache.
+            precision: of the plan; `backend` names it unless it is fp32.
 
         Raises:
             BackendError: the runtime does not load the plan, or the GPU fails or has too little memory.
             GraphError: the plan's tensors are not the config's.
             MemoryBudgetError: its contexts and buffers need more of the GPU's memory than is free.
         """
-        super().__init__(config, f"{module.__name__.replace('_', '-')}-cuda")
+        named = "" if precision == "fp32" else f"-{precision}"
+        super().__init__(config, f"{module.__name__.replace('_', '-')}-cuda{named}")
         self._module, self._driver = module, driver
         self._cache_file = cache
         self._lock = threading.Lock()  # of the three that follow; never held while the GPU is waited for

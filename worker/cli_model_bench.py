@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -16,6 +16,7 @@ from engines import repository
 from engines.bench import Opened, Order, Progress
 from engines.engine import Parts
 from engines.errors import ExtraError, InputError
+from engines.precision import Precision
 from schemas.model_config import ModelConfig
 from worker.bench import report as bench_report
 from worker.cli_engine import AsJson, Name, Plans, Repository
@@ -49,6 +50,12 @@ def bench(
             "it is named; repeatable; all that serve and can run unless given"
         ),
     ] = None,
+    precision: Annotated[
+        Literal["fp32", "fp16", "both"],
+        typer.Option(
+            help="of the plans of tensorrt and tensorrt-rtx; the others compute model.onnx as it is"
+        ),
+    ] = "fp32",
     batch: Annotated[
         str | None,
         typer.Option(
@@ -77,7 +84,8 @@ def bench(
         check_writable(report, plot)
         _check_plot(plot)
         sizes = measurement.sizes_of(repository.read_config(model_repository, name), batch)
-        with measurement.opened(model_repository, name, backend, plan_folder) as found:
+        chosen: tuple[Precision, ...] = ("fp32", "fp16") if precision == "both" else (precision,)
+        with measurement.opened(model_repository, name, backend, plan_folder, chosen) as found:
             content = _content(model_repository, found, Order(sizes, seconds, rounds), shown(progress))
         if report is not None:
             bench_report.write(content, report)

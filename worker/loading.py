@@ -174,7 +174,12 @@ def _proven(settings: Settings, config: ModelConfig, backend: str, with_watch: b
         # By the config in hand: by now config.json may name another version, or be damaged.
         golden = repository.golden_of(models, config)
         engine = repository.load_unproved(
-            models, config, backend, settings.plans, settings.model_memory_limit
+            models,
+            config,
+            backend,
+            settings.plans,
+            settings.model_memory_limit,
+            precision=settings.precision_on(backend),
         )
         try:
             repository.verify(engine, golden)

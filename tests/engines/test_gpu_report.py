@@ -206,3 +206,50 @@ def test_what_fails_on_the_way_is_written_down(
 
 def test_the_shipped_page_has_its_marks() -> None:
     gpu_report.between(gpu_report.PAGE.read_text())
+
+
+def test_plans_are_built_compared_and_measured_in_both_precisions() -> None:
+    commands: list[list[str]] = []
+
+    def runs(command: Sequence[str]) -> Step:
+        commands.append([*command, ""])
+        return Step(" ".join(command), 0, "{}", "", 0.1)
+
+    steps = [
+        *gpu_report.builds(runs, ["Made-Up, 8.9, 999.1, 1 MiB"]),
+        *gpu_report.comparisons(runs, []),
+        *gpu_report.measurements(runs, "1"),
+    ]
+
+    def asked(verb: str, name: str, backend: str) -> list[tuple[str, str, str]]:
+        """Folder of plans, precision and architecture of the commands."""
+        chosen = [c for c in commands if c[4] == verb and c[5] == name and c[7] == backend]
+
+        def option(command: list[str], named: str) -> str:
+            return command[command.index(named) + 1] if named in command else ""
+
+        return [
+            (Path(option(c, "--plans")).name, option(c, "--precision"), option(c, "--architecture"))
+            for c in chosen
+        ]
+
+    usual = [("plans", "", ""), ("plans", "fp16", "")]
+    named = [("plans-named", precision, "") for precision in ("fp32", "fp16")]
+    for name in gpu_report.models():
+        assert asked("build", name, "tensorrt") == [("plans", "fp32", ""), ("plans", "fp16", "")]
+        assert asked("build", name, "tensorrt-rtx")[2:] == [(*which[:2], "89") for which in named]
+        assert asked("compare", name, "tensorrt") == usual
+        assert asked("compare", name, "tensorrt-rtx") == [*usual, *named]
+        assert asked("compare", name, "onnxruntime-cuda") == [("plans", "", "")]
+        for backend in ("tensorrt", "tensorrt-rtx"):
+            assert asked("bench", name, backend) == usual
+    assert len(steps) == len(commands)
+
+
+def test_plans_for_this_architecture_are_told_apart() -> None:
+    steps = [step(f"compare --plans build/{gpu_report.NAMED}", compared())]
+    lines = gpu_report.section(RESULTS | {"comparisons": steps}).splitlines()
+    assert any(
+        line.startswith("| `vitals` | `tensorrt-cuda, of a plan for this architecture` | golden")
+        for line in lines
+    )
