@@ -129,7 +129,7 @@ def _batches(engine: Engine) -> tuple[bool, str]:
 
 
 def _batches_nearly(engine: Engine) -> tuple[bool, str]:
-    tolerance = engine.config.golden_tolerance
+    tolerance = engine.golden_tolerance
 
     def alike(one: F32, other: F32) -> bool:
         return bool(np.max(np.abs(one - other)) <= tolerance)

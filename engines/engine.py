@@ -37,6 +37,7 @@ class Engine(abc.ABC):
         one_by_one: a batch's rows are computed alone, one after the other.
         in_flight: batches that it gains by having at once; more than it computes at once, if copying one to
             a device overlaps computing another.
+        golden_tolerance: how far outputs may lie from the golden data; the config's, for what it computes in.
     """
 
     one_by_one = False
@@ -45,6 +46,7 @@ class Engine(abc.ABC):
     def __init__(self, config: ModelConfig, backend: str) -> None:
         self.config = config
         self.backend = backend
+        self.golden_tolerance = config.golden_tolerance
         self.input_dims = {tensor.name: tensor.dims for tensor in config.input} | {
             pair.input: pair.dims for pair in config.state
         }

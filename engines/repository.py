@@ -250,12 +250,12 @@ def verify(engine: Engine, golden: dict[str, F32]) -> None:
 
     Raises:
         GoldenError: an output is absent, of another shape or no numbers with a fraction, or differs by more
-            than `golden_tolerance`.
+            than the engine's `golden_tolerance`.
         InputError: the golden inputs do not fit the config.
     """
     inputs = {key.removeprefix("in/"): array for key, array in golden.items() if key.startswith("in/")}
     expected = {key.removeprefix("out/"): array for key, array in golden.items() if key.startswith("out/")}
-    name, tolerance = engine.config.name, engine.config.golden_tolerance
+    name, tolerance = engine.config.name, engine.golden_tolerance
     actual = engine.run(inputs)
     rows = len(next(iter(actual.values())))
     if expected.keys() != actual.keys():

@@ -40,7 +40,7 @@ class TensorRTEngine(Engine):
     freeing to the thread whose call ends last: nothing is freed under a call that hangs.
 
     Bytes of a row: batches are padded as the reference's, but TensorRT may choose kernels by shape. That a
-    row's bytes do not depend on its batch is not proven; outputs are held to `golden_tolerance`.
+    row's bytes do not depend on its batch is not proven; outputs are held to golden data.
     """
 
     in_flight = IN_FLIGHT
@@ -72,6 +72,8 @@ class TensorRTEngine(Engine):
         """
         named = "" if precision == "fp32" else f"-{precision}"
         super().__init__(config, f"{module.__name__.replace('_', '-')}-cuda{named}")
+        if precision == "fp16":
+            self.golden_tolerance = config.golden_tolerance_fp16
         self._module, self._driver = module, driver
         self._cache_file = cache
         self._lock = threading.Lock()  # of the three that follow; never held while the GPU is waited for

@@ -3,7 +3,6 @@
 from functools import partial
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -13,7 +12,7 @@ from engines.errors import BackendError
 from engines.tensorrt_build import Profile
 from engines.tensorrt_module import BACKENDS, capability
 from tests import kinds
-from tests.engines.test_plan_choice import TOLERANCE, put
+from tests.engines.test_plan_choice import put
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:The CUDA compiler succeeded")]
 
@@ -59,7 +58,7 @@ def test_another_profile_is_served(backend: str, profile: tuple[int, int, int], 
     inputs = bench.repeated(bench.golden_inputs(repository.SHIPPED, config), 200)
     expected = reference.run(inputs)
     for tensor, array in engine.run(inputs).items():
-        np.testing.assert_allclose(array, expected[tensor], atol=config.golden_tolerance)
+        np.testing.assert_allclose(array, expected[tensor], atol=config.golden_tolerance_fp16)
     engine.close()
     reference.close()
 
@@ -82,7 +81,7 @@ def test_a_plan_for_this_architecture_alone_is_served(tmp_path: Path) -> None:
 
 def test_fp16_passes_a_golden_gate_that_is_wide_enough(backend: str, tmp_path: Path) -> None:
     config, graph = kinds.model_of("step")
-    put(tmp_path, msgspec.structs.replace(config, golden_tolerance=TOLERANCE), graph)
+    put(tmp_path, config, graph)
     engine = repository.load(tmp_path, "small", backend, precision="fp16")
     assert engine.backend == f"{backend}-cuda-fp16"
     engine.close()

@@ -44,7 +44,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    put(tmp_path, *small(golden_tolerance=TOLERANCE))
+    put(tmp_path, *small(golden_tolerance_fp16=TOLERANCE))
     return tmp_path
 
 
@@ -98,7 +98,7 @@ async def test_alerts_and_metrics_name_fp16(models: Path, library: Library) -> N
 async def test_fp16_out_of_tolerance_is_stood_in_for_until_the_tolerance_is_widened(
     models: Path, library: Library
 ) -> None:
-    narrow, _ = small(golden_tolerance=NARROW)
+    narrow, _ = small(golden_tolerance_fp16=NARROW)
     name_version(models, narrow)
     failed, stepped = failures("golden-mismatch"), steps(REFERENCE, "loaded")
     async with started(models, precision="fp16") as ladder:
@@ -108,7 +108,7 @@ async def test_fp16_out_of_tolerance_is_stood_in_for_until_the_tolerance_is_wide
         it_is_time(ladder)
         assert not await ladder.climb()
 
-        name_version(models, msgspec.structs.replace(narrow, golden_tolerance=TOLERANCE))
+        name_version(models, msgspec.structs.replace(narrow, golden_tolerance_fp16=TOLERANCE))
         assert await ladder.look()
         assert (ladder.current.rung, ladder.current.backend) == (0, FP16.decode())
         assert (in_use(FP16), in_use(REFERENCE)) == (1, 0)
