@@ -246,7 +246,7 @@ def read_golden(path: Path) -> dict[str, F32]:
 
 
 def verify(engine: Engine, golden: dict[str, F32]) -> None:
-    """Run the golden inputs and compare.
+    """Run the golden inputs, in each place that batches are computed in, and compare.
 
     Raises:
         GoldenError: an output is absent, of another shape or no numbers with a fraction, or differs by more
@@ -255,8 +255,12 @@ def verify(engine: Engine, golden: dict[str, F32]) -> None:
     """
     inputs = {key.removeprefix("in/"): array for key, array in golden.items() if key.startswith("in/")}
     expected = {key.removeprefix("out/"): array for key, array in golden.items() if key.startswith("out/")}
+    for actual in engine.run_in_each(inputs):
+        _compare(engine, actual, expected)
+
+
+def _compare(engine: Engine, actual: dict[str, F32], expected: dict[str, F32]) -> None:
     name, tolerance = engine.config.name, engine.golden_tolerance
-    actual = engine.run(inputs)
     rows = len(next(iter(actual.values())))
     if expected.keys() != actual.keys():
         raise GoldenError(f"{name}: golden.npz has outputs {sorted(expected)}, the engine {sorted(actual)}")
