@@ -57,7 +57,10 @@ def serve(
     version: Annotated[int, typer.Option(min=1, help="to serve from now on")],
     model_repository: Changed,
 ) -> None:
-    """Serve a version of a model, after proving that it loads and computes its golden data."""
+    """Serve a version of a model, after proving that it loads and computes its golden data.
+
+    The version that is served already is proved as any other; exit 1 says that it fails.
+    """
     with told():
         before = repository.read_config(model_repository, name)
         now = served.serve(model_repository, name, version)
@@ -80,5 +83,8 @@ def _served(row: Mapping[str, object]) -> str:
 
 def _tell(before: ModelConfig, now: ModelConfig, remedy: str) -> None:
     words = f"{now.name} serves version {now.version} (digest {now.digest[:12]}, policy {now.policy.version})"
-    words += " already" if before.version == now.version else f", no longer version {before.version}{remedy}"
+    if before.version == now.version:
+        words += " already; it loads and computes its golden data here"
+    else:
+        words += f", no longer version {before.version}{remedy}"
     Console().print(words, soft_wrap=True, highlight=False, markup=False)

@@ -81,7 +81,10 @@ def test_from_served_to_served_and_back(models: Path) -> None:
         f"no longer version 1; riskstream model rollback small --repository {models} takes it back" in output
     )
     assert listed(models) == [(1, False, False, "p1"), (2, True, True, "p2")]
-    assert "serves version 2" in riskstream("serve", models, "small", "--version", "2")[1]
+    code, output = riskstream("serve", models, "small", "--version", "2")
+    assert code == 0
+    assert "serves version 2" in output
+    assert output.endswith("already; it loads and computes its golden data here")
     code, output = riskstream("rollback", models, "small")
     assert code == 0
     assert "small serves version 1" in output
@@ -133,6 +136,17 @@ def test_a_version_that_computes_something_else_is_not_served(models: Path) -> N
     assert code == 1
     assert "golden.npz is not a readable .npz" in output
     assert listed(models)[0] == (1, True, False, "p1")
+
+
+def test_the_version_that_is_served_is_proved_too(models: Path) -> None:
+    (models / "small/1/golden.npz").write_bytes(b"PK")
+    before = {file: file.read_bytes() for file in models.rglob("*") if file.is_file()}
+    code, output = riskstream("serve", models, "small", "--version", "1")
+    assert code == 1
+    assert "golden.npz is not a readable .npz" in output
+    assert "already" not in output
+    left = {file: file.read_bytes() for file in models.rglob("*") if file.is_file() and file.name != ".lock"}
+    assert left == {file: content for file, content in before.items() if file.name != ".lock"}
 
 
 @contextmanager
