@@ -4,6 +4,7 @@
     ├── RepositoryError   the model folder is not there, or a file of it cannot be read
     ├── DigestError       model.onnx is not the file that config.json names
     ├── GraphError        the graph cannot be loaded, or its tensors are not those of config.json
+    ├── GoldenFileError   golden.npz is missing or damaged: nothing to prove an engine by
     ├── GoldenError       the engine does not reproduce golden.npz
     ├── MemoryBudgetError the model needs more memory than it may take, or than there is
     ├── KindError         the model is of another kind than this command or role takes
@@ -42,6 +43,12 @@ class GraphError(EngineError):
     """Mend config.json or export the graph again; the message names the tensor."""
 
     reason = "graph-mismatch"
+
+
+class GoldenFileError(EngineError):
+    """Copy the version's folder again, or add the graph as another version, with new golden data."""
+
+    reason = "golden-unreadable"
 
 
 class GoldenError(EngineError):

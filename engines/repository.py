@@ -27,7 +27,7 @@ import numpy as np
 
 from engines import memory, tensorrt_module
 from engines.engine import F32, Engine
-from engines.errors import BackendError, DigestError, GoldenError, RepositoryError
+from engines.errors import BackendError, DigestError, GoldenError, GoldenFileError, RepositoryError
 from engines.precision import Precision
 from schemas import model_config
 from schemas.errors import ModelConfigError
@@ -43,6 +43,12 @@ REFERENCE = "reference.json"
 BACKTEST = "backtest.json"
 BASELINES = "baselines.npz"
 COMPANIONS = (CARD, MODEL_CARD, EVALUATION, PAGE, REFERENCE, BACKTEST, BASELINES)
+ANEW = (
+    "copy the version's folder again as a whole, or add the graph under another `version`: "
+    "`riskstream model add GRAPH --config CONFIG --repository FOLDER` writes new golden data"
+)
+"""What to do where golden data cannot be read."""
+
 SWITCHING = ".switching"
 """There while the companions at the top are exchanged, until the config is; `engines/versions.py`."""
 
@@ -145,6 +151,7 @@ def load(
         RepositoryError: the folder or a file is missing or cannot be read.
         DigestError: model.onnx is not the file named by config.json.
         GraphError: the graph cannot be loaded or does not fit config.json.
+        GoldenFileError: golden.npz is missing or damaged.
         GoldenError: the engine computes something else than golden.npz.
         InputError: the inputs of golden.npz do not fit config.json.
         BackendError: the backend is unknown, cannot run here or not in this precision; no other is taken
@@ -205,7 +212,7 @@ def golden_of(repository: Path, config: ModelConfig) -> dict[str, F32]:
     """The arrays of the golden.npz of the config's version.
 
     Raises:
-        RepositoryError: the file is missing or damaged.
+        GoldenFileError: the file is missing or damaged.
     """
     return read_golden(repository / config.name / str(config.version) / GOLDEN)
 
@@ -233,16 +240,20 @@ def read_golden(path: Path) -> dict[str, F32]:
     """The arrays of a golden.npz.
 
     Raises:
-        RepositoryError: the file is missing or damaged.
+        GoldenFileError: the file is missing or damaged.
     """
-    content = _bytes(path)
+    try:
+        content = _bytes(path)
+    except RepositoryError as error:
+        raise GoldenFileError(f"{error}; {ANEW}") from error
     if not content.startswith(b"PK"):  # numpy would take it for a pickle, and tell how to open it unsafely
-        raise RepositoryError(f"{path} is not a readable .npz: it is no zip archive")
+        raise GoldenFileError(f"{path} is not a readable .npz: it is no zip archive; {ANEW}")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except Exception as error:  # of damaged bytes zipfile, zlib and numpy's parser of headers raise anything
-        raise RepositoryError(f"{path} is not a readable .npz: {error or type(error).__name__}") from error
+        why = str(error) or type(error).__name__
+        raise GoldenFileError(f"{path} is not a readable .npz: {why}; {ANEW}") from error
 
 
 def verify(engine: Engine, golden: dict[str, F32]) -> None:
