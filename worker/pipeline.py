@@ -187,7 +187,7 @@ class Pipeline:
             try:
                 return served, await ask(served)
             except (EngineDownError, EngineHungError) as error:
-                metrics.engine_failures.labels(error.reason).inc()
+                metrics.engine_failures.labels(served.config.name, error.reason).inc()
                 instead = await self.serving.instead(served, error.reason)
                 if instead is not None:
                     served = held.enter_context(instead.held())

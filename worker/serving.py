@@ -267,7 +267,7 @@ class Ladder:
             try:
                 return await self._load(rung, config)
             except EngineError as error:
-                metrics.engine_failures.labels(error.reason).inc()
+                metrics.engine_failures.labels(config.name, error.reason).inc()
                 log.warning(
                     "a backend cannot serve", model=config.name, backend=self._rungs[rung], why=str(error)
                 )

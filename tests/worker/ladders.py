@@ -213,7 +213,7 @@ def steps(backend: bytes, reason: str) -> float:
 
 
 def failures(reason: str) -> float:
-    return sample("riskstream_engine_failures_total", reason=reason)
+    return sample("riskstream_engine_failures_total", model="small", reason=reason)
 
 
 def rung() -> float:
