@@ -108,7 +108,7 @@ class Pipeline:
         partition.whole = False
         with ExitStack() as held:
             served = held.enter_context(self.serving.current.held())
-            partition.belong(served.config.digest)
+            partition.belong(served.fingerprint)
             with _timed("apply"):
                 change = self._apply(partition, chunk, served.model)
             await self._warn(partition, chunk, change, served)
