@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -13,17 +12,14 @@ from rich.table import Table
 from engines import repository
 from engines import versions as served
 from schemas.model_config import ModelConfig
-from worker.cli_told import told
+from worker.cli_told import Changed, Repository, told
 
 Name = Annotated[str, typer.Argument(help="model in the repository", metavar="NAME")]
-Changed = Annotated[Path, typer.Option("--repository", help="folder of model folders; it is written to")]
 
 
 def versions(
     name: Name,
-    model_repository: Annotated[
-        Path, typer.Option("--repository", help="folder of model folders")
-    ] = repository.SHIPPED,
+    model_repository: Repository = repository.SHIPPED,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """List a model's versions: which is served and since when, and their digests."""
