@@ -132,6 +132,7 @@ def load(
     memory_limit: int | None = None,
     *,
     precision: Precision = "fp32",
+    read_only: bool = False,
 ) -> Engine:
     """Load a model and prove it: memory, digest, tensors, golden data, the same in batches of other sizes.
 
@@ -145,8 +146,10 @@ def load(
         version: the served one unless given.
         memory_limit: bytes that it may take: of the GPU's memory where one computes it, else the machine's.
         precision: of the plan; the other backends compute the graph as it is.
+        read_only: write no plan, and nothing beside one.
 
     Raises:
+        NoPlanError: the backend runs plans, none is current, and none may be written.
         MemoryBudgetError: it needs more than that, or than there is; nothing was loaded.
         RepositoryError: the folder or a file is missing or cannot be read.
         DigestError: model.onnx is not the file named by config.json.
@@ -159,7 +162,9 @@ def load(
         BuildError: the backend runs plans, and this model's cannot be built or written.
     """
     config = read_config(repository, name, version)
-    engine = load_unproved(repository, config, backend, plans, memory_limit, precision=precision)
+    engine = load_unproved(
+        repository, config, backend, plans, memory_limit, precision=precision, read_only=read_only
+    )
     try:
         golden = golden_of(repository, config)
         verify(engine, golden)
@@ -178,12 +183,13 @@ def load_unproved(
     memory_limit: int | None = None,
     *,
     precision: Precision = "fp32",
+    read_only: bool = False,
 ) -> Engine:
     """As `load`, without the golden data: for measuring how far an engine lies from them."""
     if backend in tensorrt_module.BACKENDS:
         from engines.tensorrt_load import load_plan
 
-        return load_plan(repository, config, backend, plans, memory_limit, precision)
+        return load_plan(repository, config, backend, plans, memory_limit, precision, read_only=read_only)
     if precision != "fp32":
         raise BackendError(
             f"{backend} computes model.onnx as it is: precision {precision} is of plans, which "
