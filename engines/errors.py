@@ -4,11 +4,13 @@
     ├── RepositoryError   the model folder is not there, or a file of it cannot be read
     ├── DigestError       model.onnx is not the file that config.json names
     ├── GraphError        the graph cannot be loaded, or its tensors are not those of config.json
+    ├── GoldenFileError   golden.npz is missing or damaged: nothing to prove an engine by
     ├── GoldenError       the engine does not reproduce golden.npz
     ├── MemoryBudgetError the model needs more memory than it may take, or than there is
     ├── KindError         the model is of another kind than this command or role takes
     ├── InputError        what was handed to `Engine.run` does not fit the model: the caller's mistake
     ├── BuildError        a plan cannot be built, or is not to be used
+    ├── NoPlanError       there is no current plan, and none may be built
     ├── BackendError      the runtime is absent, took another device, or failed while it ran
     ├── DatasetError      a data set is absent or not in its format
     ├── ImageError        a file is not a picture that can be decoded, or not of the kind that is asked for;
@@ -44,6 +46,12 @@ class GraphError(EngineError):
     reason = "graph-mismatch"
 
 
+class GoldenFileError(EngineError):
+    """Copy the version's folder again, or add the graph as another version, with new golden data."""
+
+    reason = "golden-unreadable"
+
+
 class GoldenError(EngineError):
     """Do not serve: this machine or runtime computes other risks than the model's maker recorded."""
 
@@ -72,6 +80,21 @@ class BuildError(EngineError):
     """Mend the graph or the order at the place that the message names; it holds the compiler's words."""
 
     reason = "build-failed"
+
+
+class NoPlanError(EngineError):
+    """Build the plan that the message names: `riskstream model build`.
+
+    Args:
+        message: which plan, and why there is none.
+        architecture: that the build has to be given for this GPU; None where the usual one is right.
+    """
+
+    reason = "no-plan"
+
+    def __init__(self, message: str, architecture: str | None = None) -> None:
+        super().__init__(message)
+        self.architecture = architecture
 
 
 class BackendError(EngineError):

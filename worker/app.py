@@ -199,7 +199,7 @@ class Worker:
             shadow=settings.shadow_version,
         )
         horizon_ms = round(settings.rebuild_horizon_h * 3_600_000)
-        restorer = Restorer(store, app.consumer, lambda: ladder.current.config.digest, horizon_ms)
+        restorer = Restorer(store, app.consumer, lambda: ladder.current.fingerprint, horizon_ms)
         self._checkpointer = Checkpointer(store, app.consumer)
         return Stages(
             pipeline,

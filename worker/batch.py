@@ -268,10 +268,10 @@ class Batcher:
         try:
             outputs = self.engine.run(inputs)
         except FAILURES as error:
-            metrics.engine_failures.labels(_reason(error)).inc()
+            metrics.engine_failures.labels(self.engine.config.name, _reason(error)).inc()
         else:
             if not all(np.isfinite(array).all() for array in outputs.values()):
-                metrics.engine_failures.labels("not-finite").inc()
+                metrics.engine_failures.labels(self.engine.config.name, "not-finite").inc()
                 self._prove()
             return outputs
         rows = len(next(iter(inputs.values())))

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from engines import drift_reference, physionet2012, repository
 from worker.cli_files import check_writable
-from worker.cli_told import Version, bar, shown, told
+from worker.cli_told import Changed, Version, bar, shown, told
 
 Content = dict[str, Any]
 
@@ -22,9 +22,7 @@ _COLOURS = {"stable": "green", "moderate": "yellow", "large": "red", "too few": 
 def reference(
     name: Annotated[str, typer.Argument(help="series model in the repository", metavar="NAME")],
     data: Annotated[str, typer.Option(help="data set: physionet2012:DIR", metavar="SOURCE")],
-    model_repository: Annotated[
-        Path, typer.Option("--repository", help="folder of model folders; the file is written there")
-    ] = repository.SHIPPED,
+    model_repository: Changed = repository.SHIPPED,
     version: Version = None,
     folds: Annotated[
         Path | None,

@@ -1,6 +1,7 @@
 """Settings: environment variables prefixed `RISKSTREAM_`, over a TOML file, over defaults.
 
-The only place that reads the environment. Secrets are `SecretStr`: they never print.
+The only place that reads the environment, but for two folders that options of the `model` commands take too
+(`worker/cli_told.py`). Secrets are `SecretStr`: they never print.
 """
 
 import enum

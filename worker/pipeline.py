@@ -108,7 +108,7 @@ class Pipeline:
         partition.whole = False
         with ExitStack() as held:
             served = held.enter_context(self.serving.current.held())
-            partition.belong(served.config.digest)
+            partition.belong(served.fingerprint)
             with _timed("apply"):
                 change = self._apply(partition, chunk, served.model)
             await self._warn(partition, chunk, change, served)
@@ -187,7 +187,7 @@ class Pipeline:
             try:
                 return served, await ask(served)
             except (EngineDownError, EngineHungError) as error:
-                metrics.engine_failures.labels(error.reason).inc()
+                metrics.engine_failures.labels(served.config.name, error.reason).inc()
                 instead = await self.serving.instead(served, error.reason)
                 if instead is not None:
                     served = held.enter_context(instead.held())

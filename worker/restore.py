@@ -46,7 +46,7 @@ class Restorer:
     """Decides where a partition starts and loads its state."""
 
     def __init__(self, store: Store, log: Log, model: Callable[[], str], horizon_ms: int) -> None:
-        """`model` gives the digest of the model that serves."""
+        """`model` gives the fingerprint of the model that serves."""
         self._store = store
         self._log = log
         self._model = model
