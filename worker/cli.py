@@ -3,6 +3,7 @@
 import asyncio
 import faulthandler
 import json
+import logging
 import os
 import signal
 import sys
@@ -36,7 +37,14 @@ from worker import (
 if TYPE_CHECKING:
     from worker.app import Worker
 
+
+def _before_each_command() -> None:
+    """Keep aiokafka's own log lines off the terminal: what matters comes back as an error."""
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())
+
+
 app = typer.Typer(
+    callback=_before_each_command,
     help="Streaming patient-risk prediction: Kafka vitals in, risk alerts out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
