@@ -20,6 +20,7 @@ from engines import dicom_pixels
 from engines.decoded import Picture, Words, accept, identity_of, levels
 from engines.dicom_grey import BAND, look_of, look_up, shown, table
 from engines.dicom_pixels import Layout
+from engines.dicom_start import part10
 from engines.engine import F32
 from engines.errors import ExtraError, ImageError
 from schemas.model_config import ImageInput
@@ -81,10 +82,11 @@ def decode_dicom(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they quote attribute values too
         with _as("damaged-header"):
-            syntax = _syntax(content)
+            file = part10(content)
+            syntax = _syntax(file)
             if syntax not in dicom_pixels.SYNTAXES:  # before the rest is inflated, if it is deflated
                 raise ImageError("unsupported-syntax", dicom_pixels.UNSUPPORTED)
-            dataset = pydicom.dcmread(io.BytesIO(content), specific_tags=TAGS)
+            dataset = pydicom.dcmread(io.BytesIO(file), specific_tags=TAGS)
             if "PixelData" not in dataset:  # pydicom leaves out an element that does not end
                 raise ImageError("damaged-pixels" if _mentions_pixels(content) else "no-pixels")
             found = dicom_pixels.layout(dataset, syntax)

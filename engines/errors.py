@@ -87,7 +87,7 @@ class DatasetError(EngineError):
 
 
 IMAGE_REASONS = {
-    "not-an-image": "neither PNG, JPEG nor DICOM (part 10)",
+    "not-an-image": "neither PNG, JPEG nor DICOM",
     "too-large": "too many bytes, pixels or frames",
     "no-pixels": "a DICOM object without pixel data of whole numbers",
     "several-frames": "several pictures in one file, and none is chosen",

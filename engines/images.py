@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from engines import codestream
 from engines.decoded import Decoded, Picture, Words, accept, flags_of, identity_of, levels
+from engines.dicom_start import is_dicom
 from engines.engine import F32
 from engines.errors import ExtraError, ImageError
 from engines.limits import MAX_BYTES, MAX_PIXELS, check_size
@@ -153,15 +154,13 @@ def _picture(
         raise ImageError(
             "too-large", f"a picture of {len(content):,} bytes; {MAX_BYTES:,} are taken: reduce it first"
         )
-    if content[128:132] == b"DICM":
+    if is_dicom(content, len(content)):
         from engines.dicom import decode_dicom
 
         return decode_dicom(content, accepted, frame=frame, hints=hints, allow_burned_in=allow_burned_in)
     jpeg = content[:2] == b"\xff\xd8"
     if not jpeg and content[:4] != b"\x89PNG":
-        raise ImageError(
-            "not-an-image", f"{len(content):,} bytes that are neither PNG, JPEG nor DICOM (part 10)"
-        )
+        raise ImageError("not-an-image", f"{len(content):,} bytes that are neither PNG, JPEG nor DICOM")
     if frame not in (None, 1):
         raise ImageError("wrong-frame", f"frame {frame} of a PNG or JPEG file, which has one picture")
     words = accept(Words(), hints, accepted if hints is not None else None)
