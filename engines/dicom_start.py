@@ -62,7 +62,7 @@ def part10(content: bytes) -> bytes:
 
 
 def _bare(head: bytes, size: int) -> bytes | None:
-    """The transfer syntax of a file without a preamble: empty if it says so itself; None if it is no DICOM."""
+    """The transfer syntax of a file without a preamble: empty if it says so itself; None if it is none."""
     group = int.from_bytes(head[:2], "little")
     if group == _META:
         return b"" if _sound(head, size, group, explicit=True) else None

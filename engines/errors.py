@@ -95,6 +95,7 @@ IMAGE_REASONS = {
     "wrong-modality": "the modality is not one that the model takes, or is not stated",
     "wrong-body-part": "the body part is not one that the model takes, or is not stated",
     "wrong-view": "the view is not one that the model takes, or is not stated",
+    "other-patient": "the file names another patient than its event",
     "burned-in": "the file says that text is burned into its pixels",
     "unsupported-syntax": "a DICOM transfer syntax that is not decoded here",
     "unsupported-photometric": "a DICOM photometric interpretation that is not decoded here",

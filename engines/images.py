@@ -42,6 +42,7 @@ def read(
     frame: int | None = None,
     hints: Words | None = None,
     allow_burned_in: bool = False,
+    patient: str = "",
 ) -> Decoded:
     """A PNG, JPEG or DICOM file as a model's input, with what else may be known of it.
 
@@ -52,12 +53,13 @@ def read(
         hints: what the event says of the picture, used where the file says nothing. A word that the model
             asks for and neither says is a refusal.
         allow_burned_in: whether to take a file that says it has text in its pixels.
+        patient: whose picture it must be where the file says whose it is; empty for anybody's.
 
     Raises:
         ImageError: as `decode`.
         ExtraError: as `decode`.
     """
-    picture = _picture(content, wanted, frame, hints or Words(), allow_burned_in)
+    picture = _picture(content, wanted, frame, hints or Words(), allow_burned_in, patient)
     height, width = picture.pixels.shape[:2]
     flags = flags_of(picture.pixels, wanted).union(picture.flags)
     image = prepare(picture.pixels, wanted)
@@ -149,6 +151,7 @@ def _picture(
     frame: int | None,
     hints: Words | None,
     allow_burned_in: bool,
+    patient: str = "",
 ) -> Picture:
     if len(content) > MAX_BYTES:
         raise ImageError(
@@ -157,7 +160,9 @@ def _picture(
     if is_dicom(content, len(content)):
         from engines.dicom import decode_dicom
 
-        return decode_dicom(content, accepted, frame=frame, hints=hints, allow_burned_in=allow_burned_in)
+        return decode_dicom(
+            content, accepted, frame=frame, hints=hints, allow_burned_in=allow_burned_in, patient=patient
+        )
     jpeg = content[:2] == b"\xff\xd8"
     if not jpeg and content[:4] != b"\x89PNG":
         raise ImageError("not-an-image", f"{len(content):,} bytes that are neither PNG, JPEG nor DICOM")
