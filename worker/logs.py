@@ -81,11 +81,18 @@ class KafkaErrors(logging.Handler):
                 self.last = argument
 
     def __enter__(self) -> Self:
-        logging.getLogger("aiokafka").addHandler(self)
+        self._logger = logging.getLogger("aiokafka")
+        self._before = self._logger.level, self._logger.disabled
+        # Whatever another command or library has set, the lines must come here.
+        self._logger.setLevel(logging.WARNING)
+        self._logger.disabled = False
+        self._logger.addHandler(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        logging.getLogger("aiokafka").removeHandler(self)
+        self._logger.removeHandler(self)
+        level, self._logger.disabled = self._before
+        self._logger.setLevel(level)
 
 
 def _report_crash(kind: type[BaseException], _: BaseException, trace: TracebackType | None) -> None:

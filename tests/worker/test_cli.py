@@ -14,7 +14,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from worker import cli
-from worker.embedded import LOOPBACK
+from worker.embedded import LOOPBACK, free_port
 
 ROOT = Path(cli.__file__).resolve().parent.parent
 
@@ -111,3 +111,8 @@ def test_paragraphs_of_help_flow(path: tuple[str, ...], columns: int) -> None:
     for line, following in pairwise(lines):
         if line and following:
             assert len(line) + 1 + len(following.split()[0]) > columns - 2, line
+
+
+def test_a_broker_that_is_away_is_told_in_one_line() -> None:
+    told = ended("-m", "worker.cli", "policy", "list", BROKER=f"{LOOPBACK}:{free_port()}").stderr
+    assert told == "error: Kafka: KafkaConnectionError\n"
