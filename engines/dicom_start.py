@@ -7,11 +7,9 @@ that it never guesses.
 """
 
 import struct
+from collections.abc import Iterator
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import NamedTuple
 
 HEAD = 4096
 """Bytes of a file's beginning that tell."""
@@ -81,7 +79,7 @@ def _sound(head: bytes, size: int, group: int, *, explicit: bool) -> bool:
     return len(found) == _NEEDED[group] and rising and found[0].group == group
 
 
-def _elements(head: bytes, size: int, *, explicit: bool) -> "Iterator[_Element]":
+def _elements(head: bytes, size: int, *, explicit: bool) -> Iterator[_Element]:
     """Elements from the beginning, until one is none, ends beyond the file or begins beyond the head."""
     at = 0
     while at + 12 <= len(head):
