@@ -110,7 +110,7 @@ class DatasetError(EngineError):
 
 
 IMAGE_REASONS = {
-    "not-an-image": "neither PNG, JPEG nor DICOM (part 10)",
+    "not-an-image": "neither PNG, JPEG nor DICOM",
     "too-large": "too many bytes, pixels or frames",
     "no-pixels": "a DICOM object without pixel data of whole numbers",
     "several-frames": "several pictures in one file, and none is chosen",
@@ -118,6 +118,7 @@ IMAGE_REASONS = {
     "wrong-modality": "the modality is not one that the model takes, or is not stated",
     "wrong-body-part": "the body part is not one that the model takes, or is not stated",
     "wrong-view": "the view is not one that the model takes, or is not stated",
+    "other-patient": "the file names another patient than its event",
     "burned-in": "the file says that text is burned into its pixels",
     "unsupported-syntax": "a DICOM transfer syntax that is not decoded here",
     "unsupported-photometric": "a DICOM photometric interpretation that is not decoded here",

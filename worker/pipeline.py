@@ -211,7 +211,7 @@ class Pipeline:
                     continue
                 if which == "risk" and partition.unanswered is not None:
                     continue
-                policy = self.policies.of(which, patient.id, patient.care_unit, patient.touched_ms)
+                policy = self.policies.last(which, patient)
                 _, step = expire(policy, latch, now_ms)
                 if step is not None:
                     told.add((patient.id, which))
@@ -232,7 +232,7 @@ class Pipeline:
         for index, before in change.renewed:
             latch = before.latches[which]
             if latch.trace is not None:
-                policy = self.policies.of(which, before.id, before.care_unit, before.touched_ms, base)
+                policy = self.policies.last(which, before, base)
                 _, step = expire(policy, latch, latch.trace.time + FORGET_MS + 1)
                 if step is not None:
                     found.append(Lapse(index, before.id, step, voice_of(before, which)))

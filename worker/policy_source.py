@@ -5,6 +5,7 @@ without a group, by every worker, from its first record.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from engines.errors import EngineError
 from schemas import policy_change
 from schemas.errors import PolicyError
 from schemas.model_config import ModelConfig
@@ -26,6 +28,9 @@ from worker.policies import Policies, shipped
 
 POLL_S = 1.0
 """Between two looks at the file."""
+
+LOOK_S = 2.0
+"""Between two looks at the repository."""
 
 RETRY_S = 5.0
 """Wait before a topic that could not be read is read again."""
@@ -205,6 +210,33 @@ class PolicyTopic:
             log.error("a change of policy cannot be used", source="topic", why=complaint)
         _count("topic", len(self._held), len(refused))
         log.info("policies read", source="topic", changes=len(self._held) - len(refused))
+
+
+async def follow_imaging(policies: Policies, served: Callable[[], Awaitable[ModelConfig]]) -> None:
+    """Keep up with the policy of the image model's served version, for ever.
+
+    Args:
+        policies: with the policy of the version that was served at start.
+        served: the config of the served version; raises EngineError while it cannot be used.
+    """
+    before, complaint = None, ""
+    while True:
+        await asyncio.sleep(LOOK_S)
+        try:
+            config = await served()
+        except EngineError as error:
+            if str(error) != complaint:
+                complaint = str(error)
+                log.error("the image model's config cannot be used; its policy stays", why=complaint)
+            continue
+        complaint = ""
+        if policies.versions is not None:
+            policies.versions.look_again(everything=config != before)
+        before = config
+        if config.policy != policies.shipped["imaging"]:
+            for why in policies.ship(config.policy, "imaging"):
+                log.warning("a change of policy does not fit the new version and is left out", why=why)
+            log.info("the image model's policy", version=config.version, policy=config.policy.version)
 
 
 async def in_force(settings: Settings, cluster: Cluster, model: ModelConfig) -> Policies:
