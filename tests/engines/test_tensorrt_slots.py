@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from time import sleep
 from types import ModuleType
 from typing import Any
 
@@ -139,9 +140,14 @@ def test_a_failure_is_told_in_the_words_of_its_own_batch(
             engine.run(INPUTS)
         free.set()
         other.result(10)
+
+
+def test_a_failure_is_not_told_in_the_words_of_a_batch_before(
+    module: FakeTensorRT, engine: TensorRTEngine
+) -> None:
     module.meanwhile = lambda: engine._log.log(module.ILogger.Severity.WARNING, "of the batch before")
     engine.run(INPUTS)
-    module.meanwhile, module.failures = (lambda: None), {len(module.executions) + 1}
+    module.meanwhile, module.failures = (lambda: None), {2}
     with pytest.raises(BackendError, match="padded to 16: a kernel failed"):
         engine.run(INPUTS)
 
@@ -177,6 +183,13 @@ def test_nothing_is_loaded_or_freed_beside_a_call_that_hangs(
 
 def test_the_context_is_retained_once_however_many_ask_first() -> None:
     driver = FakeDriver()
+    retain = driver.retain_primary_context
+
+    def slow() -> Any:
+        sleep(0.02)
+        return retain()
+
+    driver.retain_primary_context = slow  # type: ignore[method-assign]
     barrier = threading.Barrier(8)
 
     def ask() -> Any:

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from time import sleep
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tests.engines.conftest import config_of, graph, tiny_inputs
 from tests.engines.fake_cuda import FakeDriver
 from tests.engines.fake_tensorrt import FakeTensorRT
 from worker.batch import Batcher
-from worker.errors import EngineDownError, EngineSilentError
+from worker.errors import EngineDownError, EngineHungError, EngineSilentError
 
 POISON = np.float32(666)
 
@@ -69,9 +70,12 @@ def engine() -> Double:
 
 @asynccontextmanager
 async def batching(
-    engine: Engine, verify: Callable[[], None] = lambda: None, patience_s: float = 10.0
+    engine: Engine,
+    verify: Callable[[], None] = lambda: None,
+    patience_s: float = 10.0,
+    timeout_s: float = 20.0,
 ) -> AsyncIterator[Batcher]:
-    batcher = Batcher(engine, verify, 20.0, patience_s)
+    batcher = Batcher(engine, verify, timeout_s, patience_s)
     try:
         yield batcher
     finally:
@@ -79,6 +83,10 @@ async def batching(
             engine.let_go(*engine.held)
         await batcher.close()
         engine.close()
+
+
+def assert_true(held: bool) -> None:
+    assert held
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -195,6 +203,123 @@ async def test_the_engine_proves_itself_while_a_batch_runs(engine: Double) -> No
         engine.let_go(0)
         with pytest.raises(EngineDownError, match="golden"):
             await call  # computed, but by an engine that has been found wrong meanwhile
+
+
+async def test_a_proof_that_hangs_is_noticed_whoever_was_cancelled(engine: Double) -> None:
+    """A partition that is taken away cancels whoever asks for it."""
+    free = threading.Event()
+    async with batching(engine, lambda: assert_true(free.wait(10)), patience_s=0.1) as batcher:
+        asking = asyncio.create_task(batcher.answers())
+        await asyncio.sleep(0.02)
+        asking.cancel()
+        await until(lambda: batcher.busy)
+        with pytest.raises(EngineSilentError):
+            await batcher.infer(rows(engine, 1))
+        free.set()
+        await until(lambda: not batcher.busy)
+        assert await batcher.answers()
+
+
+async def test_the_patience_for_a_proof_begins_with_its_turn(engine: Double) -> None:
+    """On a device that has room for two batches, of an engine that takes one."""
+    engine.in_flight = 1
+    engine.held = {0}
+    batcher = Batcher(engine, lambda: sleep(0.25), 20.0, 0.4, asyncio.Semaphore(2))
+    call = asyncio.create_task(batcher.infer(rows(engine, 1)))
+    await until(lambda: len(engine.sizes) == 1)
+    proof = asyncio.create_task(batcher.answers())
+    await asyncio.sleep(0.25)
+    engine.let_go(0)
+    assert await proof
+    assert np.isfinite((await call)["risk"]).all()
+    await batcher.close()
+    engine.close()
+
+
+async def test_rows_that_wait_are_not_answered_by_an_engine_found_wrong(engine: Double) -> None:
+    engine.held = {0, 1}
+
+    def verify() -> None:
+        raise GoldenError("the golden data do not agree")
+
+    async with batching(engine, verify) as batcher:
+        calls = []
+        for n in range(2):
+            calls.append(asyncio.create_task(batcher.infer(rows(engine, 1))))
+            await until(lambda n=n: len(engine.sizes) == n + 1)  # type: ignore[misc]
+        proof = asyncio.create_task(batcher.answers())
+        await asyncio.sleep(0.01)
+        calls.append(asyncio.create_task(batcher.infer(rows(engine, 1))))
+        await asyncio.sleep(0.01)
+        engine.let_go(0)
+        assert not await proof
+        engine.let_go(1)
+        assert np.isfinite((await calls[0])["risk"]).all(), "nobody knew yet"
+        for call in calls[1:]:
+            with pytest.raises(EngineDownError, match="golden"):
+                await call
+    assert engine.sizes == [1, 1]
+
+
+async def test_a_late_call_outlives_its_deadline(engine: Double) -> None:
+    engine.held = {0}
+    async with batching(engine, patience_s=0.05, timeout_s=0.2) as batcher:
+        with pytest.raises(EngineSilentError):
+            await batcher.infer(rows(engine, 1))
+        await until(lambda: batcher.hung)
+        with pytest.raises(EngineHungError):
+            await batcher.infer(rows(engine, 1))
+        engine.let_go(0)
+        await until(lambda: not batcher.busy)
+        with pytest.raises(EngineHungError):
+            await batcher.infer(rows(engine, 1))
+
+
+async def test_a_close_waits_for_a_call_in_time_beside_a_late_one(engine: Double) -> None:
+    engine.held = {0, 1}
+    batcher = Batcher(engine, lambda: None, 20.0, 0.2)
+    calls = [asyncio.create_task(batcher.infer(rows(engine, 1)))]
+    await until(lambda: len(engine.sizes) == 1)
+    await asyncio.sleep(0.15)
+    calls.append(asyncio.create_task(batcher.infer(rows(engine, 1))))
+    await until(lambda: batcher.busy)
+    assert len(engine.sizes) == 2
+    closing = asyncio.create_task(batcher.close())
+    await asyncio.sleep(0.03)
+    assert not closing.done()
+    engine.let_go(1)
+    await asyncio.wait_for(closing, 10)
+    assert engine.now == 1
+    engine.let_go(0)
+    assert all(
+        isinstance(found, EngineDownError) for found in await asyncio.gather(*calls, return_exceptions=True)
+    )
+    engine.close()
+
+
+def test_threads_run_before_the_first_batch_or_there_is_no_batcher(
+    engine: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, refused = threading.Thread.start, []
+
+    def limited(thread: threading.Thread) -> None:
+        if thread.name.startswith("engine") and thread.name.endswith("_1"):
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    before = set(threading.enumerate())
+    batcher = Batcher(engine, lambda: None, 20.0, 10.0)
+    assert len(set(threading.enumerate()) - before) == 2
+    asyncio.run(batcher.close())
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with pytest.raises(RuntimeError, match="can't start"):
+        Batcher(engine, lambda: None, 20.0, 10.0)
+    assert len(refused) == 1
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive(), "it waits for the other for ever"
+    engine.close()
 
 
 async def test_a_close_refuses_all_and_waits_for_both_calls(engine: Double) -> None:
