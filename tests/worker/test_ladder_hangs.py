@@ -15,6 +15,7 @@ import pytest
 from engines import onnxruntime_backend, repository
 from engines.engine import F32, Engine
 from engines.errors import BackendError
+from engines.tensorrt_engine import TensorRTEngine
 from schemas.model_config import ModelConfig
 from tests import kinds
 from tests.worker.ladders import (
@@ -230,12 +231,15 @@ async def test_risks_that_are_wrong_but_finite_are_found_while_a_new_version_tak
             await asyncio.sleep(0.2)
             assert ladder.current.rung == 0, "it is proven, and right"
             engine = ladder.current.batcher.engine
-            right = engine._execute
+            assert isinstance(engine, TensorRTEngine)
+            right = engine._go
 
-            def wrong(inputs: Mapping[str, F32], rows: int) -> dict[str, F32]:
-                return {name: array * np.float32(0.9) for name, array in right(inputs, rows).items()}
+            def wrong(inputs: Mapping[str, F32], outputs: dict[str, F32], *more: Any) -> None:
+                right(inputs, outputs, *more)
+                for array in outputs.values():
+                    array *= np.float32(0.9)
 
-            monkeypatch.setattr(engine, "_execute", wrong)
+            monkeypatch.setattr(engine, "_go", wrong)
             async with asyncio.timeout(20):
                 while ladder.current.rung == 0:  # noqa: ASYNC110 (a ladder announces nothing)
                     await asyncio.sleep(0.01)
