@@ -1,4 +1,4 @@
-"""What an engine takes for a batch, by batch size: latency, rows per second, CPU time, and its parts.
+"""What an engine takes for a batch, by batch size: latency, rows per second, CPU time, its parts, company.
 
 Every point is one backend at one batch size. A round visits all points, and the next one in the opposite
 order, so that a busy minute of the machine falls on all of them; a figure is the median of what the rounds
@@ -6,7 +6,8 @@ found, and a ratio the median of the rounds' ratios.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter, process_time
@@ -15,9 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import repository
+from engines import repository, tensorrt_module
 from engines.engine import F32, Engine, Parts
 from engines.errors import BackendError, EngineError, ExtraError, InputError
+from engines.precision import Precision
 from schemas.model_config import ModelConfig
 
 ALL = repository.BACKENDS
@@ -54,15 +56,17 @@ class Round(NamedTuple):
     took: float64[batches], seconds of each batch.
     cpu: seconds of CPU for a batch, of all threads of the process, on average.
     parts: float64[batches, 3], seconds of `Parts`; None where the backend does not tell them apart.
+    together: batches per second with as many in flight as the engine takes; None where that is one.
     """
 
     took: NDArray[np.float64]
     cpu: float
     parts: NDArray[np.float64] | None
+    together: float | None = None
 
 
 class Opened(NamedTuple):
-    """Engines by backend, the reference first, and why the other backends cannot run here."""
+    """Engines by `called`, the reference first, and why the other backends cannot run here."""
 
     engines: dict[str, Engine]
     refused: dict[str, EngineError]
@@ -85,9 +89,18 @@ def sizes_of(config: ModelConfig, asked: str | None = None) -> tuple[int, ...]:
     return tuple(sorted({int(word) for word in words}))
 
 
+def called(backend: str, precision: Precision) -> str:
+    """A backend's name among those measured: with its precision unless that is fp32."""
+    return backend if precision == "fp32" else f"{backend}-{precision}"
+
+
 @contextmanager
 def opened(
-    models: Path, name: str, backends: Sequence[str] | None = None, plans: Path | None = None
+    models: Path,
+    name: str,
+    backends: Sequence[str] | None = None,
+    plans: Path | None = None,
+    precisions: Sequence[Precision] = ("fp32",),
 ) -> Iterator[Opened]:
     """The reference and other backends of a model, each proved on its golden data; closed at the end.
 
@@ -96,35 +109,51 @@ def opened(
         name: of the model.
         backends: which must run, of `ALL` and `PYTORCH`; every one of `ALL` that can, unless given.
         plans: folder to keep plans in; beside the model unless given.
+        precisions: of plans, each measured; the other backends compute the graph as it is.
 
     Raises:
+        InputError: fp16, of backends none of which runs plans.
         EngineError: the reference, or a backend that is asked for by name, cannot be loaded.
     """
+    others = dict.fromkeys(other for other in backends or ALL if other != repository.REFERENCE_BACKEND)
+    if "fp16" in precisions and others.keys().isdisjoint(tensorrt_module.BACKENDS):
+        raise InputError(
+            f"precision fp16 is of plans: measure {' or '.join(tensorrt_module.BACKENDS)}, not "
+            f"{', '.join(others) or repository.REFERENCE_BACKEND} alone"
+        )
     engines: dict[str, Engine] = {}
     refused = {}
     try:
-        for backend in (
-            repository.REFERENCE_BACKEND,
-            *(other for other in backends or ALL if other != repository.REFERENCE_BACKEND),
-        ):
+        engines[repository.REFERENCE_BACKEND] = repository.load(models, name)
+        for backend, precision in _targets(others, precisions):
             try:
-                engines[backend] = _load(models, name, backend, plans)
+                engines[called(backend, precision)] = _load(models, name, backend, plans, precision)
             except EngineError as error:
-                if backends or backend == repository.REFERENCE_BACKEND:
+                if backends:
                     raise
-                refused[backend] = error
+                refused[called(backend, precision)] = error
         yield Opened(engines, refused)
     finally:
         for engine in engines.values():
             engine.close()
 
 
-def _load(models: Path, name: str, backend: str, plans: Path | None) -> Engine:
+def _targets(backends: Iterable[str], precisions: Sequence[Precision]) -> Iterator[tuple[str, Precision]]:
+    """What to load: plans in every precision asked for, the others as they are."""
+    for backend in backends:
+        if backend in tensorrt_module.BACKENDS:
+            for precision in dict.fromkeys(precisions):
+                yield backend, precision
+        else:
+            yield backend, "fp32"
+
+
+def _load(models: Path, name: str, backend: str, plans: Path | None, precision: Precision) -> Engine:
     if backend in PYTORCH:
         return _pytorch(models, name, PYTORCH[backend])
     if backend not in ALL:
         raise BackendError(f"no backend {backend!r} to measure; there is {', '.join((*ALL, *PYTORCH))}")
-    return repository.load(models, name, backend, plans)
+    return repository.load(models, name, backend, plans, precision=precision)
 
 
 def _pytorch(models: Path, name: str, device: str) -> Engine:
@@ -212,7 +241,26 @@ def timed(engine: Engine, inputs: Mapping[str, F32], seconds: float, *, apart: b
         if apart and (told := engine.run_in_parts(inputs)[1]) is not None:
             parts.append(told)
     spent = (process_time() - cpu) / (len(took) + len(parts))
-    return Round(np.array(took), spent, np.array(parts) if parts else None)
+    company = None if engine.in_flight == 1 else together(engine, inputs, seconds)
+    return Round(np.array(took), spent, np.array(parts) if parts else None, company)
+
+
+def together(engine: Engine, inputs: Mapping[str, F32], seconds: float) -> float:
+    """Batches per second while every thread that the engine takes hands over one batch after another."""
+    began = perf_counter()
+    until = began + seconds
+
+    def batches() -> int:
+        done = 0
+        while done < FEWEST or perf_counter() < until:
+            engine.run(inputs)
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(engine.in_flight) as threads:
+        calls = [threads.submit(batches) for _ in range(engine.in_flight)]
+        done = sum(call.result() for call in calls)
+    return done / (perf_counter() - began)
 
 
 def point(
@@ -229,7 +277,9 @@ def point(
     Returns:
         "batch", "batches" timed in all rounds, "latency_ms" by percentile, "rows_per_second" with the least
         and the greatest of the rounds, "cpu_ms" of a batch, "parts_ms" or None, and the rows per second as
-        multiples "to_batch_1" (None where that was not measured) and "to_reference".
+        multiples "to_batch_1" (None where that was not measured) and "to_reference". "in_flight" has
+        "rows_per_second" with as many batches in flight as the engine takes, and what multiple "to_one" batch
+        after another that is; None where it takes one.
     """
     speeds = [_speed(size, each) for each in rounds]
     percentiles = np.array([np.percentile(each.took, PERCENTILES) for each in rounds])
@@ -249,6 +299,7 @@ def point(
         "parts_ms": _parts(rounds),
         "to_batch_1": None if alone is None else _ratio(speeds, [_speed(1, each) for each in alone]),
         "to_reference": _ratio(speeds, [_speed(size, each) for each in reference]),
+        "in_flight": _in_flight(size, rounds, speeds),
     }
 
 
@@ -264,6 +315,13 @@ def _warm(engine: Engine, inputs: Mapping[str, F32]) -> bool:
 def _speed(size: int, found: Round) -> float:
     """Rows per second."""
     return float(size * len(found.took) / found.took.sum())
+
+
+def _in_flight(size: int, rounds: Sequence[Round], speeds: Sequence[float]) -> dict[str, float] | None:
+    found = [size * each.together for each in rounds if each.together is not None]
+    if not found:
+        return None
+    return {"rows_per_second": round(float(np.median(found)), 1), "to_one": _ratio(found, speeds)}
 
 
 def _ratio(speeds: Sequence[float], others: Sequence[float]) -> float:

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import evaluate_images, physionet2012, repository
+from engines import evaluate_images, physionet2012, repository, tensorrt_module
 from engines.engine import F32, Engine
 from engines.errors import BackendError, DatasetError, InputError
 from engines.evaluate_stays import rows_of
 from engines.physionet2012 import Stay
-from engines.precision import to_fp16
+from engines.precision import Precision, to_fp16
 from engines.steps import run_stays
 from schemas.model_config import ModelConfig
 
@@ -28,6 +28,16 @@ Content = dict[str, Any]
 
 SMALL = 1e-3
 """Share of an output's greatest magnitude below which relative differences are those to this much."""
+
+
+class Side(NamedTuple):
+    """What computes on one side of a comparison; in fp16 a plan of fp16, or the converted graph."""
+
+    backend: str = repository.REFERENCE_BACKEND
+    precision: Precision = "fp32"
+
+    def __str__(self) -> str:
+        return f"{self.backend} in {self.precision}"
 
 
 class Pair(NamedTuple):
@@ -43,48 +53,50 @@ class Pair(NamedTuple):
 
 
 def fp16_pair(models: Path, name: str) -> Pair:
-    """A model as it is served, and its graph converted to fp16, both on ONNX Runtime.
+    """A model's graph and what fp16 makes of it, both on ONNX Runtime.
 
-    ONNX Runtime computes in fp32 where it has no fp16 kernel for this CPU, on values and weights that were
+    It computes in fp32 where it has no fp16 kernel for this CPU, on values and weights that were
     rounded to fp16: the drift is that of the types, not of a GPU's arithmetic.
 
     Raises:
         EngineError: the model cannot be loaded or converted.
     """
-    reference = repository.load(models, name)
-    graph = repository.read_graph(models, reference.config)
-    return Pair(reference, repository.open_engine(reference.config, to_fp16(graph)))
+    return pair_of(models, name, Side(precision="fp16"), Side())
 
 
-def backend_pair(
-    models: Path,
-    name: str,
-    backend: str,
-    against: str = repository.REFERENCE_BACKEND,
-    plans: Path | None = None,
-) -> Pair:
-    """A model on two backends, both opened before either computes; neither held to the golden data.
+def pair_of(models: Path, name: str, looked_at: Side, reference: Side, plans: Path | None = None) -> Pair:
+    """A model on two sides, both opened before either computes; neither held to the golden data.
 
     Args:
         models: the repository.
         name: of the model.
-        backend: what is looked at.
-        against: the reference.
+        looked_at: one side.
+        reference: what it is compared with.
         plans: folder to keep plans in; beside the model unless given.
 
     Raises:
         InputError: both are the same.
-        EngineError: the model cannot be loaded, or one of the backends cannot run here.
+        EngineError: the model cannot be loaded or converted, or one of the backends cannot run here.
     """
-    if backend == against:
-        raise InputError(f"{backend} against itself shows nothing; there is {', '.join(repository.BACKENDS)}")
+    if looked_at == reference:
+        raise InputError(
+            f"{looked_at} against itself shows nothing; there is {', '.join(repository.BACKENDS)}, in fp32 "
+            "and fp16"
+        )
     config = repository.read_config(models, name)
-    other = repository.load_unproved(models, config, backend, plans)
+    other = _opened(models, config, looked_at, plans)
     try:
-        return Pair(repository.load_unproved(models, config, against, plans), other)
+        return Pair(_opened(models, config, reference, plans), other)
     except BaseException:
         other.close()
         raise
+
+
+def _opened(models: Path, config: ModelConfig, side: Side, plans: Path | None) -> Engine:
+    if side.precision == "fp16" and side.backend not in tensorrt_module.BACKENDS:
+        graph = to_fp16(repository.read_graph(models, config))
+        return repository.open_engine(config, graph, side.backend)
+    return repository.load_unproved(models, config, side.backend, plans, precision=side.precision)
 
 
 def on_golden(pair: Pair, models: Path) -> Content:

@@ -28,20 +28,25 @@ class Engine(abc.ABC):
     happened to be batched. ONNX Runtime keeps that promise, and the contract tests hold it to it; of
     TensorRT it is not proven.
 
-    Threads: one thread at a time calls `run`; any thread may make or close an engine.
+    Threads: `in_flight` threads at a time call `run`; any thread may make or close an engine.
     Ownership: returned arrays are the caller's and are never written again; inputs are only read.
 
     Attributes:
         config: the model's config.json.
         backend: the runtime and device that computes, for example `onnxruntime-cpu`.
         one_by_one: a batch's rows are computed alone, one after the other.
+        in_flight: batches that it gains by having at once; more than it computes at once, if copying one to
+            a device overlaps computing another.
+        golden_tolerance: how far outputs may lie from the golden data; the config's, for what it computes in.
     """
 
     one_by_one = False
+    in_flight = 1
 
     def __init__(self, config: ModelConfig, backend: str) -> None:
         self.config = config
         self.backend = backend
+        self.golden_tolerance = config.golden_tolerance
         self.input_dims = {tensor.name: tensor.dims for tensor in config.input} | {
             pair.input: pair.dims for pair in config.state
         }

@@ -28,6 +28,10 @@ BEGIN, END = "<!-- gpu: begin -->", "<!-- gpu: end -->"
 
 PLAN_BACKENDS = ("tensorrt", "tensorrt-rtx")
 GPU_BACKENDS = ("onnxruntime-cuda", *PLAN_BACKENDS)
+PRECISIONS = ("fp32", "fp16")
+NAMED = "plans-named"
+"""Folder of the plans for this very architecture: the others would not be loaded beside them."""
+
 ON_CPU = ("onnxruntime", "pytorch")
 MEASURED = (*GPU_BACKENDS, "pytorch", "pytorch-cuda")
 """Each is measured beside onnxruntime, the reference, which runs in every one of these commands."""
@@ -164,17 +168,22 @@ def installs(runs: Run) -> Iterator[Step]:
 
 
 def builds(runs: Run, gpus: list[str]) -> Iterator[Step]:
-    """Plans of every shipped model; those of TensorRT for RTX also for this very architecture."""
-    here = gpus[0].split(",")[1].strip().replace(".", "")
+    """Plans of every shipped model; those of TensorRT for RTX also for this very architecture, apart."""
+    here = architecture(gpus)
     for name in models():
         for backend in PLAN_BACKENDS:
-            for precision in ("fp32", "fp16"):
+            for precision in PRECISIONS:
                 yield runs(_model("build", name, backend, "--precision", precision))
-        yield runs(_model("build", name, "tensorrt-rtx", "--architecture", here))
+        for precision in PRECISIONS:
+            named = ("--architecture", here, "--precision", precision)
+            yield runs(_model("build", name, "tensorrt-rtx", *named, plans=NAMED))
 
 
 def comparisons(runs: Run, data: Sequence[str]) -> Iterator[Step]:
-    """Every backend of the GPU against onnxruntime, on golden inputs and on the data of each model's kind."""
+    """Every backend of the GPU against onnxruntime, on golden inputs and on the data of each model's kind.
+
+    Plans also in fp16; those of TensorRT for RTX for this very architecture without the data.
+    """
     for name in models():
         config = json.loads((ROOT / "engines" / "models" / name / "config.json").read_text())
         fitting: list[tuple[str, ...]] = [
@@ -182,16 +191,31 @@ def comparisons(runs: Run, data: Sequence[str]) -> Iterator[Step]:
             for source in data
             if source.startswith("physionet2012:") != (config["kind"] == "image")
         ]
-        for backend in GPU_BACKENDS:
+        for backend, options in _variants(GPU_BACKENDS):
             for more in fitting or [()]:
-                yield runs(_model("compare", name, backend, *more))
+                yield runs(_model("compare", name, backend, *options, *more))
+        for precision in PRECISIONS:
+            yield runs(_model("compare", name, "tensorrt-rtx", "--precision", precision, plans=NAMED))
 
 
 def measurements(runs: Run, seconds: str) -> Iterator[Step]:
-    """Every backend, and PyTorch's run of the same network, beside onnxruntime."""
+    """Every backend, plans also in fp16, and PyTorch's run of the same network, beside onnxruntime."""
     for name in models():
-        for backend in MEASURED:
-            yield runs(_model("bench", name, backend, "--seconds", seconds))
+        for backend, options in _variants(MEASURED):
+            yield runs(_model("bench", name, backend, *options, "--seconds", seconds))
+
+
+def _variants(backends: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Backends with the options of what they compute in: plans in fp16 too."""
+    for backend in backends:
+        yield backend, ()
+        if backend in PLAN_BACKENDS:
+            yield backend, ("--precision", "fp16")
+
+
+def architecture(gpus: list[str]) -> str:
+    """Compute capability of the first GPU, as `--architecture` takes it: `89`."""
+    return gpus[0].split(",")[1].strip().replace(".", "")
 
 
 def models() -> list[str]:
@@ -199,10 +223,9 @@ def models() -> list[str]:
     return sorted(file.parent.name for file in (ROOT / "engines" / "models").glob("*/config.json"))
 
 
-def _model(verb: str, name: str, backend: str, *options: str) -> list[str]:
-    plans = str(ROOT / "build" / "plans")
+def _model(verb: str, name: str, backend: str, *options: str, plans: str = "plans") -> list[str]:
     command = [sys.executable, "-m", "worker.cli", "model", verb, name, "--backend", backend, "--json"]
-    return [*command, "--plans", plans, *options]
+    return [*command, "--plans", str(ROOT / "build" / plans), *options]
 
 
 def read(page: Path) -> str:
@@ -282,8 +305,13 @@ def _compared(steps: list[dict[str, Any]]) -> list[str]:
     lines += ["| model | backend | data | output | greatest | p99 | mean | relative, greatest | p99 | mean |"]
     lines += ["|---|---|---|---|---|---|---|---|---|---|"]
     decided = []
-    for content in (step["content"] for step in steps if step["content"]):
+    for step in steps:
+        content = step["content"]
+        if not content:
+            continue
         model, backend = content["model"]["name"], content["compared"]["backend"]
+        if NAMED in step["command"]:
+            backend += ", of a plan for this architecture"
         parts = [("golden", content["golden"]), *((part["source"], part) for part in content["data"])]
         for source, part in parts:
             for output, figures in part["outputs"].items():
@@ -299,11 +327,15 @@ def _compared(steps: list[dict[str, Any]]) -> list[str]:
 
 
 def _measured(steps: list[dict[str, Any]]) -> list[str]:
-    lines = ["### Speed", "", "Rows per second; × onnxruntime as measured in the same command, by turns.", ""]
-    lines += [
-        "| model | backend | rows | p50 ms | p99 ms | rows/s | × onnxruntime | × PyTorch on the same device |"
+    lines = [
+        "### Speed",
+        "",
+        "Rows per second; × onnxruntime as measured in the same command, by turns; with",
     ]
-    lines += ["|---|---|---|---|---|---|---|---|"]
+    lines += ["with two batches in flight, as a multiple of one after another.", ""]
+    heads = ("p50 ms", "p99 ms", "rows/s", "× onnxruntime", "× PyTorch on the same device", "two in flight")
+    lines += [f"| model | backend | rows | {' | '.join(heads)} |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
     speeds = {(model, backend, p["batch"]): _speed(p) for model, backend, p in _points(steps)}
     for model, backend, point in _points(steps):
         size = point["batch"]
@@ -311,10 +343,11 @@ def _measured(steps: list[dict[str, Any]]) -> list[str]:
             continue
         rival = speeds.get((model, "pytorch" if backend in ON_CPU else "pytorch-cuda", size))
         times = "" if rival is None else f"{_speed(point) / rival:.2f}"
-        latency = point["latency_ms"]
+        latency, flight = point["latency_ms"], point["in_flight"]
         lines.append(
             f"| `{model}` | `{backend}` | {size} | {latency['p50']:.3g} | {latency['p99']:.3g} | "
-            f"{_speed(point):,.0f} | {point['to_reference']} | {times} |"
+            f"{_speed(point):,.0f} | {point['to_reference']} | {times} | "
+            f"{'' if flight is None else flight['to_one']} |"
         )
     return [*lines, ""]
 

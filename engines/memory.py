@@ -14,8 +14,8 @@ process, whatever it runs, is in neither. No GPU has been measured.
 
 plans, of the GPU's memory, and of the machine's the same without the plan's own share:
     plan     `PLAN_COPIES` times the file: its bytes on their way, the weights and kernels
-    rows     two buffers of every tensor at the profile's largest batch
-    context  what the loaded plan says it works in: known only then, and checked before it is allocated
+    rows     of two batches in flight: buffers of every tensor at the profile's largest batch
+    context  what the loaded plan says it works in, twice: known only then, and checked before it is allocated
 """
 
 from collections.abc import Iterator

@@ -5,13 +5,15 @@ In <repository>/<name>/<version>/plans:
     and the same with .json: what it was made of, `Provenance`
 
 A plan is used only if its provenance names the digests of the model, of the graph that was parsed and of the
-plan's own bytes, as they are now. Anything else is stale: it is built again in its place, never used.
+plan's own bytes, as they are now. Anything else is stale: it is built again in its place, never used. Of
+several that the GPU can run, the one built last serves (`last_built`).
 """
 
 import hashlib
 import os
 import platform
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,12 +23,10 @@ from msgspec import Struct
 
 from engines import repository, tensorrt_build
 from engines.errors import BuildError, ExtraError
-from engines.precision import to_fp16
+from engines.precision import Precision, to_fp16
 from engines.tensorrt_build import PlanTensor, Profile
 from engines.tensorrt_module import message_log, module_of
 from schemas.model_config import ModelConfig
-
-Precision = Literal["fp32", "fp16"]
 
 PLANS = "plans"
 """Folder within a model's version."""
@@ -115,24 +115,14 @@ def obtain(
             the model's.
     """
     config = repository.read_config(models, name, version)
-    graph = repository.read_graph(models, config)
+    parsed = _parsed(models, config, precision)
     module = module_of(backend)
-    parsed = to_fp16(graph) if precision == "fp16" else graph
     chosen = profile or Profile.of(config)
     most = config.dynamic_batching.max_batch_size
     if chosen.max > most:
         raise BuildError(f"{name} takes batches of {most} rows at most, the profile has {chosen.max}")
-    key = Key(
-        config.name,
-        config.version,
-        config.digest,
-        _sha256(parsed),
-        backend,
-        str(module.__version__),
-        tensorrt_build.architecture(module, architecture),
-        precision,
-        chosen,
-    )
+    target = tensorrt_build.architecture(module, architecture)
+    key = _key(config, parsed, backend, str(module.__version__), precision, target, chosen)
     path = folder_of(models, config, plans) / f"{key.stem}.plan"
     known, why = _current(path, key)
     if known is not None:
@@ -158,6 +148,50 @@ def obtain(
     if made.timing_cache is not None:
         _write(timings, made.timing_cache)
     return Obtained(path, provenance, how, why)
+
+
+def last_built(
+    models: Path,
+    config: ModelConfig,
+    backend: str,
+    precision: Precision,
+    fits: Callable[[str], bool],
+    plans: Path | None = None,
+) -> Obtained | None:
+    """Of the current plans that fit, the one built last; None if there is none.
+
+    Whoever builds a plan of another profile or architecture, here or on a build machine, so has it served.
+
+    Args:
+        models: the model repository.
+        config: of the model.
+        backend: `tensorrt` or `tensorrt-rtx`.
+        precision: of the plan.
+        fits: whether a plan of this architecture can run.
+        plans: as `obtain` has it.
+
+    Raises:
+        RepositoryError, DigestError, ExtraError, GraphError: as `obtain`.
+        BuildError: a plan cannot be read.
+    """
+    parsed = _parsed(models, config, precision)
+    module_version = str(module_of(backend).__version__)
+    found = []
+    for path in folder_of(models, config, plans).glob("*.plan"):
+        try:
+            made = read_provenance(path)
+        except BuildError:
+            continue
+        architecture, profile = made.key.architecture, made.key.profile
+        key = _key(config, parsed, backend, module_version, precision, architecture, profile)
+        # A profile beyond the model's batches is from before they were lowered, perhaps to save memory.
+        if made.key == key and profile[2] <= config.dynamic_batching.max_batch_size and fits(architecture):
+            found.append((made.built, path, key))
+    for _, path, key in sorted(found, reverse=True):
+        known, why = _current(path, key)
+        if known is not None:
+            return Obtained(path, known, "cached", why)
+    return None
 
 
 def folder_of(models: Path, config: ModelConfig, plans: Path | None = None) -> Path:
@@ -215,6 +249,34 @@ def read_provenance(path: Path) -> Provenance:
         return msgspec.json.decode(file.read_bytes(), type=Provenance)
     except (OSError, msgspec.MsgspecError) as error:
         raise BuildError(f"{path} has no provenance that can be read ({error}); build it again") from error
+
+
+def _parsed(models: Path, config: ModelConfig, precision: Precision) -> bytes:
+    """The graph that is parsed for a plan of this precision."""
+    graph = repository.read_graph(models, config)
+    return to_fp16(graph) if precision == "fp16" else graph
+
+
+def _key(
+    config: ModelConfig,
+    parsed: bytes,
+    backend: str,
+    module_version: str,
+    precision: Precision,
+    architecture: str,
+    profile: tuple[int, int, int],
+) -> Key:
+    return Key(
+        config.name,
+        config.version,
+        config.digest,
+        _sha256(parsed),
+        backend,
+        module_version,
+        architecture,
+        precision,
+        profile,
+    )
 
 
 def _current(path: Path, key: Key) -> tuple[Provenance | None, str]:

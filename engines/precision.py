@@ -12,11 +12,14 @@ in fp32, so the casts are placed here; what a node may be comes from the ONNX sc
 
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from engines.errors import ExtraError, GraphError
+
+Precision = Literal["fp32", "fp16"]
+"""What a plan computes in: the graph as it is, or what `to_fp16` makes of it."""
 
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"})
 """Where fp16 pays, and what marks the fp16 part of a graph."""

@@ -28,6 +28,7 @@ import numpy as np
 from engines import memory, tensorrt_module
 from engines.engine import F32, Engine
 from engines.errors import BackendError, DigestError, GoldenError, RepositoryError
+from engines.precision import Precision
 from schemas import model_config
 from schemas.errors import ModelConfigError
 from schemas.model_config import ModelConfig
@@ -123,6 +124,8 @@ def load(
     plans: Path | None = None,
     version: int | None = None,
     memory_limit: int | None = None,
+    *,
+    precision: Precision = "fp32",
 ) -> Engine:
     """Load a model and prove it: memory, digest, tensors, golden data, the same in batches of other sizes.
 
@@ -135,6 +138,7 @@ def load(
         plans: folder to keep plans in; beside the model unless given. Only backends of plans look at it.
         version: the served one unless given.
         memory_limit: bytes that it may take: of the GPU's memory where one computes it, else the machine's.
+        precision: of the plan; the other backends compute the graph as it is.
 
     Raises:
         MemoryBudgetError: it needs more than that, or than there is; nothing was loaded.
@@ -143,11 +147,12 @@ def load(
         GraphError: the graph cannot be loaded or does not fit config.json.
         GoldenError: the engine computes something else than golden.npz.
         InputError: the inputs of golden.npz do not fit config.json.
-        BackendError: the backend is unknown or cannot run here; no other is taken instead.
+        BackendError: the backend is unknown, cannot run here or not in this precision; no other is taken
+            instead.
         BuildError: the backend runs plans, and this model's cannot be built or written.
     """
     config = read_config(repository, name, version)
-    engine = load_unproved(repository, config, backend, plans, memory_limit)
+    engine = load_unproved(repository, config, backend, plans, memory_limit, precision=precision)
     try:
         golden = golden_of(repository, config)
         verify(engine, golden)
@@ -164,12 +169,19 @@ def load_unproved(
     backend: str,
     plans: Path | None = None,
     memory_limit: int | None = None,
+    *,
+    precision: Precision = "fp32",
 ) -> Engine:
     """As `load`, without the golden data: for measuring how far an engine lies from them."""
     if backend in tensorrt_module.BACKENDS:
         from engines.tensorrt_load import load_plan
 
-        return load_plan(repository, config, backend, plans, memory_limit)
+        return load_plan(repository, config, backend, plans, memory_limit, precision)
+    if precision != "fp32":
+        raise BackendError(
+            f"{backend} computes model.onnx as it is: precision {precision} is of plans, which "
+            f"{' and '.join(tensorrt_module.BACKENDS)} run"
+        )
     _require_memory(repository, config, backend, memory_limit)
     return open_engine(config, read_graph(repository, config), backend)
 
@@ -238,12 +250,12 @@ def verify(engine: Engine, golden: dict[str, F32]) -> None:
 
     Raises:
         GoldenError: an output is absent, of another shape or no numbers with a fraction, or differs by more
-            than `golden_tolerance`.
+            than the engine's `golden_tolerance`.
         InputError: the golden inputs do not fit the config.
     """
     inputs = {key.removeprefix("in/"): array for key, array in golden.items() if key.startswith("in/")}
     expected = {key.removeprefix("out/"): array for key, array in golden.items() if key.startswith("out/")}
-    name, tolerance = engine.config.name, engine.config.golden_tolerance
+    name, tolerance = engine.config.name, engine.golden_tolerance
     actual = engine.run(inputs)
     rows = len(next(iter(actual.values())))
     if expected.keys() != actual.keys():

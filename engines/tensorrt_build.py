@@ -169,8 +169,7 @@ def _set_flags(module: ModuleType, options: Any, target: str) -> tuple[str, ...]
         return ("no-tf32", *wanted)
     if not targets and target == AMPERE_PLUS:
         options.hardware_compatibility_level = module.HardwareCompatibilityLevel.AMPERE_PLUS
-        options.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
-        return ("no-tf32", "hardware-compatible", "version-compatible")
+        return ("no-tf32", "hardware-compatible")
     return ("no-tf32",)  # TensorRT for RTX is portable over Ampere and later when nothing is set
 
 

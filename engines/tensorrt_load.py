@@ -1,16 +1,21 @@
 """From a model to its plan in an engine: the device is looked at first, then the plan is found or built."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from engines import memory, plans, tensorrt_build
 from engines.engine import Engine
 from engines.errors import BackendError, BuildError, ExtraError
-from engines.plans import Key
+from engines.plans import Key, Obtained
+from engines.precision import Precision
 from engines.tensorrt_build import AMPERE_PLUS, Profile
 from engines.tensorrt_engine import TensorRTEngine
 from engines.tensorrt_module import capability, cuda_driver, free_memory, module_of
 from schemas.model_config import ModelConfig
+
+AMPERE = (8, 0)
+"""Compute capability of the oldest GPU that a plan for `ampere-plus` runs on."""
 
 OLDEST = (7, 5)
 """Compute capability of Turing, the oldest that TensorRT 10 and TensorRT for RTX run on."""
@@ -22,8 +27,12 @@ def load_plan(
     backend: str,
     folder: Path | None = None,
     memory_limit: int | None = None,
+    precision: Precision = "fp32",
 ) -> Engine:
-    """An engine of a model's plan, which is built where there is none or a stale one; golden data unchecked.
+    """An engine of a model's plan; golden data unchecked.
+
+    Of the current plans that this GPU can run it takes the one built last; where there is none, it builds the
+    usual one: the model's own profile, for every GPU from Ampere on, or for this one alone.
 
     Args:
         models: the model repository.
@@ -31,6 +40,7 @@ def load_plan(
         backend: `tensorrt` or `tensorrt-rtx`.
         folder: where plans are kept, as `plans.obtain` has it; beside the model unless given.
         memory_limit: bytes that it may take of the GPU's memory.
+        precision: of the plan.
 
     Raises:
         MemoryBudgetError: it needs more than that, or than there is.
@@ -39,14 +49,42 @@ def load_plan(
         RepositoryError, DigestError, GraphError: the model is not in order.
     """
     module, driver = runtime(backend)
-    found = plans.obtain(models, config.name, backend, plans=folder, version=config.version)
-    check(found.provenance.key, config, str(module.__version__), capability(driver))
+    gpu = capability(driver)
+    found = plans.last_built(models, config, backend, precision, partial(fits, device=gpu), folder)
+    if found is None:
+        found = _build_usual(models, config, backend, precision, gpu, folder)
+    check(found.provenance.key, config, str(module.__version__), gpu)
     made = found.provenance
     host, device = memory.of_plan(config, made.plan_bytes, made.key.profile[2])
     memory.require(config, host, None, memory.available(), "the machine")
     memory.require(config, device, memory_limit, free_memory(driver), "the GPU")
     cache = found.path.with_suffix(".kernels")
-    return TensorRTEngine(config, plans.read_plan(found.path), module, driver, cache=cache)
+    plan = plans.read_plan(found.path)
+    return TensorRTEngine(config, plan, module, driver, cache=cache, precision=precision)
+
+
+def _build_usual(
+    models: Path,
+    config: ModelConfig,
+    backend: str,
+    precision: Precision,
+    device: tuple[int, int],
+    folder: Path | None,
+) -> Obtained:
+    """Build the plan that is taken where nobody built another."""
+    turing = backend == "tensorrt-rtx" and device < AMPERE
+    target = f"{device[0]}{device[1]}" if turing else None
+    try:
+        return plans.obtain(
+            models, config.name, backend, precision, None, target, folder, version=config.version
+        )
+    except BuildError as error:
+        if turing and precision == "fp32":
+            raise BuildError(
+                f"{error}; TensorRT for RTX multiplies matrices in fp16 alone on sm{target}: take precision "
+                "fp16, the backend tensorrt, or onnxruntime"
+            ) from error
+        raise
 
 
 def build_engine(config: ModelConfig, graph: bytes, backend: str) -> Engine:
@@ -92,17 +130,30 @@ def check(key: Key, config: ModelConfig, module_version: str, device: tuple[int,
             f"{again}"
         )
     refuse_old(device)
+    if fits(key.architecture, device):
+        return
     here = f"sm{device[0]}{device[1]}"
-    if key.architecture == AMPERE_PLUS and device < (8, 0):
+    if key.architecture == AMPERE_PLUS:
         raise BackendError(
             f"the plan is for Ampere (sm80) and later, the GPU is {here}: serve on onnxruntime, or build "
             "on this GPU with --backend tensorrt"
         )
-    if key.architecture != AMPERE_PLUS and here not in key.architecture.split("+"):
-        raise BackendError(
-            f"the plan is for {key.architecture}, the GPU is {here}: {again}"
-            + (f" --architecture {here[2:]}" if key.backend == "tensorrt-rtx" else " on this machine")
-        )
+    raise BackendError(
+        f"the plan is for {key.architecture}, the GPU is {here}: {again}"
+        + (f" --architecture {here[2:]}" if key.backend == "tensorrt-rtx" else " on this machine")
+    )
+
+
+def fits(architecture: str, device: tuple[int, int]) -> bool:
+    """Whether a GPU can run a plan of an architecture.
+
+    Args:
+        architecture: of the plan's key.
+        device: compute capability of the GPU.
+    """
+    if architecture == AMPERE_PLUS:
+        return device >= AMPERE
+    return f"sm{device[0]}{device[1]}" in architecture.split("+")
 
 
 def refuse_old(device: tuple[int, int]) -> None:

@@ -183,6 +183,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     findings: tuple[str, ...] = ()
     dynamic_batching: Batching = Batching()
     golden_tolerance: Annotated[float, Meta(gt=0.0, le=0.01)] = 1e-4
+    golden_tolerance_fp16: Annotated[float, Meta(gt=0.0, le=0.05)] = 5e-3
 
 
 def load(path: Path) -> ModelConfig:

@@ -217,7 +217,13 @@ class _Models:
         settings = self._settings
         require_series(repository.read_config(settings.model_repository, name, version))
         engine = await asyncio.to_thread(
-            repository.load, settings.model_repository, name, settings.backend, settings.plans, version
+            repository.load,
+            settings.model_repository,
+            name,
+            settings.backend,
+            settings.plans,
+            version,
+            precision=settings.precision,
         )
         return engine, Rerun(engine, await in_force(settings, self.cluster, engine.config), settings)
 

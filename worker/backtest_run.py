@@ -174,7 +174,7 @@ def _answering(
     """Load the models; the stack closes them."""
 
     def load(folder: Path, name: str) -> Engine:
-        engine = repository.load(folder, name, settings.backend, settings.plans)
+        engine = repository.load(folder, name, settings.backend, settings.plans, precision=settings.precision)
         stack.callback(engine.close)
         return engine
 

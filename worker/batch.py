@@ -1,15 +1,16 @@
-"""Requests of all partitions -> batches of the engine, which runs in a thread of its own.
+"""Requests of all partitions -> batches of the engine, which runs in threads of its own.
 
-Work-conserving: when the engine is idle the next batch starts at once with whatever waits; while it is
-busy, rows collect up to the largest batch. Nothing ever waits for company. Bounded, because each
-partition has one request under way at a time.
+Work-conserving: while the engine has room for a batch, the next starts at once with whatever waits; while it
+has none, rows collect up to the largest batch. Nothing ever waits for company. Bounded, because each
+partition has one request under way at a time. An engine that copies while it computes has room for two.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -47,8 +48,9 @@ class Batcher:
     A batch with outputs that are not finite makes the engine prove itself on its golden data: the rows are at
     fault if it does, the engine if not.
 
-    While a call takes longer than the patience, every caller is refused at once, until it comes back. Then
-    the patience is doubled, until a call comes back within what it was at first: a slow engine is waited for.
+    While a call takes longer than the patience, every caller is refused at once, until all such calls have
+    come back. Then the patience is doubled, until a call comes back within what it was at first: a slow
+    engine is waited for.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class Batcher:
         verify: Callable[[], None],
         timeout_s: float,
         patience_s: float,
-        turns: asyncio.Lock | None = None,
+        turns: asyncio.Semaphore | None = None,
     ) -> None:
         """Serve an engine.
 
@@ -66,22 +68,23 @@ class Batcher:
             verify: raises an EngineError when the engine no longer reproduces its golden data.
             timeout_s: an engine call that takes longer is hung for good.
             patience_s: callers wait so long for an engine call.
-            turns: shared by the batchers of one device, which then take turns, a batch each.
+            turns: shared by the batchers of one device, which then take turns on it, a batch each.
         """
         self.engine = engine
         self.hung = False
         self._closed = False
         self._wrong = False
-        self._turns = turns or asyncio.Lock()
+        self._room = asyncio.Semaphore(engine.in_flight)
+        self._turns = turns or asyncio.Semaphore(engine.in_flight)
         self._verify = verify
         self._timeout_s = timeout_s
         self._patience_s = self._first_patience_s = patience_s
-        self._call: asyncio.Future[Any] | None = None
-        self._waiting_on: asyncio.Task[None] | None = None
+        self._calls: set[asyncio.Future[Any]] = set()
+        self._late: set[asyncio.Task[None]] = set()
         self._largest = engine.config.dynamic_batching.max_batch_size
         self._waiting: deque[_Request] = deque()
-        self._runner: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._runners: set[asyncio.Task[None]] = set()
+        self._threads = ThreadPoolExecutor(engine.in_flight, thread_name_prefix="engine")
 
     async def infer(self, inputs: Tensors) -> dict[str, F32]:
         """Outputs for any number of rows, in order.
@@ -105,54 +108,60 @@ class Batcher:
     @property
     def busy(self) -> bool:
         """Whether a call that nobody waits for any more has not come back."""
-        return self._waiting_on is not None and not self._waiting_on.done()
+        return bool(self._late)
 
     async def close(self) -> None:
         """Stop, and refuse whoever waits or still comes.
 
-        A call under way is waited for within the patience; a thread whose call does not come back is left.
+        Calls under way are waited for within the patience; a thread whose call does not come back is left.
         """
         self._closed = True
-        if self._runner is not None:
-            self._runner.cancel()
-            await asyncio.gather(self._runner, return_exceptions=True)
+        for runner in self._runners:
+            runner.cancel()
+        await asyncio.gather(*self._runners, return_exceptions=True)
         _refuse(self._waiting, EngineDownError(REPLACED))
         self._waiting.clear()
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        if self._call is not None and not self.busy:
-            await asyncio.wait({self._call}, timeout=self._patience_s)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._calls and not self.busy:
+            await asyncio.wait(self._calls, timeout=self._patience_s)
 
     def _submit(self, inputs: Tensors) -> asyncio.Future[dict[str, F32]]:
         done: asyncio.Future[dict[str, F32]] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Request(inputs, len(next(iter(inputs.values()))), done, time.perf_counter()))
-        if self._runner is None or self._runner.done():
-            self._runner = asyncio.create_task(self._run())
+        self._runners = {runner for runner in self._runners if not runner.done()}
+        if len(self._runners) < self.engine.in_flight:
+            self._runners.add(asyncio.create_task(self._run()))
         return done
 
     async def _run(self) -> None:
+        """Batch after batch, as long as anything waits; another runner may take it all meanwhile."""
         while self._waiting:
-            batch = self._take()
-            started = time.perf_counter()
-            for request in batch:
-                metrics.queue_delay.observe(started - request.since)
-            try:
-                names = batch[0].inputs
-                inputs = {name: np.concatenate([request.inputs[name] for request in batch]) for name in names}
-                outputs = await self._in_thread(partial(self._run_sparing, inputs))
-            except asyncio.CancelledError:
-                _refuse(batch, EngineDownError(REPLACED))
-                raise
-            except Exception as error:  # whatever it is, whoever waits must hear of it
-                _refuse(batch, error)
-                continue
-            self._observe(sum(request.rows for request in batch), time.perf_counter() - started)
-            at = 0
-            for request in batch:
-                if not request.done.done():
-                    request.done.set_result(
-                        {name: array[at : at + request.rows] for name, array in outputs.items()}
-                    )
-                at += request.rows
+            async with self._turn():
+                if self._waiting:
+                    await self._answer(self._take())
+
+    async def _answer(self, batch: list[_Request]) -> None:
+        started = time.perf_counter()
+        for request in batch:
+            metrics.queue_delay.observe(started - request.since)
+        try:
+            names = batch[0].inputs
+            inputs = {name: np.concatenate([request.inputs[name] for request in batch]) for name in names}
+            outputs = await self._in_thread(partial(self._run_sparing, inputs))
+        except asyncio.CancelledError:
+            _refuse(batch, EngineDownError(REPLACED))
+            raise
+        except Exception as error:  # whatever it is, whoever waits must hear of it
+            _refuse(batch, error)
+            return
+        self._observe(sum(request.rows for request in batch), time.perf_counter() - started)
+        at = 0
+        for request in batch:
+            if not request.done.done():
+                request.done.set_result(
+                    {name: array[at : at + request.rows] for name, array in outputs.items()}
+                )
+            at += request.rows
 
     def _take(self) -> list[_Request]:
         batch = [self._waiting.popleft()]
@@ -171,7 +180,8 @@ class Batcher:
             EngineHungError: the engine is lost.
         """
         try:
-            await self._in_thread(self._verify)
+            async with self._turn():
+                await self._in_thread(self._verify)
         except EngineDownError:
             return False
         except FAILURES:
@@ -180,38 +190,46 @@ class Batcher:
         self._wrong = False
         return True
 
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """The engine has room for a batch, and it is its turn on the device."""
+        async with self._room, self._turns:
+            yield
+
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Do something in the engine's thread when it is this engine's turn, within the patience."""
-        async with self._turns:
-            if self._closed:
-                raise EngineDownError(REPLACED)
-            if self.hung:
-                raise EngineHungError("the engine hangs")
-            if self.busy:
-                raise EngineSilentError("an engine call has not come back yet")
-            started = time.perf_counter()
-            try:
-                call = self._call = asyncio.get_running_loop().run_in_executor(self._thread, work)
-            except RuntimeError as error:
-                raise EngineDownError("no thread can be started for the engine: out of memory?") from error
-            await asyncio.wait({call}, timeout=min(self._patience_s, self._timeout_s))
-            if call.cancelled():
-                raise EngineDownError(REPLACED)
-            if call.done():
-                if time.perf_counter() - started <= self._first_patience_s:
-                    self._patience_s = self._first_patience_s
-                result: T = call.result()
-                return result
-            self.hung = self._patience_s >= self._timeout_s
-            self._waiting_on = asyncio.create_task(self._come_back(call))
+        """Do something in a thread of the engine, within the patience."""
+        if self._closed:
+            raise EngineDownError(REPLACED)
+        if self.hung:
+            raise EngineHungError("the engine hangs")
+        if self.busy:
+            raise EngineSilentError("an engine call has not come back yet")
+        started, patience_s = time.perf_counter(), self._patience_s
+        try:
+            call = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except RuntimeError as error:
+            raise EngineDownError("no thread can be started for the engine: out of memory?") from error
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        await asyncio.wait({call}, timeout=min(patience_s, self._timeout_s))
+        if call.cancelled():
+            raise EngineDownError(REPLACED)
+        if call.done():
+            if time.perf_counter() - started <= self._first_patience_s:
+                self._patience_s = self._first_patience_s
+            return call.result()
+        self.hung = self.hung or patience_s >= self._timeout_s
+        late = asyncio.create_task(self._come_back(call, patience_s))
+        self._late.add(late)
+        late.add_done_callback(self._late.discard)
         if self.hung:
             raise EngineHungError(f"an engine call took more than {self._timeout_s} s")
-        raise EngineSilentError(f"an engine call takes more than {self._patience_s} s")
+        raise EngineSilentError(f"an engine call takes more than {patience_s} s")
 
-    async def _come_back(self, call: asyncio.Future[T]) -> None:
+    async def _come_back(self, call: asyncio.Future[T], waited_s: float) -> None:
         """Wait on for a late call; nobody waits for its result any more."""
-        await asyncio.wait({call}, timeout=max(self._timeout_s - self._patience_s, 0.0))
-        self._patience_s *= 2
+        await asyncio.wait({call}, timeout=max(self._timeout_s - waited_s, 0.0))
+        self._patience_s = 2 * waited_s
         if not call.done():
             self.hung = True
             await asyncio.wait({call})

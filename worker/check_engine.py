@@ -23,11 +23,13 @@ def loaded(settings: Settings, subject: str) -> tuple[Engine, list[Finding]]:
         memory_limit=settings.model_memory_limit,
     )
     try:
-        return load(settings.backend, settings.plans), []
+        return load(settings.backend, settings.plans, precision=settings.precision), []
     except EngineError as error:
         if settings.backend == repository.REFERENCE_BACKEND:
             raise
         other = repository.REFERENCE_BACKEND
         advice = f"a worker serves on {other} meanwhile; mend it, or set RISKSTREAM_BACKEND={other}"
+        if settings.precision != "fp32":
+            advice += " and RISKSTREAM_PRECISION=fp32"
         told = [warning(f"{subject}: backend", str(error), advice)]
     return load(repository.REFERENCE_BACKEND), told

@@ -14,10 +14,11 @@ from rich.table import Table
 
 from engines import compare as comparison
 from engines import repository
-from engines.compare import Pair, Progress
+from engines.compare import Pair, Progress, Side
 from engines.errors import InputError
 from engines.physionet2012 import Sample, Stay
 from engines.plans import NEVER_RUN
+from engines.precision import Precision
 from schemas.features import BY_LOINC
 from worker import simulate
 from worker.cli_engine import AsJson, Name, Plans, Repository
@@ -39,9 +40,19 @@ def compare(
             "onnxruntime, unless given"
         ),
     ] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(
+            help="what --backend computes in: its plan, or model.onnx converted; fp32 unless given; "
+            "without --backend fp16"
+        ),
+    ] = None,
     against: Annotated[
         str | None, typer.Option(help="the backend that --backend is compared with; onnxruntime unless given")
     ] = None,
+    against_precision: Annotated[
+        Precision, typer.Option(help="what the backend that it is compared with computes in")
+    ] = "fp32",
     data: Annotated[
         str | None,
         typer.Option(
@@ -63,15 +74,17 @@ def compare(
         check_writable(report)
         if against is not None and backend is None:
             raise InputError("--against is what --backend is compared with: name that too")
-        if backend is None:
-            pair = comparison.fp16_pair(model_repository, name)
-        else:
-            pair = comparison.backend_pair(
-                model_repository, name, backend, against or repository.REFERENCE_BACKEND, plan_folder
-            )
+        sides = (
+            Side(
+                backend or repository.REFERENCE_BACKEND, precision or ("fp16" if backend is None else "fp32")
+            ),
+            Side(against or repository.REFERENCE_BACKEND, against_precision),
+        )
+        pair = comparison.pair_of(model_repository, name, *sides, plan_folder)
         with closing(pair):
             content = _content(pair, model_repository, data, patients, shown(progress))
-        content["compared"]["precision"] = "fp16" if backend is None else "fp32"
+        for side, what in zip(sides, ("compared", "reference"), strict=True):
+            content[what]["precision"] = side.precision
         if report is not None:
             report.write_text(json.dumps(content, indent=2) + "\n")
     if as_json:
@@ -91,7 +104,7 @@ def _content(pair: Pair, models: Path, data: str | None, patients: int, show: Pr
         found.append(comparison.on_data(pair, data, show))
     return {
         "model": {"name": config.name, "version": config.version, "digest": config.digest},
-        "reference": {"backend": pair.reference.backend, "precision": "fp32"},
+        "reference": {"backend": pair.reference.backend},
         "compared": {"backend": pair.other.backend},
         "golden": golden,
         "data": found,
@@ -116,7 +129,7 @@ def _stay(patient: simulate.Patient) -> Stay:
 
 def _print(content: dict[str, Any]) -> None:
     sides = (content["compared"], content["reference"])
-    one, other = (f"{side['backend']} {side['precision']}" for side in sides)
+    one, other = (f"{side['backend'].removesuffix('-fp16')} {side['precision']}" for side in sides)
     table = Table(
         title=f"{content['model']['name']}: {one} against {other}", box=SIMPLE_HEAD, padding=(0, 0, 0, 1)
     )
@@ -134,7 +147,7 @@ def _print(content: dict[str, Any]) -> None:
                 highlight=False,
                 markup=False,
             )
-    if content["compared"]["precision"] == "fp16":
+    if content["compared"] == {"backend": content["reference"]["backend"], "precision": "fp16"}:
         console.print(f"Types alone, on ONNX Runtime; plans for a GPU: {NEVER_RUN}.", highlight=False)
 
 

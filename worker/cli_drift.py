@@ -134,7 +134,13 @@ def _found(
     try:
         settings = config.load(**overrides)
         known = outcome_file.read(outcomes) if outcomes is not None else None
-        engine = repository.load(settings.model_repository, settings.model, settings.backend, settings.plans)
+        engine = repository.load(
+            settings.model_repository,
+            settings.model,
+            settings.backend,
+            settings.plans,
+            precision=settings.precision,
+        )
         expected = drift_reference.read(settings.model_repository, engine.config)
         show("reading records", 0, 0)
         chosen = recording.read(data, recording.Choice(patients))

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from engines import plans, repository
 from engines.errors import BuildError
-from engines.plans import Precision
+from engines.precision import Precision
 from engines.tensorrt_build import Profile
 from worker.cli_told import Version, told
 
@@ -43,16 +43,20 @@ def build(
 ) -> None:
     """Build a model's plan for TensorRT or TensorRT for RTX, unless a current one is there already.
 
-    TensorRT builds for the GPU of this machine; TensorRT for RTX needs no GPU. Building runs nothing.
+    TensorRT builds for the GPU of this machine; TensorRT for RTX needs no GPU. Building runs nothing. Of the
+    plans that a GPU can run, in the precision asked for, a load takes the one built last.
     """
     with told():
         sizes = None if profile is None else Profile.parse(profile)
         found = plans.obtain(
             model_repository, name, backend, precision, sizes, architecture, plan_folder, version
         )
+        config = repository.read_config(model_repository, name, version)
+        last = plans.last_built(model_repository, config, backend, precision, lambda _: True, plan_folder)
+    later = None if last is None or last.path == found.path else str(last.path)
     if as_json:
         _print_json(
-            {"how": found.how, "why": found.why, "plan": str(found.path)}
+            {"how": found.how, "why": found.why, "plan": str(found.path), "later": later}
             | msgspec.to_builtins(found.provenance)
         )
         return
@@ -60,6 +64,11 @@ def build(
     took = "" if found.how == "cached" else f" in {made.seconds:.1f} s"
     Console().print(f"{found.how}{took}: {found.why}", highlight=False)
     Console().print(f"{found.path}  {made.plan_bytes:,} bytes", markup=False, highlight=False, soft_wrap=True)
+    if later is not None:
+        told_later = (
+            f"{later} was built later and serves where both can run; remove it to have this one served"
+        )
+        Console().print(told_later, markup=False, highlight=False, soft_wrap=True)
 
 
 def inspect(
@@ -99,7 +108,8 @@ def _print_plan(content: dict[str, Any]) -> None:
         table.add_row(tensor["name"], tensor["mode"], tensor["type"], str(tensor["shape"]), sizes)
     console = Console()
     console.print(table)
-    console.print(f"{content['plan']}: {content['state']}", markup=False, highlight=False, soft_wrap=True)
+    state = f"{content['state']}, built {content['built']}"
+    console.print(f"{content['plan']}: {state}", markup=False, highlight=False, soft_wrap=True)
     console.print(content["engine"]["note"], highlight=False, markup=False)
 
 

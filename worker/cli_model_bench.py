@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -16,6 +16,7 @@ from engines import repository
 from engines.bench import Opened, Order, Progress
 from engines.engine import Parts
 from engines.errors import ExtraError, InputError
+from engines.precision import Precision
 from schemas.model_config import ModelConfig
 from worker.bench import report as bench_report
 from worker.cli_engine import AsJson, Name, Plans, Repository
@@ -24,7 +25,8 @@ from worker.cli_told import bar, shown, told
 
 LEGEND = (
     "rows in a batch; milliseconds of it: latency, CPU time, copying in, running,\n"
-    "copying out; rows per second, and as multiples of batch 1 and of the reference"
+    "copying out; rows per second, and as multiples of batch 1 and of the reference;\n"
+    "where an engine takes two batches at once, what multiple that gives"
 )
 
 PACKAGES = (
@@ -48,6 +50,12 @@ def bench(
             "it is named; repeatable; all that serve and can run unless given"
         ),
     ] = None,
+    precision: Annotated[
+        Literal["fp32", "fp16", "both"],
+        typer.Option(
+            help="of the plans of tensorrt and tensorrt-rtx; the others compute model.onnx as it is"
+        ),
+    ] = "fp32",
     batch: Annotated[
         str | None,
         typer.Option(
@@ -76,7 +84,8 @@ def bench(
         check_writable(report, plot)
         _check_plot(plot)
         sizes = measurement.sizes_of(repository.read_config(model_repository, name), batch)
-        with measurement.opened(model_repository, name, backend, plan_folder) as found:
+        chosen: tuple[Precision, ...] = ("fp32", "fp16") if precision == "both" else (precision,)
+        with measurement.opened(model_repository, name, backend, plan_folder, chosen) as found:
             content = _content(model_repository, found, Order(sizes, seconds, rounds), shown(progress))
         if report is not None:
             bench_report.write(content, report)
@@ -151,7 +160,9 @@ def _print(content: dict[str, Any]) -> None:
 
 def _table(title: str, points: list[dict[str, Any]]) -> Table:
     table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 1))
-    for heading in ("rows", "p50", "p90", "p99", "CPU", "in", "run", "out", "rows/s", "×1", "×ref"):
+    two = any(point["in_flight"] for point in points)
+    headings = ("rows", "p50", "p90", "p99", "CPU", "in", "run", "out", "rows/s", "×1", "×ref")
+    for heading in (*headings, "×2") if two else headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for point in points:
         parts = point["parts_ms"] or {}
@@ -163,6 +174,7 @@ def _table(title: str, points: list[dict[str, Any]]) -> Table:
             f"{point['rows_per_second']['median']:,.0f}",
             _number(point["to_batch_1"]),
             _number(point["to_reference"]),
+            *([_number(point["in_flight"]["to_one"])] if two else ()),
         )
     return table
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engines import acceptance, repository
+from engines.precision import Precision
 from worker.cli_told import Version, told
 
 Repository = Annotated[Path, typer.Option("--repository", help="folder of model folders")]
@@ -39,10 +40,19 @@ def check(
     name: Annotated[str, typer.Argument(help="model in the repository", metavar="NAME")],
     model_repository: Repository = repository.SHIPPED,
     version: Version = None,
+    backend: Annotated[
+        str, typer.Option(help=f"that computes it: {', '.join(repository.BACKENDS)}")
+    ] = repository.REFERENCE_BACKEND,
+    precision: Annotated[Precision, typer.Option(help="of the plan, for tensorrt and tensorrt-rtx")] = "fp32",
+    plan_folder: Annotated[
+        Path | None, typer.Option("--plans", help="folder to keep plans in; beside the model unless given")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Try whether a model is fit to be served: files, golden data, outputs, batches; exit 0 or 1."""
-    findings = acceptance.check(model_repository, name, version=version)
+    findings = acceptance.check(
+        model_repository, name, backend, version, precision=precision, plans=plan_folder
+    )
     well = all(finding.well for finding in findings)
     if as_json:
         shown = {"well": well, "findings": [finding._asdict() for finding in findings]}

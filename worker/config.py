@@ -125,6 +125,11 @@ class Settings(ImagingSettings):
         description="runtime that computes the model: onnxruntime on the CPU, its CUDA provider or a plan on "
         "an NVIDIA GPU (both never executed); where one cannot run, onnxruntime serves and metrics tell",
     )
+    precision: Literal["fp32", "fp16"] = Field(
+        "fp32",
+        description="what a plan computes in, for the backends tensorrt and tensorrt-rtx; fp16 too is held "
+        "to golden data, within the model's golden_tolerance_fp16",
+    )
     plans: Path | None = Field(
         None,
         description="folder that plans are built into and loaded from; beside the model unless given, which "
@@ -221,6 +226,11 @@ class Settings(ImagingSettings):
             raise ValueError("board_cert_file and board_key_file go together")
         if 0 < len(self.board_token.get_secret_value()) < 16:
             raise ValueError("board_token must have at least 16 characters, or be empty")
+        if self.precision != "fp32" and not self.backend.startswith("tensorrt"):
+            raise ValueError(
+                f"precision {self.precision} is of plans, for the backends tensorrt and tensorrt-rtx; "
+                f"{self.backend} computes model.onnx as it is"
+            )
         if not self.bootstrap_servers:
             raise ValueError("broker names no server; write host:port, with commas between several")
         if not _is_redis_url(self.redis.get_secret_value()):
@@ -239,6 +249,10 @@ class Settings(ImagingSettings):
     def model_memory_limit(self) -> int | None:
         """Bytes that a model may take; None for no limit of its own."""
         return None if self.model_memory_mb is None else self.model_memory_mb << 20
+
+    def precision_on(self, backend: str) -> Literal["fp32", "fp16"]:
+        """What a backend computes in: the one asked for as asked, one that stands in for it in fp32."""
+        return self.precision if backend == self.backend else "fp32"
 
     @property
     def output_topics(self) -> tuple[str, str, str]:

@@ -28,16 +28,18 @@ CLOSE_S = 5.0
 """What a worker that stops waits for loads under way: their engines are to be closed."""
 
 T = TypeVar("T")
-Turns = Callable[[str], asyncio.Lock | None]
+Turns = Callable[[str], asyncio.Semaphore | None]
+
+ON_A_GPU = 2
+"""Batches that all engines together have on a GPU at a time: one is copied while another is computed."""
 
 
 def device_turns() -> Turns:
-    """Locks by backend, for all engines of a process: those on a GPU take turns, those on the CPU need not.
+    """Turns by backend, for all engines of a process: those on a GPU take turns, those on the CPU need not.
 
-    A lock is fair: whoever waits is served in turn, so that of two engines with work neither waits for
-    longer than a batch of the other.
+    Whoever waits is served in turn, so that an engine never waits for more than one batch of another to end.
     """
-    gpu = asyncio.Lock()
+    gpu = asyncio.Semaphore(ON_A_GPU)
     return lambda backend: None if backend == repository.REFERENCE_BACKEND else gpu
 
 
@@ -81,7 +83,7 @@ class Loader:
 
     Args:
         settings: repository, model, patience.
-        turns: gives the lock that engines of a backend's device share; None where they need not take turns.
+        turns: gives what engines of a backend's device take turns by; None where they need not.
         require: raises KindError for a model of a kind that is not served here.
     """
 
@@ -172,7 +174,12 @@ def _proven(settings: Settings, config: ModelConfig, backend: str, with_watch: b
         # By the config in hand: by now config.json may name another version, or be damaged.
         golden = repository.golden_of(models, config)
         engine = repository.load_unproved(
-            models, config, backend, settings.plans, settings.model_memory_limit
+            models,
+            config,
+            backend,
+            settings.plans,
+            settings.model_memory_limit,
+            precision=settings.precision_on(backend),
         )
         try:
             repository.verify(engine, golden)
@@ -189,18 +196,23 @@ def _proven(settings: Settings, config: ModelConfig, backend: str, with_watch: b
     return Proven(engine, lambda: repository.verify(engine, golden), counts)
 
 
+_idle: list[ThreadPoolExecutor] = []
+"""Of one thread each, kept for the next call: threads that come and go leave arenas of glibc's behind."""
+
+
 def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """Do something slow in a thread of its own: should it hang, no other work waits behind it.
+    """Do something slow in a thread that does nothing else: should it hang, no other work waits behind it.
 
     Raises:
         BackendError: no thread can be started.
     """
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loading")
+    pool = _idle.pop() if _idle else ThreadPoolExecutor(max_workers=1, thread_name_prefix="loading")
     try:
-        return asyncio.get_running_loop().run_in_executor(pool, work)
+        call = pool.submit(work)
     except RuntimeError as error:
+        pool.shutdown(wait=False)
         raise BackendError(
             f"nothing can be loaded: {error}; the machine is out of memory or threads"
         ) from error
-    finally:
-        pool.shutdown(wait=False)
+    call.add_done_callback(lambda _: _idle.append(pool))  # not before the work ends, whoever is cancelled
+    return asyncio.wrap_future(call)

@@ -104,7 +104,12 @@ async def replay(
     name = order.model or settings.model
     require_series(repository.read_config(settings.model_repository, name))
     engine = await asyncio.to_thread(
-        repository.load, settings.model_repository, name, settings.backend, settings.plans
+        repository.load,
+        settings.model_repository,
+        name,
+        settings.backend,
+        settings.plans,
+        precision=settings.precision,
     )
     policies = await in_force(settings, cluster, engine.config)
     rerun = Rerun(engine, policies, target_settings(settings, order))

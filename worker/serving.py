@@ -61,7 +61,7 @@ class Ladder:
 
     Args:
         settings: repository, model, backend, patience.
-        turns: gives the lock that engines of a backend's device share; None where they need not take turns.
+        turns: gives what engines of a backend's device take turns by; None where they need not.
         require: raises KindError for a model of a kind that is not served here.
     """
 

@@ -5,6 +5,7 @@ A subclass says how its engines are opened (`opener`) and whether a row's bytes 
 
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,13 @@ class EngineContract:
             outputs = engine.run(inputs)
             for name, expected in tiny_outputs(inputs).items():
                 np.testing.assert_allclose(outputs[name], expected, atol=1e-6)
+
+    def test_batches_in_flight_keep_their_rows(self, engine_of_kind: Engine) -> None:
+        requests = [kinds.inputs_of(engine_of_kind, 1 + seed % 32, seed) for seed in range(48)]
+        expected = [engine_of_kind.run(inputs) for inputs in requests]
+        with ThreadPoolExecutor(engine_of_kind.in_flight) as threads:
+            for outputs, alone in zip(threads.map(engine_of_kind.run, requests), expected, strict=True):
+                self.expect_rows(engine_of_kind, outputs, alone)
 
     def test_returned_arrays_are_the_callers(self, engine_of_kind: Engine) -> None:
         first = engine_of_kind.run(kinds.inputs_of(engine_of_kind, 1, seed=1))

@@ -3,7 +3,8 @@
 What is queued runs only when the host synchronises with it, and then no more than what must have run by then:
 memory that is read too early holds NaN or an older batch. Every operation carries a vector clock (stream ->
 operations that surely ran before it), so two accesses of device memory that no event orders are a fault,
-whichever of them happens to run first here. Faults are collected: `expect_clean` raises them.
+whichever of them happens to run first here. What one thread of the host has waited for, another does not know
+of. Faults are collected: `expect_clean` raises them.
 
 It says nothing about a GPU: no fake is evidence that one computes anything.
 """
@@ -11,6 +12,7 @@ It says nothing about a GPU: no fake is evidence that one computes anything.
 import itertools
 import threading
 from collections.abc import Callable, Iterable
+from enum import IntFlag
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -26,6 +28,11 @@ class Error(Exception):
 
 class OutOfMemoryError(Error):
     """As `pycuda.driver.MemoryError`."""
+
+
+class _EventFlags(IntFlag):
+    DEFAULT = 0
+    BLOCKING_SYNC = 1
 
 
 class _Access(NamedTuple):
@@ -97,8 +104,9 @@ class FakeStream:
 class FakeEvent:
     """A place in a stream."""
 
-    def __init__(self, driver: "FakeDriver") -> None:
+    def __init__(self, driver: "FakeDriver", flags: int) -> None:
         self.driver, self.clock, self.recorded = driver, Clock(), 0
+        self.spins = not flags & _EventFlags.BLOCKING_SYNC
         self.made = False
         driver.make("event")
         self.made = True
@@ -110,6 +118,8 @@ class FakeEvent:
 
     def synchronize(self) -> None:
         self.driver.require_current()
+        if self.spins:
+            self.driver.faults.append("a thread spins for an event")
         self.driver.host_waits(self.clock)
 
     def time_since(self, other: "FakeEvent") -> float:
@@ -150,6 +160,7 @@ class FakeDriver:
 
     Error = Error
     MemoryError = OutOfMemoryError
+    event_flags = _EventFlags
 
     def __init__(self, capability: tuple[int, int] = (8, 9)) -> None:
         self.capability = capability
@@ -157,14 +168,14 @@ class FakeDriver:
         self.live: list[Memory] = []
         self.streams: WeakValueDictionary[int, FakeStream] = WeakValueDictionary()
         self.queue: list[_Queued] = []
-        self.clock = Clock()
+        self.lock = threading.RLock()
         self.handles = itertools.count(1)
         self.fail_at: int | None = None
         self.made = 0
         self.retained = 0
         self.counts = {"stream": 0, "event": 0}
         self._addresses = itertools.count(1 << 20, 1 << 20)
-        self._stacks = threading.local()
+        self._threads = threading.local()
         self.all_stacks: list[list[Context]] = []
 
     # What PyCUDA has.
@@ -201,8 +212,8 @@ class FakeDriver:
     def Stream(self) -> FakeStream:
         return FakeStream(self)
 
-    def Event(self) -> FakeEvent:
-        return FakeEvent(self)
+    def Event(self, flags: int = 0) -> FakeEvent:
+        return FakeEvent(self, flags)
 
     def memcpy_htod_async(self, to: Memory, source: NDArray[np.float32], stream: FakeStream) -> None:
         pinned = self._pinned(source)
@@ -223,11 +234,19 @@ class FakeDriver:
     # What stands behind it.
 
     def stack(self) -> list[Context]:
-        if not hasattr(self._stacks, "own"):
-            self._stacks.own = []
-            self.all_stacks.append(self._stacks.own)
-        stack: list[Context] = self._stacks.own
+        if not hasattr(self._threads, "stack"):
+            self._threads.stack = []
+            self.all_stacks.append(self._threads.stack)
+        stack: list[Context] = self._threads.stack
         return stack
+
+    @property
+    def clock(self) -> Clock:
+        """Of the thread that asks: what it has waited for."""
+        if not hasattr(self._threads, "clock"):
+            self._threads.clock = Clock()
+        clock: Clock = self._threads.clock
+        return clock
 
     def current(self) -> bool:
         return bool(self.stack())
@@ -261,21 +280,23 @@ class FakeDriver:
         self, stream: FakeStream, run: Callable[[], None], reads: Iterable[Memory], writes: Iterable[Memory]
     ) -> None:
         self.require_current()
-        _merge(stream.clock, self.clock)
-        index = stream.clock[stream.handle] = stream.clock.get(stream.handle, 0) + 1
         reads, writes = tuple(reads), tuple(writes)
-        for memory in (*reads, *writes):
-            self._touch(memory, _Access(stream.handle, index, memory in writes), stream.clock)
-        self.queue.append(_Queued(stream.handle, index, run, (*reads, *writes)))
+        with self.lock:
+            _merge(stream.clock, self.clock)
+            index = stream.clock[stream.handle] = stream.clock.get(stream.handle, 0) + 1
+            for memory in (*reads, *writes):
+                self._touch(memory, _Access(stream.handle, index, memory in writes), stream.clock)
+            self.queue.append(_Queued(stream.handle, index, run, (*reads, *writes)))
 
     def host_waits(self, clock: Clock) -> None:
-        """Run what must have run by then, no more, and let the host know of it."""
-        due = [queued for queued in self.queue if queued.place <= clock.get(queued.stream, 0)]
-        self.queue = [queued for queued in self.queue if queued not in due]
-        for queued in due:
-            if any(memory.freed for memory in queued.uses):
-                self.faults.append("an operation ran on freed memory")
-            queued.run()
+        """Run what must have run by then, no more, and let the thread know of it."""
+        with self.lock:
+            due = [queued for queued in self.queue if queued.place <= clock.get(queued.stream, 0)]
+            self.queue = [queued for queued in self.queue if queued not in due]
+            for queued in due:
+                if any(memory.freed for memory in queued.uses):
+                    self.faults.append("an operation ran on freed memory")
+                queued.run()
         _merge(self.clock, clock)
 
     def expect_clean(self, *, closed: bool = True) -> None:

@@ -1,5 +1,6 @@
 """A stand-in for `tensorrt_rtx`: a plan is the ONNX graph, computed by ONNX Runtime on a fake stream."""
 
+import threading
 from collections.abc import Callable
 from enum import Enum
 from typing import Any
@@ -47,10 +48,11 @@ class _Capability(Enum):
 
 
 class _Cache:
-    """Compiled kernels: a word for every context that was made with it."""
+    """Compiled kernels: a word for every plan that was loaded with it."""
 
     def __init__(self) -> None:
         self.content = b""
+        self.used = False
 
     def deserialize(self, blob: bytes) -> bool:
         taken = blob.startswith(b"kernels")
@@ -76,7 +78,7 @@ class FakeTensorRT:
     """The module. `deaths` lists what was destroyed, in order; `refusal` is why no plan loads.
 
     `failures` are the numbers of the executions that fail, from 1 on; `executions` are all batch sizes.
-    `meanwhile` is called within every execution. `cached` is what each context with a cache found in it.
+    `meanwhile` is called within every execution. `cached` is what each plan with a cache found in it.
     While `spoiled`, NaN is all that comes out.
     """
 
@@ -162,9 +164,10 @@ class _Engine:
         if self._module.no_context:
             self._log.log(_Severity.ERROR, "not enough device memory for the context")
             return None
-        if options.cache is not None:
+        if options.cache is not None and not options.cache.used:
             self._module.cached.append(options.cache.content)
             options.cache.content += b"kernels."
+            options.cache.used = True
         return _Context(self._module, self._log, self._session, self._tensors)
 
     def __del__(self) -> None:
@@ -176,9 +179,13 @@ class _Context:
         self._module, self._log, self._session, self._tensors = module, log, session, tensors
         self._shapes: dict[str, Dims] = {}
         self._addresses: dict[str, int] = {}
+        self._thread: int | None = None
 
     def set_input_shape(self, name: str, shape: Dims) -> bool:
         least, _, most = self._module.profile
+        if self._thread not in (None, threading.get_ident()):
+            self._module.driver.faults.append("two threads use an execution context at once")
+        self._thread = threading.get_ident()
         self._shapes[name] = shape
         return self._tensors[name][1][1:] == shape[1:] and least <= shape[0] <= most
 
@@ -190,9 +197,11 @@ class _Context:
         module = self._module
         rows = {shape[0] for shape in self._shapes.values()}
         module.executions.append(max(rows))
+        number = len(module.executions)
         module.meanwhile()
-        if len(rows) != 1 or len(module.executions) in module.failures:
+        if len(rows) != 1 or number in module.failures:
             self._log.log(_Severity.ERROR, "a kernel failed")
+            self._thread = None
             return False
         memory = {name: module.driver.at(address) for name, address in self._addresses.items()}
         shapes, session, spoiled = dict(self._shapes), self._session, module.spoiled
@@ -212,6 +221,7 @@ class _Context:
             reads=[memory[name] for name in shapes],
             writes=[memory[name] for name in outputs],
         )
+        self._thread = None
         return True
 
     def __del__(self) -> None:

@@ -130,8 +130,8 @@ class _Context:
         return True
 
     def execute_async_v3(self, handle: int) -> bool:
-        stream = self._module.engine._computing  # PyCUDA launches on its own streams, not on handles
-        assert stream.handle == handle
+        # PyCUDA launches on its own streams, not on handles.
+        [stream] = [slot.stream for slot in self._module.engine._slots if slot.stream.handle == handle]
         self._kernel(
             *(np.uint64(self._addresses[name]) for name in TENSORS),
             *(np.int32(number) for number in (self._rows, len(FEATURES), WIDTH)),

@@ -1,9 +1,10 @@
 """Measuring engines: arithmetic, refusals, parts within the whole; never how fast anything is."""
 
 import itertools
+import threading
 from collections.abc import Mapping
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 
 import msgspec
 import numpy as np
@@ -80,6 +81,41 @@ def test_parts_are_medians_of_medians() -> None:
     found = [Round(np.array([0.02]), 0.01, np.array(parts) / 1000) for parts in told]
     content = bench.point(1, found, None, found)
     assert content["parts_ms"] == {"copy_in": 2.0, "compute": 9.0, "copy_out": 4.0}
+
+
+def test_company_is_a_multiple_of_one_batch_after_another() -> None:
+    alone = Round(np.array([0.001, 0.001]), 0.01, None)
+    found = [alone._replace(together=speed) for speed in (1000.0, 3000.0, 2000.0)]
+    assert bench.point(8, found, None, found)["in_flight"] == {"rows_per_second": 16000.0, "to_one": 2.0}
+    assert bench.point(8, [alone], None, [alone])["in_flight"] is None
+
+
+class Two(Numpy):
+    """Takes two batches at once, each for some milliseconds; notes the most that it had."""
+
+    in_flight = 2
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.lock = threading.Lock()
+        self.now = self.most = 0
+
+    def _execute(self, inputs: Mapping[str, F32], rows: int) -> dict[str, F32]:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        sleep(0.003)
+        with self.lock:
+            self.now -= 1
+        return super()._execute(inputs, rows)
+
+
+def test_an_engine_that_takes_two_batches_is_measured_with_two() -> None:
+    engine = Two(TINY)
+    found = bench.timed(engine, tiny_inputs(4), 0.01, apart=False)
+    assert found.together is not None
+    assert engine.most == 2
+    assert bench.timed(Numpy(TINY), tiny_inputs(4), 0.01, apart=False).together is None
 
 
 def test_rows_are_repeated_whole_and_in_order() -> None:

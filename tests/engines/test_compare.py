@@ -138,7 +138,7 @@ def test_the_reference_can_be_chosen(biased: FakeTensorRT, repository_path: Path
         (("--backend", "tensorrt"), "tensorrt cannot run here: "),
         (("--backend", "onnxruntime", "--against", "tensorrt"), "tensorrt cannot run here: "),
         (("--backend", "cuda"), "no backend 'cuda'; there is onnxruntime, onnxruntime-cuda, tensorrt"),
-        (("--backend", "onnxruntime"), "onnxruntime against itself shows nothing"),
+        (("--backend", "onnxruntime"), "onnxruntime in fp32 against itself shows nothing"),
         (("--against", "tensorrt"), "--against is what --backend is compared with"),
     ],
 )

@@ -22,23 +22,9 @@ class TestOnnxRuntime(EngineContract):
         return repository.open_engine
 
 
-class OnAFake(EngineContract):
-    split_bytes = 1 << 20
-
+class TestTensorRTOnAFake(EngineContract):
     @pytest.fixture
     def opener(self) -> Iterator[Opener]:
         driver = FakeDriver()
-        yield lambda config, plan: TensorRTEngine(
-            config, plan, FakeTensorRT(driver), driver, self.split_bytes
-        )
+        yield lambda config, plan: TensorRTEngine(config, plan, FakeTensorRT(driver), driver)
         driver.expect_clean()
-
-
-class TestTensorRTOnAFake(OnAFake):
-    """In one piece."""
-
-
-class TestTensorRTInHalvesOnAFake(OnAFake):
-    """Every batch that is large enough for halves goes in halves."""
-
-    split_bytes = 1

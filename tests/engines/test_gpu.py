@@ -116,20 +116,18 @@ def test_shipped_models_reproduce_golden_data_and_the_reference(served: str, nam
     reference.close()
 
 
-def test_halves_give_what_the_whole_gives(backend: str) -> None:
+def test_batches_in_flight_give_what_they_give_alone(backend: str) -> None:
     content = graph()
     config = config_of(content)
     module, driver = tensorrt_load.runtime(backend)
-    plan = tensorrt_load.build_plan(config, content, module)
-    whole = TensorRTEngine(config, plan, module, driver)
-    halves = TensorRTEngine(config, plan, module, driver, split_bytes=1)
-    for seed in range(20):
-        inputs = tiny_inputs(32, seed)
-        expected = whole.run(inputs)
-        for tensor, array in halves.run(inputs).items():
-            np.testing.assert_allclose(array, expected[tensor], atol=config.golden_tolerance)
-    whole.close()
-    halves.close()
+    engine = TensorRTEngine(config, tensorrt_load.build_plan(config, content, module), module, driver)
+    requests = [tiny_inputs(1 + seed % 32, seed) for seed in range(200)]
+    expected = [engine.run(inputs) for inputs in requests]
+    with ThreadPoolExecutor(engine.in_flight) as threads:
+        for outputs, alone in zip(threads.map(engine.run, requests), expected, strict=True):
+            for tensor, array in outputs.items():
+                np.testing.assert_allclose(array, alone[tensor], atol=config.golden_tolerance)
+    engine.close()
 
 
 def test_a_hundred_loads_leave_the_gpus_memory_as_it_was(backend: str) -> None:
@@ -157,7 +155,7 @@ CYCLES = 50_000_000
 
 
 @contextmanager
-def kernel(split_bytes: int, cycles: int = 0) -> Iterator[TensorRTEngine]:
+def kernel(cycles: int = 0) -> Iterator[TensorRTEngine]:
     """PyCUDA's half of the engine with a kernel in TensorRT's place; skipped where it cannot be."""
     try:
         driver = cuda_driver()
@@ -166,7 +164,7 @@ def kernel(split_bytes: int, cycles: int = 0) -> Iterator[TensorRTEngine]:
     if shutil.which("nvcc") is None:
         pytest.skip("the kernel is compiled by nvcc of the CUDA toolkit, which is not on the PATH")
     module = KernelTensorRT(cycles)
-    engine = TensorRTEngine(config_of(graph()), b"", module, driver, split_bytes)
+    engine = TensorRTEngine(config_of(graph()), b"", module, driver)
     module.engine = engine
     try:
         yield engine
@@ -174,9 +172,8 @@ def kernel(split_bytes: int, cycles: int = 0) -> Iterator[TensorRTEngine]:
         engine.close()
 
 
-@pytest.mark.parametrize("split_bytes", [1, 1 << 20])
-def test_a_kernel_through_the_buffers_in_other_threads(split_bytes: int) -> None:
-    with kernel(split_bytes) as engine, ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two:
+def test_a_kernel_through_the_buffers_in_other_threads() -> None:
+    with kernel() as engine, ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two:
         for thread in (one, two, one):
             for rows in (1, 7, 16, 31, 32):
                 inputs = tiny_inputs(rows, rows)
@@ -189,20 +186,22 @@ def test_a_kernel_through_the_buffers_in_other_threads(split_bytes: int) -> None
                     np.testing.assert_array_equal(again[tensor], outputs[tensor])
 
 
-def test_the_second_half_arrives_while_the_first_is_computed() -> None:
-    with kernel(1, CYCLES) as engine:
+def test_a_batch_arrives_while_another_is_computed() -> None:
+    with kernel(CYCLES) as engine, ThreadPoolExecutor(engine.in_flight) as threads:
         for _ in range(2):  # a kernel's first launch also loads it
-            engine.run(tiny_inputs(32))
-        first, second = (buffers.events for buffers in engine._buffers)
-        assert first["computed"].time_since(second["arrived"]) > 0  # milliseconds, by the GPU's clock
-        assert second["computed"].time_since(first["computed"]) > 0
+            list(threads.map(engine.run_in_parts, [tiny_inputs(32)] * 2))
+        one, two = (slot.events for slot in engine._slots)
+        overlaps = [
+            first["computed"].time_since(second["arrived"]) for first, second in ((one, two), (two, one))
+        ]
+        assert min(overlaps) > 0  # milliseconds, by the GPU's clock
 
 
 def test_loads_of_a_kernel_leave_the_gpus_memory_as_it_was() -> None:
-    with kernel(1):
+    with kernel():
         before = free_bytes()
         for _ in range(LOADS):
-            with kernel(1) as engine:
+            with kernel() as engine:
                 engine.run(tiny_inputs(32))
     assert before - free_bytes() < LEAK_BYTES
 

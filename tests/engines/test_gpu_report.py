@@ -53,6 +53,7 @@ def measured(backend: str, speed: float) -> dict[str, Any]:
                 "latency_ms": {"p50": 0.25, "p99": 0.5},
                 "rows_per_second": {"median": rows_per_second},
                 "to_reference": rows_per_second / 1000,
+                "in_flight": {"to_one": 1.75} if rows_per_second > 4000 else None,
             }
             for size in (1, 2)
         ]
@@ -115,8 +116,8 @@ def test_the_section_has_figures_versions_and_refusals_verbatim() -> None:
     assert (
         "- `vitals` on `tensorrt-cuda`, simulated patients: 2 of 9,600 decisions at `high` changed" in lines
     )
-    assert "| `vitals` | `tensorrt` | 1 | 0.25 | 0.5 | 8,000 | 8.0 | 4.00 |" in lines
-    assert "| `vitals` | `onnxruntime` | 1 | 0.25 | 0.5 | 1,000 | 1.0 | 2.00 |" in lines
+    assert "| `vitals` | `tensorrt` | 1 | 0.25 | 0.5 | 8,000 | 8.0 | 4.00 | 1.75 |" in lines
+    assert "| `vitals` | `onnxruntime` | 1 | 0.25 | 0.5 | 1,000 | 1.0 | 2.00 |  |" in lines
     assert sum(line.startswith("| `vitals` | `onnxruntime`") for line in lines) == 1  # once, at a shown size
     assert "riskstream model build vitals" in lines
     assert "no matching\ndistribution" in "\n".join(lines)
@@ -205,3 +206,50 @@ def test_what_fails_on_the_way_is_written_down(
 
 def test_the_shipped_page_has_its_marks() -> None:
     gpu_report.between(gpu_report.PAGE.read_text())
+
+
+def test_plans_are_built_compared_and_measured_in_both_precisions() -> None:
+    commands: list[list[str]] = []
+
+    def runs(command: Sequence[str]) -> Step:
+        commands.append([*command, ""])
+        return Step(" ".join(command), 0, "{}", "", 0.1)
+
+    steps = [
+        *gpu_report.builds(runs, ["Made-Up, 8.9, 999.1, 1 MiB"]),
+        *gpu_report.comparisons(runs, []),
+        *gpu_report.measurements(runs, "1"),
+    ]
+
+    def asked(verb: str, name: str, backend: str) -> list[tuple[str, str, str]]:
+        """Folder of plans, precision and architecture of the commands."""
+        chosen = [c for c in commands if c[4] == verb and c[5] == name and c[7] == backend]
+
+        def option(command: list[str], named: str) -> str:
+            return command[command.index(named) + 1] if named in command else ""
+
+        return [
+            (Path(option(c, "--plans")).name, option(c, "--precision"), option(c, "--architecture"))
+            for c in chosen
+        ]
+
+    usual = [("plans", "", ""), ("plans", "fp16", "")]
+    named = [("plans-named", precision, "") for precision in ("fp32", "fp16")]
+    for name in gpu_report.models():
+        assert asked("build", name, "tensorrt") == [("plans", "fp32", ""), ("plans", "fp16", "")]
+        assert asked("build", name, "tensorrt-rtx")[2:] == [(*which[:2], "89") for which in named]
+        assert asked("compare", name, "tensorrt") == usual
+        assert asked("compare", name, "tensorrt-rtx") == [*usual, *named]
+        assert asked("compare", name, "onnxruntime-cuda") == [("plans", "", "")]
+        for backend in ("tensorrt", "tensorrt-rtx"):
+            assert asked("bench", name, backend) == usual
+    assert len(steps) == len(commands)
+
+
+def test_plans_for_this_architecture_are_told_apart() -> None:
+    steps = [step(f"compare --plans build/{gpu_report.NAMED}", compared())]
+    lines = gpu_report.section(RESULTS | {"comparisons": steps}).splitlines()
+    assert any(
+        line.startswith("| `vitals` | `tensorrt-cuda, of a plan for this architecture` | golden")
+        for line in lines
+    )

@@ -9,7 +9,8 @@ from onnx import TensorProto, helper
 
 from engines import plans, repository, tensorrt_build
 from engines.errors import BackendError, BuildError, EngineError, ExtraError, GraphError
-from engines.plans import Obtained, Precision
+from engines.plans import Obtained
+from engines.precision import Precision
 from engines.tensorrt_build import Profile
 from engines.tensorrt_engine import TensorRTEngine
 from engines.tensorrt_module import cuda_driver, module_of

@@ -10,7 +10,7 @@ from onnx.reference import ReferenceEvaluator
 
 from engines import repository
 from engines.engine import Engine
-from engines.errors import GraphError
+from engines.errors import GoldenError, GraphError
 from engines.precision import to_fp16
 from tests import kinds
 
@@ -43,6 +43,19 @@ def test_every_shipped_graph_is_converted(name: str) -> None:
         if node.op_type in {"MatMul", "Gemm", "Conv"}:
             assert {types[name] for name in node.input} == {F16}
     assert {types[value.name] for value in [*model.graph.input, *model.graph.output]} == {F32}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_graph_passes_its_golden_data_in_fp16(name: str) -> None:
+    """As far as the types go: on a CPU, between tensors that were rounded."""
+    config = repository.read_config(repository.SHIPPED, name)
+    engine = repository.open_engine(config, to_fp16(repository.read_graph(repository.SHIPPED, config)))
+    golden = repository.golden_of(repository.SHIPPED, config)
+    with pytest.raises(GoldenError):
+        repository.verify(engine, golden)
+    engine.golden_tolerance = config.golden_tolerance_fp16
+    repository.verify(engine, golden)
+    engine.close()
 
 
 @pytest.mark.parametrize("kind", ["whole", "features", "image"])

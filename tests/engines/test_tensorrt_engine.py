@@ -4,7 +4,7 @@ The fakes run no GPU: what they show is that the engine's own logic keeps the ru
 """
 
 import sys
-import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -37,8 +37,8 @@ def module(driver: FakeDriver) -> FakeTensorRT:
     return FakeTensorRT(driver)
 
 
-def opened(module: FakeTensorRT, split_bytes: int = 1) -> TensorRTEngine:
-    return TensorRTEngine(CONFIG, GRAPH, module, module.driver, split_bytes)
+def opened(module: FakeTensorRT) -> TensorRTEngine:
+    return TensorRTEngine(CONFIG, GRAPH, module, module.driver)
 
 
 def expect_right(engine: TensorRTEngine, rows: int, seed: int = 0) -> None:
@@ -54,33 +54,21 @@ def test_loads_runs_and_closes_in_three_threads(module: FakeTensorRT) -> None:
         for rows in (1, 32, 7):
             two.submit(expect_right, engine, rows, rows).result()
         three.submit(engine.close).result()
-    assert module.deaths == ["context", "engine", "runtime"]
+    assert module.deaths == ["context", "context", "engine", "runtime"]
     assert module.driver.retained == 1
     module.driver.expect_clean()
 
 
-def test_batches_are_padded_to_tiles_and_large_ones_go_in_halves(module: FakeTensorRT) -> None:
+def test_batches_are_padded_to_tiles(module: FakeTensorRT) -> None:
     engine = opened(module)
     for rows in (1, 16, 17, 31, 32):
-        expect_right(engine, rows)
-    each = [[16], [16], [32], [32], [16, 16]]
-    assert module.executions == [
-        size for sizes in each for size in sizes * 2
-    ]  # there are two outputs to check
-    engine.close()
-
-
-def test_small_batches_go_in_one(module: FakeTensorRT) -> None:
-    engine = opened(module, split_bytes=1 << 20)
-    engine.run(INPUTS)
-    assert module.executions == [32]
+        engine.run(tiny_inputs(rows))
+    assert module.executions == [16, 16, 32, 32, 32]
     engine.close()
 
 
 @pytest.mark.parametrize("profile", [(1, 2, 4), (8, 8, 10), (1, 16, 16), (32, 32, 32)])
-def test_a_batch_over_the_profile_goes_in_more_pieces_than_buffers(
-    module: FakeTensorRT, profile: tuple[int, int, int]
-) -> None:
+def test_a_batch_over_the_profile_goes_in_pieces(module: FakeTensorRT, profile: tuple[int, int, int]) -> None:
     module.profile = profile
     engine = opened(module)
     for rows in (1, 9, 31, 32):
@@ -140,7 +128,7 @@ def test_no_execution_context(module: FakeTensorRT) -> None:
 
 
 def test_a_context_that_would_not_fit_is_not_made(module: FakeTensorRT) -> None:
-    module.context_bytes = 3 << 20  # of which 3 MiB are free
+    module.context_bytes = 3 << 19  # of which two are made, and 3 MiB are free
     with pytest.raises(
         MemoryBudgetError, match=r"needs about 4 MiB of the GPU's memory, 3 MiB are available"
     ):
@@ -149,40 +137,83 @@ def test_a_context_that_would_not_fit_is_not_made(module: FakeTensorRT) -> None:
     module.driver.expect_clean()
 
 
-@pytest.mark.parametrize("failing", [1, 2])
-def test_after_a_failed_batch_the_next_is_right(module: FakeTensorRT, failing: int) -> None:
-    module.failures = {failing}
+def test_after_a_failed_batch_the_next_is_right(module: FakeTensorRT) -> None:
+    module.failures = {1, 3}
     engine = opened(module)
-    with pytest.raises(BackendError, match="failed on a batch padded to 16: a kernel failed"):
-        engine.run(INPUTS)
-    assert not module.driver.queue
-    expect_right(engine, 32, seed=5)
+    for seed in (5, 6):
+        with pytest.raises(BackendError, match="failed on a batch padded to 32: a kernel failed"):
+            engine.run(INPUTS)
+        assert not module.driver.queue
+        inputs = tiny_inputs(32, seed)
+        np.testing.assert_allclose(engine.run(inputs)["risk"], tiny_outputs(inputs)["risk"], atol=1e-6)
     engine.close()
     module.driver.expect_clean()
 
 
-def test_a_second_thread_is_refused_and_a_close_waits_for_the_call(module: FakeTensorRT) -> None:
-    engine, refused = opened(module, split_bytes=1 << 20), []
+def test_a_batch_goes_while_another_is_computed_and_no_event_orders_them(module: FakeTensorRT) -> None:
+    engine, other = opened(module), tiny_inputs(7, seed=3)
 
-    def others() -> None:
-        with pytest.raises(BackendError, match="in use by another thread") as told:
-            engine.run(INPUTS)
-        refused.append(str(told.value))
-        engine.close()
+    def second() -> None:
+        np.testing.assert_allclose(engine.run(other)["risk"], tiny_outputs(other)["risk"], atol=1e-6)
 
-    def meanwhile() -> None:
-        thread = threading.Thread(target=others)
-        thread.start()
-        thread.join(10)
-        assert module.driver.live, "freed under a call"
-
-    module.meanwhile = meanwhile
-    outputs = engine.run(INPUTS)
+    with ThreadPoolExecutor(1) as pool:
+        module.meanwhile = once(lambda: pool.submit(second).result(10))
+        outputs = engine.run(INPUTS)
     np.testing.assert_allclose(outputs["risk"], tiny_outputs(INPUTS)["risk"], atol=1e-6)
-    assert len(refused) == 1
+    ways = [(slot.stream.handle, set(slot.stream.clock)) for slot in engine._slots]
+    assert all(before == {own} for own, before in ways), "a copy of one waits for the other"
+    engine.close()
     module.driver.expect_clean()
-    with pytest.raises(BackendError, match="closed"):
+
+
+def test_a_batch_that_fails_leaves_the_other_alone(module: FakeTensorRT) -> None:
+    engine, module.failures = opened(module), {2}
+
+    def second() -> None:
+        with pytest.raises(BackendError, match="a kernel failed"):
+            engine.run(tiny_inputs(7))
+
+    with ThreadPoolExecutor(1) as pool:
+        module.meanwhile = once(lambda: pool.submit(second).result(10))
+        expect_right(engine, 32)
+    engine.close()
+    module.driver.expect_clean()
+
+
+def test_a_third_thread_is_refused_and_a_close_waits_for_the_calls(module: FakeTensorRT) -> None:
+    engine, done = opened(module), []
+
+    def closing() -> None:
+        with pytest.raises(BackendError, match="in use by 2 other threads"):
+            engine.run(INPUTS)
+        engine.close()
+        with pytest.raises(BackendError, match="closed"):
+            engine.run(INPUTS)
+        done.append("closed")
+
+    def second(pool: ThreadPoolExecutor) -> None:
+        module.meanwhile = once(lambda: pool.submit(closing).result(10))
         engine.run(INPUTS)
+        assert module.driver.live, "freed under the first call"
+        done.append("second")
+
+    with ThreadPoolExecutor(2) as pool:
+        module.meanwhile = once(lambda: pool.submit(second, pool).result(10))
+        outputs = engine.run(INPUTS)
+    np.testing.assert_allclose(outputs["risk"], tiny_outputs(INPUTS)["risk"], atol=1e-6)
+    assert done == ["closed", "second"]
+    module.driver.expect_clean()
+
+
+def once(work: Callable[[], object]) -> Callable[[], None]:
+    """Something to be called again and again that works at the first call only."""
+    left = [work]
+
+    def call() -> None:
+        if left:
+            left.pop()()
+
+    return call
 
 
 def test_parts_come_from_events_that_have_passed(module: FakeTensorRT) -> None:

@@ -83,7 +83,13 @@ def run(
         settings: model, limits and chunk size.
         on_progress: told what goes on, in a few words.
     """
-    engine = repository.load(settings.model_repository, settings.model, settings.backend, settings.plans)
+    engine = repository.load(
+        settings.model_repository,
+        settings.model,
+        settings.backend,
+        settings.plans,
+        precision=settings.precision,
+    )
     on_progress("running the path")
     path, number = asyncio.run(_path(recording, engine, settings))
     if not path.explained:

@@ -146,7 +146,13 @@ def run(
         settings: model, limits and chunk size; traces, with which every record comes with one of its own.
         on_progress: told what goes on, in a few words.
     """
-    engine = repository.load(settings.model_repository, settings.model, settings.backend, settings.plans)
+    engine = repository.load(
+        settings.model_repository,
+        settings.model,
+        settings.backend,
+        settings.plans,
+        precision=settings.precision,
+    )
     on_progress("reading the recording")
     records = list(records_of(recording, events))
     if settings.traces != "off":
