@@ -20,6 +20,7 @@ from engines import dicom_pixels
 from engines.decoded import Picture, Words, accept, identity_of, levels
 from engines.dicom_grey import BAND, look_of, look_up, shown, table
 from engines.dicom_pixels import Layout
+from engines.dicom_start import part10
 from engines.engine import F32
 from engines.errors import ExtraError, ImageError
 from schemas.model_config import ImageInput
@@ -44,6 +45,9 @@ TAGS = [
 ]
 """The attributes that are read: no name, number or date of a patient is among them."""
 
+PATIENT = "PatientID"
+"""Read only where it is to be held to the patient of an event; it leaves this file in no way."""
+
 MISSING = "DICOM files need pydicom: pip install 'riskstream[dicom]'"
 
 PANIC = "PanicException"
@@ -66,8 +70,9 @@ def decode_dicom(
     frame: int | None = None,
     hints: Words | None = None,
     allow_burned_in: bool = False,
+    patient: str = "",
 ) -> Picture:
-    """The picture of a DICOM file; see `images.decode`.
+    """The picture of a DICOM file; see `images.read`.
 
     Raises:
         ImageError: the file cannot be read, its pixels cannot be decoded, or it is not accepted.
@@ -81,10 +86,13 @@ def decode_dicom(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they quote attribute values too
         with _as("damaged-header"):
-            syntax = _syntax(content)
+            file = part10(content)
+            syntax = _syntax(file)
             if syntax not in dicom_pixels.SYNTAXES:  # before the rest is inflated, if it is deflated
                 raise ImageError("unsupported-syntax", dicom_pixels.UNSUPPORTED)
-            dataset = pydicom.dcmread(io.BytesIO(content), specific_tags=TAGS)
+            tags = [*TAGS, PATIENT] if patient else TAGS
+            dataset = pydicom.dcmread(io.BytesIO(file), specific_tags=tags)
+            _check_patient(dataset, patient)
             if "PixelData" not in dataset:  # pydicom leaves out an element that does not end
                 raise ImageError("damaged-pixels" if _mentions_pixels(content) else "no-pixels")
             found = dicom_pixels.layout(dataset, syntax)
@@ -157,6 +165,14 @@ def _syntax(content: bytes) -> str:
 def _mentions_pixels(content: bytes) -> bool:
     """Whether the tag of Pixel Data stands anywhere, in either byte order."""
     return b"\xe0\x7f\x10\x00" in content or b"\x7f\xe0\x00\x10" in content
+
+
+def _check_patient(dataset: "Dataset", patient: str) -> None:
+    """Refuse a file that names another patient; one that names none is taken."""
+    value: Any = dataset.get(PATIENT) if patient else None
+    named = "\\".join(value) if hasattr(value, "append") else str(value or "")
+    if named.strip(" \0") not in ("", patient.strip()):
+        raise ImageError("other-patient")
 
 
 def _frame(found: Layout, frame: int | None) -> int:

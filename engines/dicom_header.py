@@ -6,6 +6,7 @@ import warnings
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, NamedTuple
 
+from engines.dicom_start import part10
 from engines.errors import ExtraError, ImageError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Header(NamedTuple):
 
 
 def read_header(content: bytes, zone: tzinfo = UTC) -> Header:
-    """The header of a DICOM file (part 10); its pixels are not looked at.
+    """The header of a DICOM file; its pixels are not looked at.
 
     Args:
         content: the whole file, or its beginning up to the pixels.
@@ -54,7 +55,9 @@ def read_header(content: bytes, zone: tzinfo = UTC) -> Header:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            dataset = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=_TAGS)
+            dataset = pydicom.dcmread(
+                io.BytesIO(part10(content)), stop_before_pixels=True, specific_tags=_TAGS
+            )
             return _header(dataset, zone)
         except Exception as error:  # pydicom's errors have no common base
             raise ImageError("damaged-header", f"a DICOM header: {type(error).__name__}") from None

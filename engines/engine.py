@@ -1,7 +1,7 @@
 """The one interface of every backend: rows in, risks out."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +71,19 @@ class Engine(abc.ABC):
         rows = self._check(inputs)
         return self._execute(inputs, rows)
 
+    def run_in_each(self, inputs: Mapping[str, F32]) -> Iterator[dict[str, F32]]:
+        """Compute one batch as `run` does, in each place that batches are computed in, one after the other.
+
+        What proves an engine has to prove all of it. It waits for a place that is in use.
+
+        Yields:
+            What `run` returns, of each place.
+
+        Raises:
+            InputError, BackendError: as `run`.
+        """
+        yield from self._execute_in_each(inputs, self._check(inputs))
+
     def run_in_parts(self, inputs: Mapping[str, F32]) -> tuple[dict[str, F32], Parts | None]:
         """Compute one batch as `run` does, and say how long its parts took.
 
@@ -87,6 +100,10 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def _execute(self, inputs: Mapping[str, F32], rows: int) -> dict[str, F32]:
         """Compute inputs that were checked; `rows` is their batch size."""
+
+    def _execute_in_each(self, inputs: Mapping[str, F32], rows: int) -> Iterator[dict[str, F32]]:
+        """`_execute` in each place; a backend with more than one has its own."""
+        yield self._execute(inputs, rows)
 
     def _execute_in_parts(self, inputs: Mapping[str, F32], rows: int) -> tuple[dict[str, F32], Parts | None]:
         """`_execute` with its parts timed; a backend that can tell them apart has its own."""

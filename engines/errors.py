@@ -4,11 +4,13 @@
     ├── RepositoryError   the model folder is not there, or a file of it cannot be read
     ├── DigestError       model.onnx is not the file that config.json names
     ├── GraphError        the graph cannot be loaded, or its tensors are not those of config.json
+    ├── GoldenFileError   golden.npz is missing or damaged: nothing to prove an engine by
     ├── GoldenError       the engine does not reproduce golden.npz
     ├── MemoryBudgetError the model needs more memory than it may take, or than there is
     ├── KindError         the model is of another kind than this command or role takes
     ├── InputError        what was handed to `Engine.run` does not fit the model: the caller's mistake
     ├── BuildError        a plan cannot be built, or is not to be used
+    ├── NoPlanError       there is no current plan, and none may be built
     ├── BackendError      the runtime is absent, took another device, or failed while it ran
     ├── DatasetError      a data set is absent or not in its format
     ├── ImageError        a file is not a picture that can be decoded, or not of the kind that is asked for;
@@ -44,6 +46,12 @@ class GraphError(EngineError):
     reason = "graph-mismatch"
 
 
+class GoldenFileError(EngineError):
+    """Copy the version's folder again, or add the graph as another version, with new golden data."""
+
+    reason = "golden-unreadable"
+
+
 class GoldenError(EngineError):
     """Do not serve: this machine or runtime computes other risks than the model's maker recorded."""
 
@@ -74,6 +82,21 @@ class BuildError(EngineError):
     reason = "build-failed"
 
 
+class NoPlanError(EngineError):
+    """Build the plan that the message names: `riskstream model build`.
+
+    Args:
+        message: which plan, and why there is none.
+        architecture: that the build has to be given for this GPU; None where the usual one is right.
+    """
+
+    reason = "no-plan"
+
+    def __init__(self, message: str, architecture: str | None = None) -> None:
+        super().__init__(message)
+        self.architecture = architecture
+
+
 class BackendError(EngineError):
     """Install or repair the runtime that the message names."""
 
@@ -87,7 +110,7 @@ class DatasetError(EngineError):
 
 
 IMAGE_REASONS = {
-    "not-an-image": "neither PNG, JPEG nor DICOM (part 10)",
+    "not-an-image": "neither PNG, JPEG nor DICOM",
     "too-large": "too many bytes, pixels or frames",
     "no-pixels": "a DICOM object without pixel data of whole numbers",
     "several-frames": "several pictures in one file, and none is chosen",
@@ -95,6 +118,7 @@ IMAGE_REASONS = {
     "wrong-modality": "the modality is not one that the model takes, or is not stated",
     "wrong-body-part": "the body part is not one that the model takes, or is not stated",
     "wrong-view": "the view is not one that the model takes, or is not stated",
+    "other-patient": "the file names another patient than its event",
     "burned-in": "the file says that text is burned into its pixels",
     "unsupported-syntax": "a DICOM transfer syntax that is not decoded here",
     "unsupported-photometric": "a DICOM photometric interpretation that is not decoded here",

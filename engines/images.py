@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from engines import codestream
 from engines.decoded import Decoded, Picture, Words, accept, flags_of, identity_of, levels
+from engines.dicom_start import is_dicom
 from engines.engine import F32
 from engines.errors import ExtraError, ImageError
 from engines.limits import MAX_BYTES, MAX_PIXELS, check_size
@@ -41,6 +42,7 @@ def read(
     frame: int | None = None,
     hints: Words | None = None,
     allow_burned_in: bool = False,
+    patient: str = "",
 ) -> Decoded:
     """A PNG, JPEG or DICOM file as a model's input, with what else may be known of it.
 
@@ -51,12 +53,13 @@ def read(
         hints: what the event says of the picture, used where the file says nothing. A word that the model
             asks for and neither says is a refusal.
         allow_burned_in: whether to take a file that says it has text in its pixels.
+        patient: whose picture it must be where the file says whose it is; empty for anybody's.
 
     Raises:
         ImageError: as `decode`.
         ExtraError: as `decode`.
     """
-    picture = _picture(content, wanted, frame, hints or Words(), allow_burned_in)
+    picture = _picture(content, wanted, frame, hints or Words(), allow_burned_in, patient)
     height, width = picture.pixels.shape[:2]
     flags = flags_of(picture.pixels, wanted).union(picture.flags)
     image = prepare(picture.pixels, wanted)
@@ -148,20 +151,21 @@ def _picture(
     frame: int | None,
     hints: Words | None,
     allow_burned_in: bool,
+    patient: str = "",
 ) -> Picture:
     if len(content) > MAX_BYTES:
         raise ImageError(
             "too-large", f"a picture of {len(content):,} bytes; {MAX_BYTES:,} are taken: reduce it first"
         )
-    if content[128:132] == b"DICM":
+    if is_dicom(content, len(content)):
         from engines.dicom import decode_dicom
 
-        return decode_dicom(content, accepted, frame=frame, hints=hints, allow_burned_in=allow_burned_in)
+        return decode_dicom(
+            content, accepted, frame=frame, hints=hints, allow_burned_in=allow_burned_in, patient=patient
+        )
     jpeg = content[:2] == b"\xff\xd8"
     if not jpeg and content[:4] != b"\x89PNG":
-        raise ImageError(
-            "not-an-image", f"{len(content):,} bytes that are neither PNG, JPEG nor DICOM (part 10)"
-        )
+        raise ImageError("not-an-image", f"{len(content):,} bytes that are neither PNG, JPEG nor DICOM")
     if frame not in (None, 1):
         raise ImageError("wrong-frame", f"frame {frame} of a PNG or JPEG file, which has one picture")
     words = accept(Words(), hints, accepted if hints is not None else None)

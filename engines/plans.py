@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Struct
 
 from engines import repository, tensorrt_build
-from engines.errors import BuildError, ExtraError
+from engines.errors import BuildError, ExtraError, NoPlanError
 from engines.precision import Precision, to_fp16
 from engines.tensorrt_build import PlanTensor, Profile
 from engines.tensorrt_module import message_log, module_of
@@ -94,6 +94,8 @@ def obtain(
     architecture: str | None = None,
     plans: Path | None = None,
     version: int | None = None,
+    *,
+    read_only: bool = False,
 ) -> Obtained:
     """The plan of a model: from the cache if it is current, else built.
 
@@ -106,8 +108,10 @@ def obtain(
         architecture: as `tensorrt_build.architecture` takes it.
         plans: folder to keep plans in, as <plans>/<name>/<version>; beside the model unless given.
         version: of the model; the served one unless given.
+        read_only: build and write nothing.
 
     Raises:
+        NoPlanError: nothing may be built, and there is no current plan.
         RepositoryError, DigestError: the model cannot be read.
         ExtraError: the module, or for fp16 `onnx`, is not installed.
         GraphError: the graph cannot be converted to fp16.
@@ -127,6 +131,8 @@ def obtain(
     known, why = _current(path, key)
     if known is not None:
         return Obtained(path, known, "cached", why)
+    if read_only:
+        raise NoPlanError(f"no current plan at {path}: {why}", architecture)
     how: Literal["built", "rebuilt"] = "rebuilt" if path.exists() else "built"
     timings = path.parent / f"{backend}-{key.module_version}-{key.architecture}.timings"
     begun = time.perf_counter()

@@ -27,7 +27,7 @@ import numpy as np
 
 from engines import memory, tensorrt_module
 from engines.engine import F32, Engine
-from engines.errors import BackendError, DigestError, GoldenError, RepositoryError
+from engines.errors import BackendError, DigestError, GoldenError, GoldenFileError, RepositoryError
 from engines.precision import Precision
 from schemas import model_config
 from schemas.errors import ModelConfigError
@@ -43,6 +43,12 @@ REFERENCE = "reference.json"
 BACKTEST = "backtest.json"
 BASELINES = "baselines.npz"
 COMPANIONS = (CARD, MODEL_CARD, EVALUATION, PAGE, REFERENCE, BACKTEST, BASELINES)
+ANEW = (
+    "copy the version's folder again as a whole, or add the graph under another `version`: "
+    "`riskstream model add GRAPH --config CONFIG --repository FOLDER` writes new golden data"
+)
+"""What to do where golden data cannot be read."""
+
 SWITCHING = ".switching"
 """There while the companions at the top are exchanged, until the config is; `engines/versions.py`."""
 
@@ -126,6 +132,7 @@ def load(
     memory_limit: int | None = None,
     *,
     precision: Precision = "fp32",
+    read_only: bool = False,
 ) -> Engine:
     """Load a model and prove it: memory, digest, tensors, golden data, the same in batches of other sizes.
 
@@ -139,12 +146,15 @@ def load(
         version: the served one unless given.
         memory_limit: bytes that it may take: of the GPU's memory where one computes it, else the machine's.
         precision: of the plan; the other backends compute the graph as it is.
+        read_only: write no plan, and nothing beside one.
 
     Raises:
+        NoPlanError: the backend runs plans, none is current, and none may be written.
         MemoryBudgetError: it needs more than that, or than there is; nothing was loaded.
         RepositoryError: the folder or a file is missing or cannot be read.
         DigestError: model.onnx is not the file named by config.json.
         GraphError: the graph cannot be loaded or does not fit config.json.
+        GoldenFileError: golden.npz is missing or damaged.
         GoldenError: the engine computes something else than golden.npz.
         InputError: the inputs of golden.npz do not fit config.json.
         BackendError: the backend is unknown, cannot run here or not in this precision; no other is taken
@@ -152,7 +162,9 @@ def load(
         BuildError: the backend runs plans, and this model's cannot be built or written.
     """
     config = read_config(repository, name, version)
-    engine = load_unproved(repository, config, backend, plans, memory_limit, precision=precision)
+    engine = load_unproved(
+        repository, config, backend, plans, memory_limit, precision=precision, read_only=read_only
+    )
     try:
         golden = golden_of(repository, config)
         verify(engine, golden)
@@ -171,12 +183,13 @@ def load_unproved(
     memory_limit: int | None = None,
     *,
     precision: Precision = "fp32",
+    read_only: bool = False,
 ) -> Engine:
     """As `load`, without the golden data: for measuring how far an engine lies from them."""
     if backend in tensorrt_module.BACKENDS:
         from engines.tensorrt_load import load_plan
 
-        return load_plan(repository, config, backend, plans, memory_limit, precision)
+        return load_plan(repository, config, backend, plans, memory_limit, precision, read_only=read_only)
     if precision != "fp32":
         raise BackendError(
             f"{backend} computes model.onnx as it is: precision {precision} is of plans, which "
@@ -205,7 +218,7 @@ def golden_of(repository: Path, config: ModelConfig) -> dict[str, F32]:
     """The arrays of the golden.npz of the config's version.
 
     Raises:
-        RepositoryError: the file is missing or damaged.
+        GoldenFileError: the file is missing or damaged.
     """
     return read_golden(repository / config.name / str(config.version) / GOLDEN)
 
@@ -233,20 +246,24 @@ def read_golden(path: Path) -> dict[str, F32]:
     """The arrays of a golden.npz.
 
     Raises:
-        RepositoryError: the file is missing or damaged.
+        GoldenFileError: the file is missing or damaged.
     """
-    content = _bytes(path)
+    try:
+        content = _bytes(path)
+    except RepositoryError as error:
+        raise GoldenFileError(f"{error}; {ANEW}") from error
     if not content.startswith(b"PK"):  # numpy would take it for a pickle, and tell how to open it unsafely
-        raise RepositoryError(f"{path} is not a readable .npz: it is no zip archive")
+        raise GoldenFileError(f"{path} is not a readable .npz: it is no zip archive; {ANEW}")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except Exception as error:  # of damaged bytes zipfile, zlib and numpy's parser of headers raise anything
-        raise RepositoryError(f"{path} is not a readable .npz: {error or type(error).__name__}") from error
+        why = str(error) or type(error).__name__
+        raise GoldenFileError(f"{path} is not a readable .npz: {why}; {ANEW}") from error
 
 
 def verify(engine: Engine, golden: dict[str, F32]) -> None:
-    """Run the golden inputs and compare.
+    """Run the golden inputs, in each place that batches are computed in, and compare.
 
     Raises:
         GoldenError: an output is absent, of another shape or no numbers with a fraction, or differs by more
@@ -255,8 +272,12 @@ def verify(engine: Engine, golden: dict[str, F32]) -> None:
     """
     inputs = {key.removeprefix("in/"): array for key, array in golden.items() if key.startswith("in/")}
     expected = {key.removeprefix("out/"): array for key, array in golden.items() if key.startswith("out/")}
+    for actual in engine.run_in_each(inputs):
+        _compare(engine, actual, expected)
+
+
+def _compare(engine: Engine, actual: dict[str, F32], expected: dict[str, F32]) -> None:
     name, tolerance = engine.config.name, engine.golden_tolerance
-    actual = engine.run(inputs)
     rows = len(next(iter(actual.values())))
     if expected.keys() != actual.keys():
         raise GoldenError(f"{name}: golden.npz has outputs {sorted(expected)}, the engine {sorted(actual)}")

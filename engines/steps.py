@@ -7,16 +7,18 @@ What the three kinds of series model read of a patient's window, whose newest ro
     features       the newest row alone
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from math import prod
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.engine import F32, Engine
 from engines.errors import InputError, KindError
-from schemas.features import CHANNEL
+from schemas.features import CHANNEL, FEATURES
 from schemas.model_config import ModelConfig
 from schemas.window import WINDOW_BINS, Rows, whole
 
@@ -97,6 +99,18 @@ def require_series(config: ModelConfig) -> None:
     """
     if config.kind == "image":
         raise KindError(f"{config.name} reads images; a windowed-series or features model is needed here")
+
+
+def fingerprint(config: ModelConfig) -> str:
+    """What a carried state means, in 32 hex digits: it is of use to configs with the same alone.
+
+    Of the graph, the tensors and state pairs that config.json gives it, and the features in their order with
+    unit and fill: whatever may change without the graph and still encode a window into another state.
+    """
+    table = [FEATURES[channel] for channel in columns(config)]
+    features = [(feature.name, feature.unit, feature.fill) for feature in table]
+    meaning = (config.digest, config.kind, features, config.input, config.state)
+    return hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()[:32]
 
 
 def columns(config: ModelConfig) -> NDArray[np.intp]:

@@ -9,7 +9,7 @@ copied while the other is computed.
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,7 +20,8 @@ from engines import memory
 from engines.engine import F32, Engine, Parts
 from engines.errors import BackendError, GraphError
 from engines.precision import Precision
-from engines.tensorrt_module import message_log, primary_context
+from engines.tensorrt_device import device
+from engines.tensorrt_module import message_log
 from engines.tensorrt_slot import Slot
 from schemas.model_config import ModelConfig
 
@@ -76,7 +77,8 @@ class TensorRTEngine(Engine):
             self.golden_tolerance = config.golden_tolerance_fp16
         self._module, self._driver = module, driver
         self._cache_file = cache
-        self._lock = threading.Lock()  # of the three that follow; never held while the GPU is waited for
+        self._device = device(driver)
+        self._changed = threading.Condition()  # of the three that follow; not held while the GPU works
         self._closed = self._freed = False
         self._idle: list[Slot] = []
         # What lives on the GPU is held by these and by slots alone, never by a local: an error's traceback
@@ -88,7 +90,8 @@ class TensorRTEngine(Engine):
         self._slots: list[Slot] = []
         self._log = message_log(module)
         try:
-            with self._cuda("loading the plan"):
+            self._device.refuse_hanging()
+            with self._cuda("loading the plan", self._device.current()):
                 self._open(plan)
         except BaseException:
             self.close()
@@ -97,10 +100,15 @@ class TensorRTEngine(Engine):
     def _execute(self, inputs: Mapping[str, F32], rows: int) -> dict[str, F32]:
         outputs = self._room(rows)
         with self._slot(f"a batch of {rows}") as slot:
-            for piece in self._pieces(rows):
-                self._send(inputs, piece, slot)
-                self._fetch(outputs, piece, slot)
+            self._go(inputs, outputs, rows, slot)
         return outputs
+
+    def _execute_in_each(self, inputs: Mapping[str, F32], rows: int) -> Iterator[dict[str, F32]]:
+        for slot in tuple(self._slots):
+            outputs = self._room(rows)
+            with self._slot(f"a batch of {rows}", slot):
+                self._go(inputs, outputs, rows, slot)
+            yield outputs
 
     def _execute_in_parts(self, inputs: Mapping[str, F32], rows: int) -> tuple[dict[str, F32], Parts | None]:
         """By the GPU's own clock; copying in and out hold what the host does for it: staging, taking out."""
@@ -117,29 +125,34 @@ class TensorRTEngine(Engine):
 
     def close(self) -> None:
         """Free everything, now or, where calls are under way in other threads, when the last of them ends."""
-        with self._lock:
+        with self._changed:
             self._closed = True
+            self._changed.notify_all()
             if self._freed or len(self._idle) < len(self._slots):
                 return
             self._freed = True
-        with suppress(self._driver.Error), self._pushed():
-            self._free()
+        self._device.free(self._free)
 
     @contextmanager
-    def _slot(self, doing: str) -> Iterator[Slot]:
-        """One that is idle; nothing is under way in it at the end, failed or not."""
-        with self._lock:
+    def _slot(self, doing: str, asked: Slot | None = None) -> Iterator[Slot]:
+        """The one that has been idle for longest, or waited for one that is asked for.
+
+        Nothing is under way in it at the end, failed or not.
+        """
+        with self._changed:
+            if asked is not None:
+                self._changed.wait_for(lambda: self._closed or asked in self._idle)
             if self._closed:
                 raise BackendError("the engine is closed")
             if not self._idle:
                 raise BackendError(
                     f"the engine is in use by {IN_FLIGHT} other threads: no more at a time may run it"
                 )
-            if len(self._idle) == len(self._slots):
-                self._log.messages.clear()
-            slot = self._idle.pop()
+            slot = asked or self._idle[0]
+            self._idle.remove(slot)
+        self._log.forget()
         try:
-            with self._cuda(doing):
+            with self._cuda(doing, self._device.call()):
                 try:
                     yield slot
                 except BaseException:
@@ -147,28 +160,25 @@ class TensorRTEngine(Engine):
                         slot.stream.synchronize()  # what is left of the batch writes to the slot's buffers
                     raise
         finally:
-            with self._lock:
+            with self._changed:
                 self._idle.append(slot)
+                self._changed.notify_all()
             if self._closed:
                 self.close()
 
     @contextmanager
-    def _cuda(self, doing: str) -> Iterator[None]:
-        """The context is current; CUDA's errors are named."""
+    def _cuda(self, doing: str, context: AbstractContextManager[None]) -> Iterator[None]:
+        """CUDA's errors are named."""
         try:
-            with self._pushed():
+            with context:
                 yield
         except self._driver.Error as error:
             raise BackendError(f"CUDA failed at {doing}: {error}; if it persists, start again") from error
 
-    @contextmanager
-    def _pushed(self) -> Iterator[None]:
-        context = primary_context(self._driver)
-        context.push()
-        try:
-            yield
-        finally:
-            context.pop()
+    def _go(self, inputs: Mapping[str, F32], outputs: dict[str, F32], rows: int, slot: Slot) -> None:
+        for piece in self._pieces(rows):
+            self._send(inputs, piece, slot)
+            self._fetch(outputs, piece, slot)
 
     def _open(self, plan: bytes) -> None:
         self._runtime = self._module.Runtime(self._log)
@@ -299,16 +309,18 @@ class TensorRTEngine(Engine):
                 beside.replace(self._cache_file)
 
     def _free(self) -> None:
-        """The last made first. The context is current, and nothing is under way."""
-        loaded = any(slot.context is not None for slot in self._slots)
-        while self._slots:
-            self._slots.pop().free()
-        if loaded:
-            self._keep_cache()
-        self._cache = self._options = None
-        self._engine = None
-        self._runtime = None
+        """The last made first. Nothing is under way."""
+        with suppress(self._driver.Error), self._device.current():
+            loaded = any(slot.context is not None for slot in self._slots)
+            while self._slots:
+                self._slots.pop().free()
+            if loaded:
+                self._keep_cache()
+            self._cache = self._options = None
+            self._engine = None
+            self._runtime = None
 
     def _told(self) -> str:
         """The runtime's own first words; they name layers and devices, no rows."""
-        return str(self._log.messages[0]) if self._log.messages else "it gives no reason"
+        said = self._log.of_this_thread or self._log.messages
+        return str(said[0]) if said else "it gives no reason"

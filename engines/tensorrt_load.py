@@ -28,6 +28,8 @@ def load_plan(
     folder: Path | None = None,
     memory_limit: int | None = None,
     precision: Precision = "fp32",
+    *,
+    read_only: bool = False,
 ) -> Engine:
     """An engine of a model's plan; golden data unchecked.
 
@@ -41,8 +43,10 @@ def load_plan(
         folder: where plans are kept, as `plans.obtain` has it; beside the model unless given.
         memory_limit: bytes that it may take of the GPU's memory.
         precision: of the plan.
+        read_only: write nothing: no plan, and not the kernels that are compiled when it loads.
 
     Raises:
+        NoPlanError: nothing may be written, and there is no current plan.
         MemoryBudgetError: it needs more than that, or than there is.
         BackendError: a library is missing, or there is no GPU that the plan could run on.
         BuildError: the plan cannot be built or written.
@@ -52,13 +56,13 @@ def load_plan(
     gpu = capability(driver)
     found = plans.last_built(models, config, backend, precision, partial(fits, device=gpu), folder)
     if found is None:
-        found = _build_usual(models, config, backend, precision, gpu, folder)
+        found = _build_usual(models, config, backend, precision, gpu, folder, read_only=read_only)
     check(found.provenance.key, config, str(module.__version__), gpu)
     made = found.provenance
     host, device = memory.of_plan(config, made.plan_bytes, made.key.profile[2])
     memory.require(config, host, None, memory.available(), "the machine")
     memory.require(config, device, memory_limit, free_memory(driver), "the GPU")
-    cache = found.path.with_suffix(".kernels")
+    cache = None if read_only else found.path.with_suffix(".kernels")
     plan = plans.read_plan(found.path)
     return TensorRTEngine(config, plan, module, driver, cache=cache, precision=precision)
 
@@ -70,13 +74,23 @@ def _build_usual(
     precision: Precision,
     device: tuple[int, int],
     folder: Path | None,
+    *,
+    read_only: bool,
 ) -> Obtained:
-    """Build the plan that is taken where nobody built another."""
+    """Build the plan that is taken where nobody built another, or say that it is not there."""
     turing = backend == "tensorrt-rtx" and device < AMPERE
     target = f"{device[0]}{device[1]}" if turing else None
     try:
         return plans.obtain(
-            models, config.name, backend, precision, None, target, folder, version=config.version
+            models,
+            config.name,
+            backend,
+            precision,
+            None,
+            target,
+            folder,
+            version=config.version,
+            read_only=read_only,
         )
     except BuildError as error:
         if turing and precision == "fp32":

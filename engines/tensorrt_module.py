@@ -3,6 +3,7 @@
 Both import, and every command's help works, without them: they are imported when they are asked for.
 """
 
+import threading
 from functools import cache
 from types import ModuleType
 from typing import Any, cast
@@ -69,7 +70,9 @@ def cuda_driver() -> ModuleType:
     return cast(ModuleType, cuda)
 
 
-@cache
+_retaining = threading.Lock()
+
+
 def primary_context(driver: Any) -> Any:
     """The primary context of the first GPU, which CUDA's runtime, and so TensorRT, uses too; not pushed.
 
@@ -79,6 +82,12 @@ def primary_context(driver: Any) -> Any:
     Args:
         driver: from `cuda_driver`.
     """
+    with _retaining:  # PyCUDA leaks what is allocated by one object and freed by another of the same context
+        return _primary_context(driver)
+
+
+@cache
+def _primary_context(driver: Any) -> Any:
     return driver.Device(0).retain_primary_context()
 
 
@@ -117,17 +126,32 @@ def device_architecture() -> str:
 
 
 def message_log(module: ModuleType) -> Any:
-    """A logger for the module that prints nothing and keeps the first warnings and errors in `.messages`."""
+    """A logger for the module that prints nothing and keeps the first warnings and errors in `.messages`.
+
+    `.of_this_thread` are those that came in the thread that asks; `.forget()` forgets them. A runtime may log
+    in any thread.
+    """
     severity = module.ILogger.Severity
     kept = (severity.INTERNAL_ERROR, severity.ERROR, severity.WARNING)
 
     class MessageLog(module.ILogger):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
-            self.messages: list[str] = []
+            self._said: list[tuple[int, str]] = []
+
+        @property
+        def messages(self) -> list[str]:
+            return [message for _, message in self._said]
+
+        @property
+        def of_this_thread(self) -> list[str]:
+            return [message for thread, message in self._said if thread == threading.get_ident()]
+
+        def forget(self) -> None:
+            self._said = [said for said in self._said if said[0] != threading.get_ident()]
 
         def log(self, level: Any, message: str) -> None:
-            if level in kept and len(self.messages) < MOST_MESSAGES:
-                self.messages.append(message)
+            if level in kept and len(self.of_this_thread) < MOST_MESSAGES:
+                self._said.append((threading.get_ident(), message))
 
     return MessageLog()

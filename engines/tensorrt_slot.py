@@ -10,6 +10,9 @@ from engines.engine import F32
 MARKS = ("sent", "arrived", "computed", "left")
 """In order of a batch's way: about to be copied in, copied in, computed, copied out. They tell time."""
 
+NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING: nothing that another library does on CUDA's default stream holds up a batch."""
+
 
 class Slot:
     """An execution context, a stream, and a page-locked and a device buffer for every tensor.
@@ -39,7 +42,7 @@ class Slot:
         Raises:
             driver.Error: there is not enough memory; `free` frees what was made.
         """
-        self.stream = driver.Stream()
+        self.stream = driver.Stream(NON_BLOCKING)
         for name, each in dims.items():
             self.host[name] = driver.pagelocked_empty((rows, *each), np.float32)
             self.device[name] = driver.mem_alloc(self.host[name].nbytes)

@@ -48,13 +48,13 @@ class Served(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def serve(models: Path, name: str, version: int) -> ModelConfig:
-    """Make a version the served one; does nothing where it is already.
+    """Make a version the served one, once it has proved itself; where it is already, it proves itself anew.
 
     Returns:
         The config that is served now.
 
     Raises:
-        EngineError: as `repository.load`; the version that is served stays so.
+        EngineError: as `repository.load`; the version that is served stays so, even if this is it.
         KindError: it is of another kind than the served one.
         RepositoryError: the folder cannot be written, or another command is changing it.
     """
@@ -159,14 +159,14 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def _serve(models: Path, name: str, version: int, *, rolled_back: bool) -> ModelConfig:
     served, chosen = repository.read_config(models, name), repository.read_config(models, name, version)
-    if version == served.version:
-        return served
     if chosen.kind != served.kind:
         raise KindError(
             f"version {version} of {name} is of kind {chosen.kind}, the served one of {served.kind}; "
             "workers that serve the one cannot take the other: add it under another name"
         )
     repository.load(models, name, version=version).close()
+    if version == served.version:
+        return served
     noted, top = history(models, name), models / name
     entry = Served(version, chosen.digest, datetime.now(UTC), rolled_back)
     _keep(top, top / str(served.version))

@@ -73,7 +73,7 @@ class StoredPatient(Struct, frozen=True, array_like=True):
         imaging_episode, imaging_quiet: the imaging model's, and imaging_by what made the finding it rests on.
     findings: the newest of each model, by the model's name.
     care_unit, care_unit_ms: where the patient lies, and the event time of what said so.
-    model: digest of the model that `hidden` belongs to.
+    model: fingerprint of the model that `hidden` belongs to (`engines/steps.py`).
     """
 
     layout: int

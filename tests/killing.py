@@ -30,6 +30,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from engines import repository
+from engines.steps import fingerprint
 from schemas.messages import Alert, DeadLetter, Score, VitalsRecord
 from worker import codec, config, recording
 from worker.cluster import describe
@@ -375,7 +376,7 @@ async def _stored(site: Site) -> dict[str, Any]:
     """Every stored patient of whom something still matters, in a form that can be compared."""
     settings = site.settings()
     cluster = await describe(settings, create=False)
-    model = repository.read_config(settings.model_repository, settings.model).digest
+    model = fingerprint(repository.read_config(settings.model_repository, settings.model))
     store = Store(settings, cluster.vitals_id)
     patients: dict[str, Any] = {}
     try:

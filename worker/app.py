@@ -31,15 +31,15 @@ from worker.errors import FatalError, StoreError
 from worker.feedback_topic import feedback_load
 from worker.findings_topic import findings_load
 from worker.http import Health, serve
-from worker.imaging_app import ImagingRole
+from worker.imaging_app import ImagingRole, image_settings, require_image
 from worker.intake import limits_of
 from worker.lanes import Lane, Stages
-from worker.loading import device_turns
+from worker.loading import Loader, device_turns
 from worker.messages import Author
 from worker.partition import Place
 from worker.pipeline import Pipeline
 from worker.policies import Policies, shipped
-from worker.policy_source import PolicyFile, PolicyTopic
+from worker.policy_source import PolicyFile, PolicyTopic, follow_imaging
 from worker.preparing import prepare
 from worker.publish import Publisher
 from worker.restore import Restorer
@@ -132,6 +132,9 @@ class Worker:
         settings, followed = self.settings, []
         try:
             policies = shipped(settings, model)
+            if "imaging" in policies.names:
+                image_model = Loader(image_settings(settings), device_turns(), require_image)
+                followed.append(follow_imaging(policies, image_model.served_config))
             if settings.policies is not None:
                 file = PolicyFile(settings.policies, policies)
                 file.load()
@@ -203,7 +206,7 @@ class Worker:
             shadow=settings.shadow_version,
         )
         horizon_ms = round(settings.rebuild_horizon_h * 3_600_000)
-        restorer = Restorer(store, app.consumer, lambda: ladder.current.config.digest, horizon_ms)
+        restorer = Restorer(store, app.consumer, lambda: ladder.current.fingerprint, horizon_ms)
         self._checkpointer = Checkpointer(store, app.consumer)
         return Stages(
             pipeline,

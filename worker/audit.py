@@ -266,9 +266,12 @@ class Auditor:
             yield "the record that it names is not of its patient, or is no longer in the log"
         if record is not None:
             policies = self._rerun.pipeline.policies
-            there = policies.of(which, alert.patient, alert.care_unit, record.timestamp).version
-            if alert.transition != "expired" and there != alert.policy_version:
-                yield f"it names policy version {alert.policy_version}; at its record {there} was in force"
+            place = (alert.patient, alert.care_unit, record.timestamp)
+            imaged = which == "imaging"
+            there = policies.imaging(alert.model, *place) if imaged else policies.of(which, *place)
+            if alert.transition != "expired" and there.version != alert.policy_version:
+                named, known = alert.policy_version, there.version
+                yield f"it names policy version {named}; at its record {known} was in force"
         if voice is not None and alert.backend != voice.backend:
             yield f"{alert.backend} computed it; here computes {voice.backend}"
         if reach == "incomplete":

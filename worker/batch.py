@@ -6,6 +6,7 @@ partition has one request under way at a time. An engine that copies while it co
 """
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -69,6 +70,9 @@ class Batcher:
             timeout_s: an engine call that takes longer is hung for good.
             patience_s: callers wait so long for an engine call.
             turns: shared by the batchers of one device, which then take turns on it, a batch each.
+
+        Raises:
+            RuntimeError: a thread cannot be started.
         """
         self.engine = engine
         self.hung = False
@@ -80,11 +84,11 @@ class Batcher:
         self._timeout_s = timeout_s
         self._patience_s = self._first_patience_s = patience_s
         self._calls: set[asyncio.Future[Any]] = set()
-        self._late: set[asyncio.Task[None]] = set()
+        self._late: dict[asyncio.Future[Any], asyncio.Task[None]] = {}
         self._largest = engine.config.dynamic_batching.max_batch_size
         self._waiting: deque[_Request] = deque()
         self._runners: set[asyncio.Task[None]] = set()
-        self._threads = ThreadPoolExecutor(engine.in_flight, thread_name_prefix="engine")
+        self._threads = _started(engine.in_flight)
 
     async def infer(self, inputs: Tensors) -> dict[str, F32]:
         """Outputs for any number of rows, in order.
@@ -93,8 +97,8 @@ class Batcher:
             EngineDownError: the engine fails even its golden data, or takes long; worth trying again later.
             EngineHungError: a call has outlived its deadline; this engine is lost.
         """
-        if self._wrong:
-            raise EngineDownError(f"{self.engine.config.name} fails its golden data")
+        self._refuse_if_out()
+        self._refuse_if_wrong()
         rows = len(next(iter(inputs.values())))
         parts = [
             self._submit({name: array[at : at + self._largest] for name, array in inputs.items()})
@@ -122,8 +126,8 @@ class Batcher:
         _refuse(self._waiting, EngineDownError(REPLACED))
         self._waiting.clear()
         self._threads.shutdown(wait=False, cancel_futures=True)
-        if self._calls and not self.busy:
-            await asyncio.wait(self._calls, timeout=self._patience_s)
+        if in_time := self._calls - self._late.keys():
+            await asyncio.wait(in_time, timeout=self._patience_s)
 
     def _submit(self, inputs: Tensors) -> asyncio.Future[dict[str, F32]]:
         done: asyncio.Future[dict[str, F32]] = asyncio.get_running_loop().create_future()
@@ -145,9 +149,11 @@ class Batcher:
         for request in batch:
             metrics.queue_delay.observe(started - request.since)
         try:
+            self._refuse_if_wrong()
             names = batch[0].inputs
             inputs = {name: np.concatenate([request.inputs[name] for request in batch]) for name in names}
             outputs = await self._in_thread(partial(self._run_sparing, inputs))
+            self._refuse_if_wrong()
         except asyncio.CancelledError:
             _refuse(batch, EngineDownError(REPLACED))
             raise
@@ -179,7 +185,12 @@ class Batcher:
         Raises:
             EngineHungError: the engine is lost.
         """
+        # Whoever asks may be cancelled. The call cannot: it is waited for all the same, or found to be late.
+        return await asyncio.shield(asyncio.create_task(self._proof()))
+
+    async def _proof(self) -> bool:
         try:
+            self._refuse_if_out()
             async with self._turn():
                 await self._in_thread(self._verify)
         except EngineDownError:
@@ -198,19 +209,11 @@ class Batcher:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Do something in a thread of the engine, within the patience."""
-        if self._closed:
-            raise EngineDownError(REPLACED)
-        if self.hung:
-            raise EngineHungError("the engine hangs")
-        if self.busy:
-            raise EngineSilentError("an engine call has not come back yet")
+        self._refuse_if_out()
         started, patience_s = time.perf_counter(), self._patience_s
-        try:
-            call = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        except RuntimeError as error:
-            raise EngineDownError("no thread can be started for the engine: out of memory?") from error
+        call = asyncio.get_running_loop().run_in_executor(self._threads, work)
         self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
+        call.add_done_callback(self._ended)
         await asyncio.wait({call}, timeout=min(patience_s, self._timeout_s))
         if call.cancelled():
             raise EngineDownError(REPLACED)
@@ -218,23 +221,40 @@ class Batcher:
             if time.perf_counter() - started <= self._first_patience_s:
                 self._patience_s = self._first_patience_s
             return call.result()
-        self.hung = self.hung or patience_s >= self._timeout_s
-        late = asyncio.create_task(self._come_back(call, patience_s))
-        self._late.add(late)
-        late.add_done_callback(self._late.discard)
-        if self.hung:
-            raise EngineHungError(f"an engine call took more than {self._timeout_s} s")
-        raise EngineSilentError(f"an engine call takes more than {patience_s} s")
+        self._late[call] = asyncio.create_task(self._come_back(call, patience_s))
+        late: Exception = EngineSilentError(f"an engine call takes more than {patience_s} s")
+        if patience_s >= self._timeout_s:
+            self.hung = True
+            late = EngineHungError(f"an engine call took more than {self._timeout_s} s")
+        _refuse(self._waiting, late)
+        self._waiting.clear()
+        raise late
 
     async def _come_back(self, call: asyncio.Future[T], waited_s: float) -> None:
         """Wait on for a late call; nobody waits for its result any more."""
         await asyncio.wait({call}, timeout=max(self._timeout_s - waited_s, 0.0))
-        self._patience_s = 2 * waited_s
+        self._patience_s = max(self._patience_s, 2 * waited_s)
         if not call.done():
             self.hung = True
             await asyncio.wait({call})
+        del self._late[call]
+
+    def _ended(self, call: asyncio.Future[Any]) -> None:
+        self._calls.discard(call)
         if not call.cancelled():
-            call.exception()
+            call.exception()  # looked at, for whoever waited may be gone
+
+    def _refuse_if_out(self) -> None:
+        if self._closed:
+            raise EngineDownError(REPLACED)
+        if self.hung:
+            raise EngineHungError("the engine hangs")
+        if self.busy:
+            raise EngineSilentError("an engine call has not come back yet")
+
+    def _refuse_if_wrong(self) -> None:
+        if self._wrong:
+            raise EngineDownError(f"{self.engine.config.name} fails its golden data")
 
     def _observe(self, rows: int, seconds: float) -> None:
         labels = (self.engine.config.name, self.engine.backend)
@@ -248,10 +268,10 @@ class Batcher:
         try:
             outputs = self.engine.run(inputs)
         except FAILURES as error:
-            metrics.engine_failures.labels(_reason(error)).inc()
+            metrics.engine_failures.labels(self.engine.config.name, _reason(error)).inc()
         else:
             if not all(np.isfinite(array).all() for array in outputs.values()):
-                metrics.engine_failures.labels("not-finite").inc()
+                metrics.engine_failures.labels(self.engine.config.name, "not-finite").inc()
                 self._prove()
             return outputs
         rows = len(next(iter(inputs.values())))
@@ -272,6 +292,19 @@ class Batcher:
             raise EngineDownError(
                 f"{self.engine.config.name} fails its golden data: {_reason(broken)}"
             ) from broken
+
+
+def _started(threads: int) -> ThreadPoolExecutor:
+    """Threads that run already: none has to be started when a batch comes, which may fail."""
+    pool, all_there = ThreadPoolExecutor(threads, thread_name_prefix="engine"), threading.Barrier(threads)
+    try:
+        for _ in range(threads):
+            pool.submit(all_there.wait)
+    except RuntimeError:
+        all_there.abort()
+        pool.shutdown(wait=False)
+        raise
+    return pool
 
 
 def _refuse(requests: Iterable[_Request], error: Exception) -> None:

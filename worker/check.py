@@ -20,12 +20,13 @@ from worker.check_engine import loaded
 from worker.check_imaging import check_imaging
 from worker.check_redis import check_redis
 from worker.check_settings import check_disk, check_settings
-from worker.check_topics import check_topics, role_names
-from worker.cluster import complaints, describe
+from worker.check_topics import check_creation, check_topics, role_names, unreachable
+from worker.cluster import complaints, describe, to_create
 from worker.config import Role, Settings
 from worker.errors import WorkerError
 from worker.finding import Finding, failed, ok, warning
 from worker.http import Occupant, occupant
+from worker.logs import KafkaErrors
 from worker.policies import Policies, needed_s, shipped
 from worker.policy_source import PolicyFile
 from worker.topic_facts import gather_facts
@@ -39,13 +40,16 @@ async def check(settings: Settings, seconds: float, role: Role = Role.VITALS) ->
 
     Of what a worker of this role needs.
     """
-    checks: dict[str, Coroutine[Any, Any, list[Finding]]] = {}
+    heard, checks = KafkaErrors(), dict[str, Coroutine[Any, Any, list[Finding]]]()
     if role is not Role.IMAGING:
-        checks |= {"kafka": _kafka(settings), "model": _model(settings)}
+        checks |= {"kafka": _kafka(settings, heard), "model": _model(settings)}
     if role is not Role.VITALS:
-        checks |= check_imaging(settings)
+        checks |= check_imaging(settings, heard)
     checks |= {"redis": check_redis(settings), "http": _http(settings)}
-    found = await asyncio.gather(*(_within(subject, running, seconds) for subject, running in checks.items()))
+    with heard:
+        found = await asyncio.gather(
+            *(_within(subject, running, seconds) for subject, running in checks.items())
+        )
     return [*check_settings(settings), *(finding for findings in found for finding in findings), check_disk()]
 
 
@@ -56,20 +60,22 @@ async def _within(subject: str, running: Coroutine[Any, Any, list[Finding]], sec
         return [failed(subject, f"no answer within {seconds:g} s")]
 
 
-async def _kafka(settings: Settings) -> list[Finding]:
+async def _kafka(settings: Settings, heard: KafkaErrors) -> list[Finding]:
     try:
         cluster = await describe(settings, create=False)
-        found = complaints(settings, cluster)
+        new = to_create(settings, cluster)
+        partitions = cluster.partitions | new
+        found = complaints(settings, cluster._replace(partitions=partitions))
         facts = await gather_facts(settings, role_names(settings))
     except WorkerError as error:
-        return [failed("kafka", f"{error}; check RISKSTREAM_BROKER, TLS and credentials")]
-    partitions = cluster.partitions[settings.topic_vitals]
+        return [unreachable("kafka", error, heard)]
     first = (
         failed("kafka", "; ".join(found))
         if found
-        else ok("kafka", f"cluster {cluster.id}, {partitions} partitions")
+        else ok("kafka", f"cluster {cluster.id}, {partitions[settings.topic_vitals]} partitions")
     )
-    return [first, *check_topics(settings, facts)]
+    made = check_creation(settings, new, facts.cluster, "kafka: topics")
+    return [first, *made, *check_topics(settings, facts)]
 
 
 async def _model(settings: Settings) -> list[Finding]:

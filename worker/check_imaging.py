@@ -8,40 +8,43 @@ from typing import Any
 from engines import repository
 from engines.errors import EngineError
 from worker.check_engine import loaded
-from worker.check_topics import check_topics
-from worker.cluster import describe_imaging, imaging_complaints, imaging_topics
+from worker.check_topics import check_creation, check_topics, unreachable
+from worker.cluster import describe_imaging, imaging_complaints, imaging_topics, to_create
 from worker.config import Settings
 from worker.decoder import Decoders
 from worker.errors import DecoderError, WorkerError
 from worker.finding import Finding, failed, ok, warning
 from worker.imaging_app import image_settings, require_image
+from worker.logs import KafkaErrors
 from worker.topic_facts import gather_facts
 
 
-def check_imaging(settings: Settings) -> dict[str, Coroutine[Any, Any, list[Finding]]]:
+def check_imaging(settings: Settings, heard: KafkaErrors) -> dict[str, Coroutine[Any, Any, list[Finding]]]:
     """The checks by subject, not begun."""
     return {
-        "imaging: kafka": _kafka(settings),
+        "imaging: kafka": _kafka(settings, heard),
         "imaging: model": _model(settings),
         "imaging: decoders": _decoders(settings),
         "imaging: sources": _sources(settings),
     }
 
 
-async def _kafka(settings: Settings) -> list[Finding]:
+async def _kafka(settings: Settings, heard: KafkaErrors) -> list[Finding]:
     subject = "imaging: kafka"
     try:
         cluster = await describe_imaging(settings, create=False)
-        found = imaging_complaints(settings, cluster)
+        new = to_create(settings, cluster)
+        partitions = cluster.partitions | new
+        found = imaging_complaints(settings, cluster._replace(partitions=partitions))
         own = settings.model_copy(update={"group": settings.imaging_group})
         facts = await gather_facts(own, [name for name in imaging_topics(settings) if name])
     except WorkerError as error:
-        return [failed(subject, f"{error}; check RISKSTREAM_BROKER, TLS and credentials")]
+        return [unreachable(subject, error, heard)]
     if found:
         return [failed(subject, "; ".join(found))]
-    partitions = cluster.partitions[settings.topic_imaging]
-    first = ok(subject, f"cluster {cluster.id}, {partitions} partitions")
-    return [first, *check_topics(settings, facts, imaging=True)]
+    first = ok(subject, f"cluster {cluster.id}, {partitions[settings.topic_imaging]} partitions")
+    made = check_creation(settings, new, facts.cluster, f"{subject}: topics")
+    return [first, *made, *check_topics(settings, facts, imaging=True)]
 
 
 async def _model(settings: Settings) -> list[Finding]:

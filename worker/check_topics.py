@@ -3,8 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
+from worker.cluster_facts import CREATE, ClusterFacts
 from worker.config import Settings
+from worker.errors import WorkerError
 from worker.finding import Finding, failed, ok, warning
+from worker.logs import KafkaErrors
 from worker.topic_facts import READ, WRITE, Facts, TopicFacts
 
 DEAD_LETTER_BYTES = 448 * 1024
@@ -49,6 +52,41 @@ def check_topics(settings: Settings, facts: Facts, imaging: bool = False) -> lis
             )
         )
     return findings
+
+
+def unreachable(subject: str, error: WorkerError, heard: KafkaErrors) -> Finding:
+    """That the brokers did not answer, with the cause as far as aiokafka's log has named it."""
+    why = f": {heard.last}" if heard.last else ""
+    return failed(subject, f"{error}{why}", "check RISKSTREAM_BROKER, TLS and credentials")
+
+
+def check_creation(
+    settings: Settings, new: Mapping[str, int], cluster: ClusterFacts, subject: str
+) -> list[Finding]:
+    """What becomes of the topics that a worker makes when it starts; none where there are none to make.
+
+    Args:
+        new: partitions of each.
+        cluster: what the brokers told of it. Whether a topic can be made is not tried.
+    """
+    if not new:
+        return []
+    wide = ", ".join(f"{name} ({count} partition{'s' * (count != 1)})" for name, count in new.items())
+    told = f"a worker creates when it starts, with replication {settings.replication}: {wide}"
+    if settings.replication > cluster.brokers:
+        there = f"brokers: {cluster.brokers}"
+        return [failed(subject, f"{told}; {there}", "lower RISKSTREAM_REPLICATION, or add brokers")]
+    if cluster.rights is None:
+        return [ok(subject, f"{told}; the brokers do not tell whether this user may")]
+    if not cluster.rights & CREATE:
+        return [
+            warning(
+                subject,
+                f"{told}; this user lacks CREATE on the cluster",
+                "grant it there or on these topics, which cannot be asked before; or create them by hand",
+            )
+        ]
+    return [ok(subject, told)]
 
 
 def role_names(settings: Settings) -> list[str]:

@@ -2,7 +2,9 @@
 
 import asyncio
 import faulthandler
+import inspect
 import json
+import logging
 import os
 import signal
 import sys
@@ -36,31 +38,24 @@ from worker import (
 if TYPE_CHECKING:
     from worker.app import Worker
 
+
+def _before_each_command() -> None:
+    """Keep aiokafka's own log lines off the terminal: what matters comes back as an error."""
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())
+
+
 app = typer.Typer(
+    callback=_before_each_command,
     help="Streaming patient-risk prediction: Kafka vitals in, risk alerts out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(cli_bench.app, name="bench", help="Measure the path, transport, contributions and pictures.")
-app.add_typer(cli_model.app, name="model", help="Train, judge, add, serve and measure models.")
-app.add_typer(cli_policy.app, name="policy")
-app.command()(cli_feedback.feedback)
-app.command()(cli_board.board)
-app.command()(cli_backtest.backtest)
-app.command()(cli_stream.demo)
-app.add_typer(cli_send.app, name="send")
-app.command(name="drift")(cli_drift.drift_)
-app.command()(cli_audit.explain)
-app.command()(cli_replay.replay)
-app.command()(cli_shadow.shadow)
-
 SettingsFile = Annotated[
     Path | None, typer.Option("--settings", help="TOML file of settings; RISKSTREAM_* variables override it.")
 ]
 
 
-@app.command()
 def run(
     settings_file: SettingsFile = None,
     role: Annotated[
@@ -121,7 +116,6 @@ def _end(status: int) -> NoReturn:
     os._exit(status)
 
 
-@app.command()
 def check(
     settings_file: SettingsFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
@@ -152,6 +146,36 @@ def check(
             table.add_row(Text(finding.subject), styles[finding.severity], Text(told))
         Console().print(table)
     raise typer.Exit(0 if well else 1)
+
+
+def _flowing(commands: typer.Typer) -> None:
+    """Let paragraphs of help flow: only the first one's line breaks are taken out otherwise."""
+    for command in commands.registered_commands:
+        text = inspect.cleandoc((command.callback and command.callback.__doc__) or "")
+        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    for group in commands.registered_groups:
+        if group.typer_instance is not None:
+            _flowing(group.typer_instance)
+
+
+for _command in (
+    run,
+    check,
+    cli_stream.demo,
+    cli_board.board,
+    cli_feedback.feedback,
+    cli_audit.explain,
+    cli_replay.replay,
+    cli_backtest.backtest,
+    cli_shadow.shadow,
+):
+    app.command()(_command)
+app.command(name="drift")(cli_drift.drift_)
+app.add_typer(cli_send.app, name="send")
+app.add_typer(cli_policy.app, name="policy")
+app.add_typer(cli_model.app, name="model", help="Train, judge, add, serve and measure models.")
+app.add_typer(cli_bench.app, name="bench", help="Measure the path, transport, contributions and pictures.")
+_flowing(app)
 
 
 def _shown(settings: config.Settings) -> dict[str, object]:

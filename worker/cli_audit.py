@@ -34,7 +34,7 @@ ReportFile = Annotated[
 def explain(
     alert_ids: Annotated[
         list[str] | None,
-        typer.Argument(help="Ids of alerts; '-' reads them from standard input.", metavar="ALERT_ID..."),
+        typer.Argument(help="Ids of alerts; '-' reads them from standard input.", metavar="ALERT_ID"),
     ] = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="Verify every alert of the alert topic.")] = False,

@@ -11,15 +11,15 @@ from rich.table import Table
 
 app = typer.Typer(help="Measure the path, transport, contributions and pictures.", no_args_is_help=True)
 
-Report = Annotated[Path | None, typer.Option(help="write the figures as JSON")]
+Report = Annotated[Path | None, typer.Option(help="Write the figures as JSON.")]
 
 
 @app.command()
 def transport(
-    events: Annotated[int, typer.Option(min=3_000, help="events in the topic")] = 200_000,
-    rounds: Annotated[int, typer.Option(min=1, help="rounds; figures are medians")] = 3,
+    events: Annotated[int, typer.Option(min=3_000, help="Events in the topic.")] = 200_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; figures are medians.")] = 3,
     broker: Annotated[
-        str | None, typer.Option(help="host:port; an embedded broker unless given", metavar="HOST:PORT")
+        str | None, typer.Option(help="Broker; an embedded one unless given.", metavar="HOST:PORT")
     ] = None,
     report: Report = None,
 ) -> None:
@@ -45,11 +45,11 @@ def transport(
 
 @app.command()
 def pipeline(
-    patients: Annotated[int, typer.Option(min=1, help="patients of the source")] = 300,
-    events: Annotated[int | None, typer.Option(min=1, help="at most so many records")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="rounds; figures are medians")] = 3,
+    patients: Annotated[int, typer.Option(min=1, help="Patients of the source.")] = 300,
+    events: Annotated[int | None, typer.Option(min=1, help="At most so many records.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; figures are medians.")] = 3,
     source: Annotated[
-        str, typer.Option(help="simulate, physionet2012:DIR or a recorded file", metavar="SOURCE")
+        str, typer.Option(help="simulate, physionet2012:DIR or a recorded file.", metavar="SOURCE")
     ] = "simulate",
     report: Report = None,
 ) -> None:
@@ -77,10 +77,10 @@ def pipeline(
 
 @app.command()
 def explain(
-    patients: Annotated[int, typer.Option(min=1, help="patients of the source")] = 300,
-    alerts: Annotated[int, typer.Option(min=1, help="alerts on which the slow ways are tried")] = 50,
+    patients: Annotated[int, typer.Option(min=1, help="Patients of the source.")] = 300,
+    alerts: Annotated[int, typer.Option(min=1, help="Alerts on which the slow ways are tried.")] = 50,
     source: Annotated[
-        str, typer.Option(help="simulate, physionet2012:DIR or a recorded file", metavar="SOURCE")
+        str, typer.Option(help="simulate, physionet2012:DIR or a recorded file.", metavar="SOURCE")
     ] = "simulate",
     report: Report = None,
 ) -> None:
@@ -104,15 +104,17 @@ def explain(
 
 @app.command()
 def imaging(
-    pictures: Annotated[int, typer.Option(min=1, help="pictures in a round")] = 200,
-    side: Annotated[int, typer.Option(min=32, max=4096, help="pixels of each side of a PNG")] = 512,
-    rounds: Annotated[int, typer.Option(min=1, help="rounds; rates are medians")] = 3,
-    rate: Annotated[float, typer.Option(min=1, help="vitals records a second")] = 50.0,
-    seconds: Annotated[float, typer.Option(min=1, help="of each phase beside a PACS that hangs")] = 10.0,
+    pictures: Annotated[int, typer.Option(min=1, help="Pictures in a round.")] = 200,
+    side: Annotated[int, typer.Option(min=32, max=4096, help="Pixels of each side of a PNG.")] = 512,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; rates are medians.")] = 3,
+    rate: Annotated[float, typer.Option(min=1, help="Vitals records a second.")] = 50.0,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="Seconds of each phase beside a PACS that hangs.")
+    ] = 10.0,
     broker: Annotated[
         str | None,
         typer.Option(
-            help="host:port for vitals beside a PACS; an embedded one by default", metavar="ADDRESS"
+            help="Broker for vitals beside a PACS; an embedded one unless given.", metavar="HOST:PORT"
         ),
     ] = None,
     report: Report = None,

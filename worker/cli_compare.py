@@ -21,9 +21,9 @@ from engines.plans import NEVER_RUN
 from engines.precision import Precision
 from schemas.features import BY_LOINC
 from worker import simulate
-from worker.cli_engine import AsJson, Name, Plans, Repository
+from worker.cli_engine import AsJson, Name
 from worker.cli_files import check_writable
-from worker.cli_told import bar, shown, told
+from worker.cli_told import Plans, Repository, bar, shown, told
 
 HOURS = ("1", "6", "12", "24", "48")
 """Hours of a stay that the table shows; the JSON has all."""

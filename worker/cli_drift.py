@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from engines import drift_reference, physionet2012, repository
 from worker.cli_files import check_writable
-from worker.cli_told import Version, bar, shown, told
+from worker.cli_told import Changed, Version, bar, shown, told
 
 Content = dict[str, Any]
 
@@ -22,9 +22,7 @@ _COLOURS = {"stable": "green", "moderate": "yellow", "large": "red", "too few": 
 def reference(
     name: Annotated[str, typer.Argument(help="series model in the repository", metavar="NAME")],
     data: Annotated[str, typer.Option(help="data set: physionet2012:DIR", metavar="SOURCE")],
-    model_repository: Annotated[
-        Path, typer.Option("--repository", help="folder of model folders; the file is written there")
-    ] = repository.SHIPPED,
+    model_repository: Changed = repository.SHIPPED,
     version: Version = None,
     folds: Annotated[
         Path | None,
@@ -55,44 +53,45 @@ def drift_(
     data: Annotated[
         str,
         typer.Option(
-            help="records: simulate, physionet2012:DIR, or a file that 'send --record' wrote.",
+            help="Records: simulate, physionet2012:DIR, or a file that 'send --record' wrote.",
             metavar="SOURCE",
         ),
     ],
     *,
     model: Annotated[
-        str | None, typer.Option(help="model; the setting's unless given", metavar="NAME")
+        str | None, typer.Option(help="Model; the setting's unless given.", metavar="NAME")
     ] = None,
     model_repository: Annotated[
-        Path | None, typer.Option("--repository", help="folder of model folders; the setting's unless given")
+        Path | None, typer.Option("--repository", help="Folder of model folders; the setting's unless given.")
     ] = None,
     patients: Annotated[
         int | None,
-        typer.Option(help="how many patients: 40 simulated ones, all of a data set unless given", min=1),
+        typer.Option(help="How many patients: 40 simulated ones, all of a data set unless given.", min=1),
     ] = None,
     outcomes: Annotated[
         Path | None,
-        typer.Option(help="outcomes that came: CSV or JSON lines of patient and outcome, 0 or 1"),
+        typer.Option(help="Outcomes that came: CSV or JSON lines of patient and outcome, 0 or 1."),
     ] = None,
     at_hour: Annotated[
-        float, typer.Option(help="outcomes are judged by the risk so many hours after the first", min=0)
+        float, typer.Option(help="Outcomes are judged by the risk so many hours after the first.", min=0)
     ] = 24.0,
     fail_above: Annotated[
         float | None,
         typer.Option(
-            help="exit 1 where an index, less what chance gives, is above this, 2 where none can be judged",
+            help="Exit 1 where an index, less what chance gives, is above this.",
             min=0,
         ),
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="write what was found as JSON")] = None,
-    html: Annotated[Path | None, typer.Option(help="write a page to read; needs the extra `report`")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print what was found as JSON")] = False,
+    report: Annotated[Path | None, typer.Option(help="Write what was found as JSON.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page to read; needs the extra `report`.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Compare what a model reads and says of records with its reference: population stability, missingness.
 
     The records go through the worker's own path. With --outcomes, calibration and order of the risks too.
 
-    Exit status: 0; with --fail-above 1 where something has drifted further; 1 on failure.
+    Exit status: 0; 1 on failure. With --fail-above, 1 where something has drifted further, 2 where nothing
+    can be judged.
     """
     overrides = {"model": model, "model_repository": model_repository}
     with told(), bar() as progress:
@@ -194,18 +193,16 @@ def _print(content: Content) -> None:
         highlight=False,
     )
     # Folded and never cut: two pressures differ in their last words alone.
-    name = Column("feature", overflow="fold", min_width=14)
-    table = Table(name, "PSI", "by chance", "", "median", "was", "absent", "was")
+    name = Column("feature", overflow="fold")
+    table = Table(name, "PSI", "chance", "", "median (was)", "absent (was)")
     for shift in sorted(content["shifts"], key=_worst):
         table.add_row(
             shift["feature"],
             "-" if shift["psi"] is None else f"{shift['psi']:.3f}",
             f"{shift['chance']:.3f}",
             f"[{_COLOURS[shift['band']]}]{_words(shift)}",
-            _number(shift["median"]),
-            _number(shift["reference_median"]),
-            f"{shift['absent']:.1%}",
-            f"{shift['reference_absent']:.1%}",
+            f"{_number(shift['median'])} ({_number(shift['reference_median'])})",
+            f"{shift['absent']:.1%} ({shift['reference_absent']:.1%})",
         )
     console.print(table)
     if "outcomes" in content:

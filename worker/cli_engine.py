@@ -14,13 +14,9 @@ from engines import plans, repository
 from engines.errors import BuildError
 from engines.precision import Precision
 from engines.tensorrt_build import Profile
-from worker.cli_told import Version, told
+from worker.cli_told import Plans, Repository, Version, told
 
 Name = Annotated[str, typer.Argument(help="model in the repository", metavar="NAME")]
-Repository = Annotated[Path, typer.Option("--repository", help="folder of model folders")]
-Plans = Annotated[
-    Path | None, typer.Option("--plans", help="folder to keep plans in; beside the model unless given")
-]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 

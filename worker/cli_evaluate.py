@@ -18,12 +18,11 @@ from engines.errors import DatasetError, KindError, RepositoryError
 from engines.labelled import UNLABELLED
 from engines.repository import EVALUATION
 from worker.cli_files import check_writable
-from worker.cli_told import Version, bar, shown, told
+from worker.cli_told import Repository, Version, bar, shown, told
 
 Name = Annotated[str, typer.Argument(help="model in the repository", metavar="NAME")]
 SOURCES = "physionet2012:DIR, medmnist:FILE or images:DIR"
 Data = Annotated[str, typer.Option(help=f"data set: {SOURCES}", metavar="SOURCE")]
-Repository = Annotated[Path, typer.Option("--repository", help="folder of model folders")]
 Html = Annotated[Path | None, typer.Option(help="write a page to read; needs the extra `report`")]
 
 Show = Callable[[str, int, int], None]

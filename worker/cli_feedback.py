@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 def feedback(
     alert_id: Annotated[str, typer.Argument(help="Id of the alert.", metavar="ALERT_ID")],
     action: Annotated[
-        FeedbackAction, typer.Argument(help="What is said of it.", metavar="|".join(get_args(FeedbackAction)))
+        FeedbackAction,
+        typer.Argument(help=f"What is said of it: {', '.join(get_args(FeedbackAction))}.", metavar="ACTION"),
     ],
     *,
     reason: Annotated[
         DismissalReason | None,
-        typer.Option(help="Why it is dismissed.", metavar="|".join(get_args(DismissalReason))),
+        typer.Option(help=f"Why it is dismissed: {', '.join(get_args(DismissalReason))}.", metavar="REASON"),
     ] = None,
     role: Annotated[str, typer.Option(help="Who says so: a role, never a name; 64 characters at most.")] = "",
     settings_file: Annotated[

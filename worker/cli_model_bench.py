@@ -19,9 +19,9 @@ from engines.errors import ExtraError, InputError
 from engines.precision import Precision
 from schemas.model_config import ModelConfig
 from worker.bench import report as bench_report
-from worker.cli_engine import AsJson, Name, Plans, Repository
+from worker.cli_engine import AsJson, Name
 from worker.cli_files import check_writable
-from worker.cli_told import bar, shown, told
+from worker.cli_told import Plans, Repository, bar, shown, told
 
 LEGEND = (
     "rows in a batch; milliseconds of it: latency, CPU time, copying in, running,\n"

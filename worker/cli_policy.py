@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from schemas.policy_change import CHANGED, PolicyChange, cautions
@@ -22,7 +22,12 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-File = Annotated[Path, typer.Argument(help="JSON array of changes; schemas/json/policy-change.schema.json")]
+File = Annotated[
+    Path,
+    typer.Argument(
+        help="JSON array of changes; schemas/json/policy-change.schema.json says how.", metavar="FILE"
+    ),
+]
 SettingsFile = Annotated[
     Path | None, typer.Option("--settings", help="TOML file of settings; RISKSTREAM_* variables override it.")
 ]
@@ -177,15 +182,25 @@ def _show(changes: Sequence[PolicyChange], as_json: bool) -> None:
     if as_json:
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(list(changes)), indent=2) + b"\n")
         return
-    table = Table("model", "for", "version", "effective from", "changes", "reason")
+    if not changes:
+        Console().print("no changes: the policies that ship are in force for everyone", soft_wrap=True)
+        return
+    # Ids are folded and never cut: without its end it could be another patient's.
+    table = Table("model", Column("for", overflow="fold"), "version", "effective from", "changes, reason")
     for change in changes:
         told = [name for name in CHANGED if getattr(change, name) is not msgspec.UNSET]
         table.add_row(
             change.model,
-            Text(change.patient or change.care_unit or "everyone"),
+            Text(_whose(change)),
             str(change.version),
-            change.effective_from.isoformat(),
-            ", ".join(told) or "nothing",
-            Text(change.reason),
+            f"{change.effective_from.astimezone(UTC).replace(tzinfo=None).isoformat(' ')}Z",
+            Text("\n".join(filter(None, (", ".join(told) or "nothing", change.reason)))),
+            end_section=True,
         )
     Console().print(table)
+
+
+def _whose(change: PolicyChange) -> str:
+    if change.patient is not None:
+        return f"patient {change.patient}"
+    return "everyone" if change.care_unit is None else f"unit {change.care_unit}"

@@ -12,9 +12,7 @@ from rich.text import Text
 
 from engines import acceptance, repository
 from engines.precision import Precision
-from worker.cli_told import Version, told
-
-Repository = Annotated[Path, typer.Option("--repository", help="folder of model folders")]
+from worker.cli_told import Changed, Plans, Repository, Version, told
 
 
 def list_(
@@ -44,9 +42,7 @@ def check(
         str, typer.Option(help=f"that computes it: {', '.join(repository.BACKENDS)}")
     ] = repository.REFERENCE_BACKEND,
     precision: Annotated[Precision, typer.Option(help="of the plan, for tensorrt and tensorrt-rtx")] = "fp32",
-    plan_folder: Annotated[
-        Path | None, typer.Option("--plans", help="folder to keep plans in; beside the model unless given")
-    ] = None,
+    plan_folder: Plans = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Try whether a model is fit to be served: files, golden data, outputs, batches; exit 0 or 1."""
@@ -70,7 +66,7 @@ def check(
 def add(
     graph: Annotated[Path, typer.Argument(help="ONNX file", metavar="GRAPH")],
     config: Annotated[Path, typer.Option(help="config.json of the model; its digest may be missing")],
-    model_repository: Annotated[Path, typer.Option("--repository", help="folder of model folders")],
+    model_repository: Changed,
 ) -> None:
     """Make a model folder of an ONNX file and its config: writes the digest and golden data.
 

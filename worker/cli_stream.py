@@ -98,7 +98,6 @@ def demo(
     from worker.recording import SIMULATE, SourceError
     from worker.send import SendError
 
-    _quiet_kafka()
     console = Console(stderr=as_json)
     choice = _choice(patients, seed, hours, pathways)
     if board and board_port is None:
@@ -185,7 +184,6 @@ def send(
 
     if speed is not None and seconds is not None:
         raise typer.BadParameter("give --speed or --seconds, not both")
-    _quiet_kafka()
     try:
         settings = config.load(settings_file)
         cli_files.check_writable(record)
@@ -231,13 +229,6 @@ async def _send(
     console.print(
         f"sent {sender.confirmed:,} records of {recording.patients:,} patients to {settings.topic_vitals}"
     )
-
-
-def _quiet_kafka() -> None:
-    """Keep aiokafka's own log lines off the terminal: what matters comes back as an error."""
-    import logging
-
-    logging.getLogger("aiokafka").addHandler(logging.NullHandler())
 
 
 def _choice(patients: int | None, seed: int, hours: float, pathways: str | None) -> "Choice":

@@ -1,7 +1,8 @@
-"""What the `riskstream model` commands share: failures told in one line, progress on long work."""
+"""What the `riskstream model` commands share: options, failures told in one line, progress on long work."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from engines.errors import EngineError
 
+MODELS, PLANS = "RISKSTREAM_MODEL_REPOSITORY", "RISKSTREAM_PLANS"
+"""Settings of a worker that these commands take as well, so that both mean the same folders."""
+
+Repository = Annotated[
+    Path, typer.Option("--repository", envvar=MODELS, help="folder of model folders", metavar="DIR")
+]
+Changed = Annotated[
+    Path,
+    typer.Option(
+        "--repository", envvar=MODELS, help="folder of model folders; it is written to", metavar="DIR"
+    ),
+]
+Plans = Annotated[
+    Path | None,
+    typer.Option(
+        "--plans", envvar=PLANS, help="folder to keep plans in; beside the model unless given", metavar="DIR"
+    ),
+]
 Version = Annotated[
     int | None, typer.Option("--version", min=1, help="of the model; the served one unless given")
 ]

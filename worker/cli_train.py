@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast
 import typer
 from rich.console import Console
 
-from engines import evaluate_images, physionet2012, repository
+from engines import evaluate_images, physionet2012
 from engines.errors import EngineError, ExtraError, KindError
 from engines.labelled import LabelledImages
 from schemas.model_config import ImageInput
@@ -28,6 +28,9 @@ HEALTHY = ("normal", "healthy", "negative", "none")
 
 SIZE = 224
 """Pixels of a side, where the data do not say: what networks for radiographs are usually given."""
+
+OUT = Path("models")
+"""Not the repository that workers serve: a model that is put there serves at once, whatever it is worth."""
 
 NEEDED = ("jinja2", "matplotlib", "onnx", "onnxscript", "sklearn", "torch")
 """Modules of the extra `train`; some of them are in other extras too, which are not enough."""
@@ -58,8 +61,12 @@ def train(
     what: Annotated[str, typer.Argument(help=f"what to train: {', '.join(TRAINABLE)}", metavar="WHAT")],
     data: Data,
     out: Annotated[
-        Path, typer.Option(help="repository to write to; an existing model is replaced")
-    ] = repository.SHIPPED,
+        Path,
+        typer.Option(
+            help="repository to write to, made where there is none; a model of that name is replaced",
+            metavar="DIR",
+        ),
+    ] = OUT,
     threads: Annotated[
         int, typer.Option(min=1, help="processor cores; they change nothing but the time")
     ] = 2,
@@ -90,7 +97,12 @@ def train(
         run = _imaging if what == IMAGING else partial(_series, what, folds)
         title, figures = run(data, out, threads, asked, shown(progress))
     print_figures(f"{title}, cross-validation", figures)
-    Console().print(f"wrote {out / title}", markup=False, highlight=False, soft_wrap=True)
+    Console().print(
+        f"wrote {out / title}; riskstream model check {title} --repository {out}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _check_extra() -> None:

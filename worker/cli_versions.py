@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -13,17 +12,14 @@ from rich.table import Table
 from engines import repository
 from engines import versions as served
 from schemas.model_config import ModelConfig
-from worker.cli_told import told
+from worker.cli_told import Changed, Repository, told
 
 Name = Annotated[str, typer.Argument(help="model in the repository", metavar="NAME")]
-Changed = Annotated[Path, typer.Option("--repository", help="folder of model folders; it is written to")]
 
 
 def versions(
     name: Name,
-    model_repository: Annotated[
-        Path, typer.Option("--repository", help="folder of model folders")
-    ] = repository.SHIPPED,
+    model_repository: Repository = repository.SHIPPED,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """List a model's versions: which is served and since when, and their digests."""
@@ -57,7 +53,10 @@ def serve(
     version: Annotated[int, typer.Option(min=1, help="to serve from now on")],
     model_repository: Changed,
 ) -> None:
-    """Serve a version of a model, after proving that it loads and computes its golden data."""
+    """Serve a version of a model, after proving that it loads and computes its golden data.
+
+    The version that is served already is proved as any other; exit 1 says that it fails.
+    """
     with told():
         before = repository.read_config(model_repository, name)
         now = served.serve(model_repository, name, version)
@@ -80,5 +79,8 @@ def _served(row: Mapping[str, object]) -> str:
 
 def _tell(before: ModelConfig, now: ModelConfig, remedy: str) -> None:
     words = f"{now.name} serves version {now.version} (digest {now.digest[:12]}, policy {now.policy.version})"
-    words += " already" if before.version == now.version else f", no longer version {before.version}{remedy}"
+    if before.version == now.version:
+        words += " already; it loads and computes its golden data here"
+    else:
+        words += f", no longer version {before.version}{remedy}"
     Console().print(words, soft_wrap=True, highlight=False, markup=False)

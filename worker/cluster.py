@@ -111,6 +111,17 @@ async def _ask(
     return cluster["cluster_id"] or "unnamed", partition_counts(topics), found
 
 
+def to_create(settings: Settings, cluster: Cluster | ImagingCluster) -> dict[str, int]:
+    """Missing topics that a worker makes when it starts, with their partitions; none unless it is allowed."""
+    if not settings.create_topics:
+        return {}
+    if isinstance(cluster, ImagingCluster):
+        new = [_imaging_topic(settings, name) for name in imaging_topics(settings) if name]
+    else:
+        new = _vitals_topics(settings)
+    return {topic.name: topic.num_partitions for topic in new if not cluster.partitions.get(topic.name)}
+
+
 def partition_counts(topics: list[dict[str, Any]]) -> dict[str, int]:
     """Partitions of each topic in an answer of `described`; 0 where the broker says there is none.
 
@@ -145,7 +156,7 @@ def complaints(settings: Settings, cluster: Cluster) -> list[str]:
 
 def _missing(settings: Settings, names: list[str]) -> list[str]:
     todo = (
-        "a worker creates it when it starts"
+        "the brokers do not show yet what was created"
         if settings.create_topics
         else "create it, or set RISKSTREAM_CREATE_TOPICS=true"
     )

@@ -34,7 +34,7 @@ class LayoutError(ValueError):
 
 
 def encode_hot(patient: Patient, model: str) -> bytes:
-    """The hot part; `model` is the digest of the model that the recurrent state belongs to."""
+    """The hot part; `model` is the fingerprint of the model that the recurrent state belongs to."""
     return _sealed(
         StoredPatient(
             LAYOUT,
@@ -83,7 +83,7 @@ def encode_bin(patient: Patient, hour: int) -> bytes:
 
 
 def decode(hot: bytes, bins: dict[int, bytes], model: str) -> Patient:
-    """A patient from its stored values; a recurrent state of another model than this digest is outdated.
+    """A patient from its stored values; a recurrent state of another fingerprint than `model` is outdated.
 
     Raises:
         LayoutError: the values are of another layout or damaged.

@@ -1,6 +1,7 @@
 """Settings: environment variables prefixed `RISKSTREAM_`, over a TOML file, over defaults.
 
-The only place that reads the environment. Secrets are `SecretStr`: they never print.
+The only place that reads the environment, but for two folders that options of the `model` commands take too
+(`worker/cli_told.py`). Secrets are `SecretStr`: they never print.
 """
 
 import enum
@@ -177,7 +178,10 @@ class Settings(ImagingSettings):
     http_host: str = Field("127.0.0.1", description="address of /metrics and /health")
     http_port: int = Field(8080, ge=0, le=65535, description="0 picks a free port")
     stall_after_s: float = Field(
-        120.0, ge=5, description="not live when lag is above zero and nothing moved for this long"
+        120.0,
+        ge=5,
+        description="not live when lag is above zero and nothing moved for this long; of pictures, for the "
+        "longest step of one where that is longer",
     )
     traces: Literal["off", "otlp"] = Field("off", description="OpenTelemetry traces, by the extra tracing")
     traces_endpoint: str = Field(

@@ -39,6 +39,9 @@ class ImagingSettings(BaseSettings):
     imaging_allow_burned_in: bool = Field(
         False, description="take DICOM whose header says that text is burned into its pixels"
     )
+    imaging_match_patient: bool = Field(
+        False, description="refuse DICOM whose Patient ID is another than its event's patient"
+    )
     imaging_max_record_bytes: int = Field(
         12 << 20,
         ge=1 << 10,

@@ -114,6 +114,7 @@ class Decoders:
         frame: int | None = None,
         hints: Words | None = None,
         allow_burned_in: bool = False,
+        patient: str = "",
     ) -> Decoded:
         """A picture as a model's input; see `images.read`.
 
@@ -124,7 +125,7 @@ class Decoders:
         """
         if len(content) > MAX_BYTES:
             raise ImageError("too-large")
-        order = msgspec.msgpack.encode(Order(wanted, frame, hints or Words(), allow_burned_in))
+        order = msgspec.msgpack.encode(Order(wanted, frame, hints or Words(), allow_burned_in, patient))
         most = NOTE.size + MAX_NOTE + 4 * math.prod(wanted.dims)
         process = await self._free()
         try:

@@ -65,6 +65,7 @@ class Order(Struct, frozen=True, array_like=True):
     frame: int | None
     hints: Words
     allow_burned_in: bool
+    patient: str
 
 
 Word = Annotated[str, Meta(max_length=64)]
@@ -101,6 +102,7 @@ def read(content: bytes, order: Order) -> Decoded:
         frame=order.frame,
         hints=order.hints,
         allow_burned_in=order.allow_burned_in,
+        patient=order.patient,
     )
 
 

@@ -52,6 +52,11 @@ class Patience(NamedTuple):
             settings.imaging_retry_after_max_s,
         )
 
+    @property
+    def silent_s(self) -> float:
+        """The longest between the ends of two tries of a picture: one wait, and one try."""
+        return self.longest_s + self.try_s
+
     def wait_s(self, failures: int) -> float:
         """The wait after a number of failures in a row, from 1."""
         whole = min(self.longest_s, self.first_s * 2.0 ** min(failures - 1, 60))

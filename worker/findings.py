@@ -4,9 +4,9 @@ A finding is a record of the vitals topic, in the patient's own partition; `find
 published to the findings topic there. So its place among the patient's records is in the log, and so is what
 it changes. The newest finding of each model is kept, for as long as the window reaches back.
 
-Findings of the imaging model that the settings name raise alerts, by that model's own policy. They are
-decided on while the records are taken in, one after the other: no engine has a say in them, so none can hold
-them up.
+Findings of the imaging model that the settings name raise alerts, by the policy of the version that made
+them. They are decided on while the records are taken in, one after the other: no engine has a say in them, so
+none can hold them up.
 """
 
 from typing import NamedTuple
@@ -125,12 +125,12 @@ def judge(
     if spoke is not None and spoke.model.name != finding.by.name:
         patient.latches["imaging"] = Latch()  # of a model that the settings named before
     patient.latches["imaging"], steps = decide(
-        policies.of("imaging", *place),
+        policies.imaging(finding.by, *place),
         patient.latches["imaging"],
         time_ms,
         finding.risk,
         record.offset,
-        before=policies.of("imaging", patient.id, *before),
+        before=policies.imaging(patient.imaging_by, patient.id, *before),
     )
     patient.imaging_by = finding.by
     if not steps:
@@ -154,7 +154,7 @@ def end(patient: Patient, at: int, before: Standing, policies: Policies) -> list
     latch, spoke = patient.latches["imaging"], voice_of(patient, "imaging")
     if latch.trace is None or spoke is None:
         return []
-    policy = policies.of("imaging", patient.id, *before)
+    policy = policies.imaging(patient.imaging_by, patient.id, *before)
     after, step = expire(policy, latch, now_ms(patient))
     if after is not latch:
         patient.latches["imaging"], patient.imaging_by = after, None

@@ -246,7 +246,7 @@ class ImagingPath:
                 with served.held():
                     return Answer(served, await served.run(inputs))
             except (EngineDownError, EngineHungError) as error:
-                metrics.engine_failures.labels(error.reason).inc()
+                metrics.engine_failures.labels(served.config.name, error.reason).inc()
                 if await self._serving.instead(served, error.reason) is None:
                     if isinstance(error, EngineHungError):
                         raise

@@ -17,6 +17,7 @@ from worker.assignment import Lanes
 from worker.cluster import ImagingCluster, describe_imaging, imaging_complaints
 from worker.config import Settings
 from worker.errors import FatalError
+from worker.fetch_patience import Patience
 from worker.imaging import ImagingPath, Outlets
 from worker.imaging_lanes import ImagingLane, ImagingStages, Room
 from worker.imaging_memory import ScoredImages
@@ -36,7 +37,19 @@ LOOK_S = 5.0
 CHUNK_RECORDS = 64
 """Of a partition at once: pictures are few and large."""
 
+SLACK_S = 5.0
+"""For what a step does after its time has run out: a probe thread, a digest, a child that is ended."""
+
 log = structlog.get_logger("riskstream.imaging")
+
+
+def stalled_after_s(settings: Settings) -> float:
+    """Seconds without movement from which the role counts as stuck.
+
+    Not before the longest step of one picture has run out of its own time: a restart would begin it anew.
+    """
+    step_s = max(Patience.of(settings).silent_s, settings.imaging_decode_timeout_s)
+    return max(settings.stall_after_s, step_s + SLACK_S)
 
 
 class ImagingRole:
@@ -130,7 +143,7 @@ class ImagingRole:
         """Whether the role moves, and why not; what waits for a dependency counts as moving."""
         for lane in self._lanes.owned if self._lanes else ():
             stalled = time.perf_counter() - lane.stuck_since if lane.stuck_since is not None else 0.0
-            if stalled > self.settings.stall_after_s:
+            if stalled > stalled_after_s(self.settings):
                 return False, f"imaging partition {lane.place.partition} has not moved for {stalled:.0f} s"
         if self._ladder.started and self._ladder.current.batcher.hung:
             return False, "the image engine hangs"

@@ -8,6 +8,7 @@ folder, says whose they are. The same picture of the same patient gives the same
 
 import csv
 import hashlib
+import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from engines import dicom_header, medmnist
+from engines.dicom_start import HEAD, is_dicom
 from engines.engine import F32
 from engines.errors import DatasetError, ExtraError, ImageError
 from engines.images import to_png
@@ -102,7 +104,7 @@ def read(source: str, choice: Choice) -> Pictures:
     if not path.is_file():
         raise SourceError(f"no such file or folder: {path}; or write {DICOMWEB}URL, {medmnist.PREFIX}FILE")
     if not _is_picture(path):
-        raise SourceError(f"{path} is neither PNG, JPEG nor DICOM (part 10)")
+        raise SourceError(f"{path} is neither PNG, JPEG nor DICOM")
     return Pictures(lambda: iter([_of_file(path, choice, None)]), 1)
 
 
@@ -205,7 +207,7 @@ def _folder(folder: Path, choice: Choice) -> Pictures:
 def _of_file(path: Path, choice: Choice, told: _Told | None) -> ImagingEvent:
     content = _content(path)
     header = None
-    if content[128:132] == b"DICM":
+    if is_dicom(content, len(content)):
         try:
             header = dicom_header.read_header(content, choice.zone)
         except (ImageError, ExtraError) as error:
@@ -274,10 +276,10 @@ def _is_picture(path: Path) -> bool:
         return False
     try:
         with path.open("rb") as file:
-            head = file.read(132)
+            head, size = file.read(HEAD), os.fstat(file.fileno()).st_size
     except OSError:
         return True
-    return head[:4] == b"\x89PNG" or head[:2] == b"\xff\xd8" or head[128:132] == b"DICM"
+    return head[:4] == b"\x89PNG" or head[:2] == b"\xff\xd8" or is_dicom(head, size)
 
 
 def _content(path: Path) -> bytes:

@@ -92,6 +92,7 @@ class FetchedAndDecoded:
         self._patience = Patience.of(settings)
         self._decoders = Decoders.of(settings)
         self._burned_in = settings.imaging_allow_burned_in
+        self._match_patient = settings.imaging_match_patient
         self._decoders_up = True
         self._lacking = 0
 
@@ -140,6 +141,7 @@ class FetchedAndDecoded:
                         frame=original.frame,
                         hints=hints,
                         allow_burned_in=self._burned_in,
+                        patient=event.patient if self._match_patient else "",
                     )
                 except ImageError as error:
                     return Refusal(error.reason, "$.image")

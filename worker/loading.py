@@ -37,7 +37,7 @@ ON_A_GPU = 2
 def device_turns() -> Turns:
     """Turns by backend, for all engines of a process: those on a GPU take turns, those on the CPU need not.
 
-    Whoever waits is served in turn, so that an engine never waits for more than one batch of another to end.
+    Whoever waits is served in turn: of two engines, neither waits for more than a batch of the other to end.
     """
     gpu = asyncio.Semaphore(ON_A_GPU)
     return lambda backend: None if backend == repository.REFERENCE_BACKEND else gpu
@@ -133,9 +133,12 @@ class Loader:
             raise BackendError(f"loading {config.name} on {backend} takes more than {LOAD_S:g} s")
         del self._under_way[call]
         engine, verify, counts = call.result()
-        batcher = Batcher(
-            engine, verify, settings.infer_timeout_s, settings.engine_patience_s, self._turns(backend)
-        )
+        timeout_s, patience_s = settings.infer_timeout_s, settings.engine_patience_s
+        try:
+            batcher = Batcher(engine, verify, timeout_s, patience_s, self._turns(backend))
+        except RuntimeError as error:
+            engine.close()
+            raise BackendError(f"no thread can run {config.name}: {error}; out of memory?") from error
         return Loaded(batcher, rung, counted.watch if counted is not None else counts)
 
     def _unwanted(self, call: asyncio.Future[Proven]) -> None:

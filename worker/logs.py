@@ -8,7 +8,7 @@ import logging
 import sys
 import traceback
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import structlog
 
@@ -64,6 +64,35 @@ def configure(level: str, instance: str) -> None:
     )
     structlog.contextvars.clear_contextvars()
     sys.excepthook = _report_crash
+
+
+class KafkaErrors(logging.Handler):
+    """Keeps aiokafka's lines off the terminal while it is entered; `last` is the last error that one named.
+
+    What aiokafka raises says that no broker could be reached, and its lines alone why.
+    """
+
+    last: BaseException | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the error of a line."""
+        for argument in record.args if isinstance(record.args, tuple) else ():
+            if isinstance(argument, BaseException):
+                self.last = argument
+
+    def __enter__(self) -> Self:
+        self._logger = logging.getLogger("aiokafka")
+        self._before = self._logger.level, self._logger.disabled
+        # Whatever another command or library has set, the lines must come here.
+        self._logger.setLevel(logging.WARNING)
+        self._logger.disabled = False
+        self._logger.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.removeHandler(self)
+        level, self._logger.disabled = self._before
+        self._logger.setLevel(level)
 
 
 def _report_crash(kind: type[BaseException], _: BaseException, trace: TracebackType | None) -> None:

@@ -40,7 +40,7 @@ inference_duration = Histogram(
     ["model", "backend"],
     buckets=_FAST,
 )
-engine_failures = Counter("riskstream_engine_failures_total", "Failed engine calls", ["reason"])
+engine_failures = Counter("riskstream_engine_failures_total", "Failed engine calls", ["model", "reason"])
 backend_in_use = Gauge("riskstream_backend_info", "1 for the backend in use", ["model", "version", "backend"])
 rung = Gauge(
     "riskstream_ladder_rung",

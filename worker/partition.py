@@ -34,7 +34,7 @@ class Lease:
 class Prepared(NamedTuple):
     """Recurrent states under a model that is about to serve.
 
-    model: its digest.
+    model: its fingerprint.
     states: by patient, the state from which nothing may have changed since, the very object, and the new one.
     """
 
@@ -46,7 +46,7 @@ class Partition:
     """Memory and progress of one partition.
 
     patients: by patient id.
-    model: digest of the model that the patients' recurrent states belong to.
+    model: fingerprint of the model that the patients' recurrent states belong to.
     prepared: states under a model that is about to serve, if there are any.
     position: offset after the last record whose publishes are confirmed.
     live_from: records before it only rebuild state and publish nothing.
@@ -109,7 +109,7 @@ class Partition:
         return anew
 
     def belong(self, model: str) -> None:
-        """Go on with a model, by its digest. Another one's recurrent states mean nothing to it.
+        """Go on with a model, by its fingerprint. Another one's recurrent states mean nothing to it.
 
         Each patient's is the one that was prepared, or is computed anew from its window at its next record.
         """

@@ -108,7 +108,7 @@ class Pipeline:
         partition.whole = False
         with ExitStack() as held:
             served = held.enter_context(self.serving.current.held())
-            partition.belong(served.config.digest)
+            partition.belong(served.fingerprint)
             with _timed("apply"):
                 change = self._apply(partition, chunk, served.model)
             await self._warn(partition, chunk, change, served)
@@ -187,7 +187,7 @@ class Pipeline:
             try:
                 return served, await ask(served)
             except (EngineDownError, EngineHungError) as error:
-                metrics.engine_failures.labels(error.reason).inc()
+                metrics.engine_failures.labels(served.config.name, error.reason).inc()
                 instead = await self.serving.instead(served, error.reason)
                 if instead is not None:
                     served = held.enter_context(instead.held())
@@ -211,7 +211,7 @@ class Pipeline:
                     continue
                 if which == "risk" and partition.unanswered is not None:
                     continue
-                policy = self.policies.of(which, patient.id, patient.care_unit, patient.touched_ms)
+                policy = self.policies.last(which, patient)
                 _, step = expire(policy, latch, now_ms)
                 if step is not None:
                     told.add((patient.id, which))
@@ -232,7 +232,7 @@ class Pipeline:
         for index, before in change.renewed:
             latch = before.latches[which]
             if latch.trace is not None:
-                policy = self.policies.of(which, before.id, before.care_unit, before.touched_ms, base)
+                policy = self.policies.last(which, before, base)
                 _, step = expire(policy, latch, latch.trace.time + FORGET_MS + 1)
                 if step is not None:
                     found.append(Lapse(index, before.id, step, voice_of(before, which)))

@@ -14,14 +14,17 @@ from engines.errors import KindError, RepositoryError
 from schemas import news2_policy
 from schemas.errors import PolicyError
 from schemas.latch import Which
+from schemas.messages import ModelReference
 from schemas.model_config import NEWS2, AlertPolicy, Level, ModelConfig, Policy
 from schemas.news2_policy import News2Policy
 from schemas.policy_change import PolicyChange, changed
+from schemas.stored import Speaker
 from worker.config import Settings
 from worker.decide import TREND_MS
 from worker.decode import milliseconds
-from worker.patient import FORGET_MS
+from worker.patient import FORGET_MS, Patient
 from worker.plan import Scored
+from worker.version_policies import VersionPolicies
 
 Scope = tuple[str, str | None, str | None]
 AnyPolicy = Policy | News2Policy
@@ -53,6 +56,7 @@ class Policies:
         news2: NEWS2's, as it ships.
         horizon_s: how far back, in record time, a rebuild reads: it bounds what changes may ask.
         imaging: name of the model whose findings raise alerts, and its policy as it ships; None for none.
+        versions: policies of that model's versions; all have the one that ships where none are given.
 
     names: of those who raise alerts, by latch.
     """
@@ -64,25 +68,27 @@ class Policies:
         news2: News2Policy,
         horizon_s: float = float("inf"),
         imaging: tuple[str, Policy] | None = None,
+        versions: VersionPolicies | None = None,
     ) -> None:
         name, policy = imaging or (None, NO_IMAGING)
         self.shipped: Mapping[Which, AnyPolicy] = {"risk": risk, "news2": news2, "imaging": policy}
         self.names: dict[Which, str] = {"risk": model, "news2": NEWS2}
         if name is not None:
             self.names["imaging"] = name
+        self.versions = versions
         self._horizon_s = horizon_s
         self._sources: dict[str, list[PolicyChange]] = {}
         self._versions: dict[Scope, _Versions] = {}
         self._changed_models: set[str] = set()
         self._made: dict[tuple[AnyPolicy, tuple[bytes, ...]], AnyPolicy] = {}
 
-    def ship(self, risk: Policy) -> list[str]:
-        """Go on with the policy of another version of the model.
+    def ship(self, policy: Policy, which: Which = "risk") -> list[str]:
+        """Go on with the policy of another version of the model, or of the imaging model.
 
         Returns:
             Why changes that were held are left out from now on; empty when none is.
         """
-        self.shipped = {**self.shipped, "risk": risk}
+        self.shipped = {**self.shipped, which: policy}
         return [why for source, held in list(self._sources.items()) for why in self.replace(source, held)]
 
     def risk(
@@ -102,6 +108,24 @@ class Policies:
     def news2_before(self, scored: Scored) -> News2Policy:
         """NEWS2's policy at a patient's record before one that is judged."""
         return self.news2(scored.patient.id, *scored.before)
+
+    def imaging(
+        self, by: Speaker | ModelReference | None, patient_id: str, care_unit: str | None, timestamp_ms: int
+    ) -> AnyPolicy:
+        """The policy for a finding, at a record's timestamp: that of the version that made it, as changed."""
+        return self.of("imaging", patient_id, care_unit, timestamp_ms, self._made_by(by))
+
+    def last(self, which: Which, patient: Patient, base: AnyPolicy | None = None) -> AnyPolicy:
+        """The policy of one of a patient's latches at the patient's last record; `base` as of `of`."""
+        if which == "imaging":
+            base = self._made_by(patient.imaging_by)
+        return self.of(which, patient.id, patient.care_unit, patient.touched_ms, base)
+
+    def _made_by(self, by: Speaker | ModelReference | None) -> Policy | None:
+        """The policy of the version that made a finding; None where what ships stands in."""
+        if by is None or self.versions is None or by.name != self.names.get("imaging"):
+            return None
+        return self.versions.of(by.version)
 
     def severities(self, which: Which) -> frozenset[str]:
         """Names of the shipped policy's severities, whatever changes name."""
@@ -221,8 +245,11 @@ def shipped(settings: Settings, model: ModelConfig) -> Policies:
         EngineError: the imaging model's config cannot be used, or it is no image model.
     """
     imaging, news2 = imaging_config(settings), news2_policy.load(settings.news2_policy)
-    named = None if imaging is None else (imaging.name, imaging.policy)
-    return Policies(model.name, model.policy, news2, settings.rebuild_horizon_h * 3600, named)
+    horizon_s = settings.rebuild_horizon_h * 3600
+    if imaging is None:
+        return Policies(model.name, model.policy, news2, horizon_s)
+    versions = VersionPolicies(settings.model_repository, imaging.name)
+    return Policies(model.name, model.policy, news2, horizon_s, (imaging.name, imaging.policy), versions)
 
 
 def imaging_config(settings: Settings) -> ModelConfig | None:

@@ -6,6 +6,7 @@ without a group, by every worker, from its first record.
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from engines.errors import EngineError
 from schemas import policy_change
 from schemas.errors import PolicyError
 from schemas.model_config import ModelConfig
@@ -34,6 +36,9 @@ FOLLOW_POLL_MS = 1000
 LOAD_POLL_MS = 50
 """The same until its end is reached: a fetch that brings no record shows an empty topic's end, and a worker
 that starts waits for it."""
+
+LOOK_S = 2.0
+"""Between two looks at the repository."""
 
 RETRY_S = 5.0
 """Wait before a topic that could not be read is read again."""
@@ -213,6 +218,33 @@ class PolicyTopic:
             log.error("a change of policy cannot be used", source="topic", why=complaint)
         _count("topic", len(self._held), len(refused))
         log.info("policies read", source="topic", changes=len(self._held) - len(refused))
+
+
+async def follow_imaging(policies: Policies, served: Callable[[], Awaitable[ModelConfig]]) -> None:
+    """Keep up with the policy of the image model's served version, for ever.
+
+    Args:
+        policies: with the policy of the version that was served at start.
+        served: the config of the served version; raises EngineError while it cannot be used.
+    """
+    before, complaint = None, ""
+    while True:
+        await asyncio.sleep(LOOK_S)
+        try:
+            config = await served()
+        except EngineError as error:
+            if str(error) != complaint:
+                complaint = str(error)
+                log.error("the image model's config cannot be used; its policy stays", why=complaint)
+            continue
+        complaint = ""
+        if policies.versions is not None:
+            policies.versions.look_again(everything=config != before)
+        before = config
+        if config.policy != policies.shipped["imaging"]:
+            for why in policies.ship(config.policy, "imaging"):
+                log.warning("a change of policy does not fit the new version and is left out", why=why)
+            log.info("the image model's policy", version=config.version, policy=config.policy.version)
 
 
 async def in_force(settings: Settings, cluster: Cluster, model: ModelConfig) -> Policies:

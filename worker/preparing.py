@@ -24,9 +24,9 @@ async def prepare(partitions: Iterable[Partition], served: Served) -> None:
     if not served.model.stateful:
         return
     for partition in partitions:
-        if partition.model in ("", served.config.digest) or partition.replaying:
+        if partition.model in ("", served.fingerprint) or partition.replaying:
             continue
-        partition.prepared = Prepared(served.config.digest, {})
+        partition.prepared = Prepared(served.fingerprint, {})
         known = [patient for patient in partition.patients.values() if patient.hidden is not None]
         try:
             for at in range(0, len(known), AT_ONCE):

@@ -87,7 +87,7 @@ class Rerun:
         trace = patient.latches[which].trace if patient is not None else None
         if patient is None or trace is None:
             return None
-        policy = self.pipeline.policies.of(which, patient_id, patient.care_unit, patient.touched_ms)
+        policy = self.pipeline.policies.last(which, patient)
         _, step = expire(policy, patient.latches[which], trace.time + FORGET_MS + 1)
         if step is None:
             return None

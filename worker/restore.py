@@ -46,7 +46,7 @@ class Restorer:
     """Decides where a partition starts and loads its state."""
 
     def __init__(self, store: Store, log: Log, model: Callable[[], str], horizon_ms: int) -> None:
-        """`model` gives the digest of the model that serves."""
+        """`model` gives the fingerprint of the model that serves."""
         self._store = store
         self._log = log
         self._model = model
@@ -135,7 +135,7 @@ def adopt_episodes(partition: Partition, last_alerts: LastAlerts, policies: Poli
             if last is None or trace is None:
                 pass
             elif last.expired_ms is None or trace.time <= last.expired_ms:
-                policy = policies.of(which, key, patient.care_unit, patient.touched_ms)
+                policy = policies.last(which, patient)
                 episode = remembered(policy, last.episode, trace.time)
                 if last.expired_ms is not None:
                     partition.expired_early.add((key, which))

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Protocol
 
-from engines.steps import SeriesModel
+from engines.steps import SeriesModel, fingerprint
 from schemas.latch import Which
 from schemas.model_config import ModelConfig
 from worker import early_warning
@@ -34,6 +34,11 @@ class Served:
     def model(self) -> SeriesModel:
         """How the tensors map to the feature table; of a series model."""
         return SeriesModel(self.config)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What recurrent states under it mean: those of another fingerprint are of no use to it."""
+        return fingerprint(self.config)
 
     @cached_property
     def voices(self) -> Mapping[Which, Voice]:

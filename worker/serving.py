@@ -135,7 +135,7 @@ class Ladder:
             self._refuse(error)
             return False
         self.refused = ""
-        if self.prepare is not None and loaded.config.digest != self.current.config.digest:
+        if self.prepare is not None:
             await self.prepare(loaded)
         async with self._changing:
             before = self.current
@@ -173,7 +173,7 @@ class Ladder:
         async with self._changing:
             current = self.current
             if current is not failed:  # another chunk has stepped down, or the version has been swapped
-                return current if current.config.digest == failed.config.digest else None
+                return current if current.fingerprint == failed.fingerprint else None
             if self._spent:
                 return None
             lower = await self._first(range(current.rung + 1, len(self._rungs)), current.config)
@@ -267,7 +267,7 @@ class Ladder:
             try:
                 return await self._load(rung, config)
             except EngineError as error:
-                metrics.engine_failures.labels(error.reason).inc()
+                metrics.engine_failures.labels(config.name, error.reason).inc()
                 log.warning(
                     "a backend cannot serve", model=config.name, backend=self._rungs[rung], why=str(error)
                 )

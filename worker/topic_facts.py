@@ -11,6 +11,7 @@ from aiokafka.errors import (
     KafkaError,
 )
 
+from worker.cluster_facts import ClusterFacts, cluster_facts
 from worker.config import Settings
 from worker.errors import RetryError
 from worker.topic_ids import described, topic_rights
@@ -35,10 +36,11 @@ class TopicFacts(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What is known of all topics, and whether this user is refused the consumer group."""
+    """What is known of topics and cluster, and whether this user is refused the consumer group."""
 
     topics: dict[str, TopicFacts]
     group_refused: bool
+    cluster: ClusterFacts
 
 
 async def gather_facts(settings: Settings, names: list[str]) -> Facts:
@@ -57,7 +59,7 @@ async def gather_facts(settings: Settings, names: list[str]) -> Facts:
                 replicas = min(len(partition["replicas"]) for partition in partitions)
                 configs, rights = await _configs(admin, name), await topic_rights(admin, name)
                 found[name] = TopicFacts(name, len(partitions), replicas, configs, rights)
-        return Facts(found, await _group_refused(admin, settings.group))
+        return Facts(found, await _group_refused(admin, settings.group), await cluster_facts(admin))
     except (KafkaError, OSError, TimeoutError) as error:
         raise RetryError(f"Kafka: {type(error).__name__}") from None
     finally:

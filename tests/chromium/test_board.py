@@ -17,6 +17,7 @@ from schemas.messages import Alert, BasisInput, ModelReference, Score
 from tests.chromium.conftest import Complaints, Open
 from tests.chromium.stage import ILL, ROOT, Stage, board
 from tests.worker.ward import PARTIAL, alert, score, vital, warning
+from worker.cluster import create_topics
 
 ALERT_S = 2.0
 """What a raised alert may take from its record's publishing to the page."""
@@ -297,6 +298,19 @@ async def test_the_basis_fits_its_frame_and_calls_an_incomplete_set_so(running: 
         "[...document.getElementById('details').childNodes].filter(n => n.nodeType === 3).map(n => n.data)"
     )
     assert await page.evaluate(stray) == []
+
+
+async def test_before_the_first_record_nothing_is_blamed(running: Stage, visit: Open) -> None:
+    empty = ["empty-scores", "empty-alerts"]
+    await create_topics(running.settings, empty, 1)
+    topics = {f"RISKSTREAM_TOPIC_{name.split('-')[1].upper()}": name for name in empty}
+    with board(running.env | topics) as waiting:
+        page = await visit(f"http://{waiting.address}/", live=False)
+        told = page.locator("#notices", has_text="Nothing has come yet")
+        await told.wait_for(timeout=20_000)
+        assert "PUBLISH_SCORES" not in await told.inner_text()
+        await running.publish("empty-alerts", "s", [alert("alone")])
+        await page.locator("#notices", has_text="Set RISKSTREAM_PUBLISH_SCORES=true").wait_for(timeout=20_000)
 
 
 async def test_silence_and_missing_scores_are_said(running: Stage, visit: Open) -> None:

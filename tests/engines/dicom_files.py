@@ -5,6 +5,7 @@ where there is none (lossless JPEG), and are pydicom's own files where neither i
 """
 
 import io
+import struct
 import warnings
 from functools import cache
 from pathlib import Path
@@ -126,6 +127,12 @@ def palette(**attributes: Any) -> dict[str, Any]:
     return tables | attributes
 
 
+def bare(content: bytes) -> bytes:
+    """A file's data set alone, without preamble and meta information."""
+    length = struct.unpack_from("<I", content, 140)[0]
+    return content[144 + length :]
+
+
 @cache
 def seeds() -> dict[str, bytes]:
     """Small files, at least one of each transfer syntax and photometric interpretation, by name."""
@@ -156,4 +163,6 @@ def seeds() -> dict[str, bytes]:
         "progressive-jpeg": encoded(colours(), "JPEG", progressive=True),
     }
     assert made["explicit"][132:].find(ExplicitVRLittleEndian.encode()) > 0
+    made |= {f"bare-{name}": bare(made[name]) for name in ("implicit", "explicit")}
+    made["no-preamble"] = made["jpeg-2000"][132:]
     return made | {name: held(name) for name in OF_PYDICOM}

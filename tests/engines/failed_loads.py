@@ -20,9 +20,9 @@ from engines.errors import (
     DigestError,
     EngineError,
     GoldenError,
+    GoldenFileError,
     GraphError,
     MemoryBudgetError,
-    RepositoryError,
 )
 from engines.tensorrt_build import Built
 from tests.engines.conftest import config_of, golden_of, graph, tiny_inputs, tiny_outputs
@@ -44,7 +44,7 @@ def main(folder: Path) -> None:
         "damaged graph": (GraphError, _load(_model(folder, "graph", GRAPH[:-20]))),
         "wrong tensors": (GraphError, _load(_model(folder, "tensors", graph(width=5)))),
         "golden": (GoldenError, _load(_model(folder, "golden", graph(bias=0.1)))),
-        "damaged golden": (RepositoryError, _load(_model(folder, "npz", golden=GOLDEN[:200]))),
+        "damaged golden": (GoldenFileError, _load(_model(folder, "npz", golden=GOLDEN[:200]))),
         "over budget": (MemoryBudgetError, _load(_model(folder, "budget"), memory_limit=1)),
         "corrupt plan": (BackendError, _load(_model(folder, "plan"), backend="tensorrt-rtx")),
         "golden of a plan": (

@@ -209,7 +209,9 @@ class FakeDriver:
         self.make("memory")
         return Memory(self, (nbytes // 4,), next(self._addresses))
 
-    def Stream(self) -> FakeStream:
+    def Stream(self, flags: int = 0) -> FakeStream:
+        if flags != 1:
+            self.faults.append("a stream that waits for the default stream")
         return FakeStream(self)
 
     def Event(self, flags: int = 0) -> FakeEvent:

@@ -89,6 +89,7 @@ class _Engine:
     """The loaded kernel. It goes where the real one does, with the context current."""
 
     num_io_tensors = len(TENSORS)
+    device_memory_size_v2 = 0
 
     def __init__(self, module: KernelTensorRT) -> None:
         from pycuda.compiler import SourceModule

@@ -13,7 +13,7 @@ import pytest
 from engines import bench, repository
 from engines.bench import Order, Round
 from engines.engine import F32, Engine
-from engines.errors import BackendError, InputError, RepositoryError
+from engines.errors import BackendError, GoldenFileError, InputError
 from schemas.model_config import Batching, ModelConfig
 from tests import kinds
 from tests.engines.conftest import config_of, graph, tiny_inputs
@@ -206,5 +206,5 @@ def test_a_backend_asked_for_by_name_must_run(repository_path: Path, backend: st
 
 def test_a_model_that_cannot_be_loaded_is_not_measured(repository_path: Path) -> None:
     (repository_path / "tiny" / "3" / "golden.npz").unlink()
-    with pytest.raises(RepositoryError, match="cannot read"), bench.opened(repository_path, "tiny"):
+    with pytest.raises(GoldenFileError, match="cannot read"), bench.opened(repository_path, "tiny"):
         pass

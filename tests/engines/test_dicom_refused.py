@@ -270,7 +270,7 @@ def test_a_stream_within_a_jp2_file_is_found() -> None:
 
 def test_every_reason_of_a_file_is_tested() -> None:
     told = {reason for _, reason in REFUSED.values()}
-    words = {"wrong-frame", "wrong-modality", "wrong-body-part", "wrong-view"}
+    words = {"wrong-frame", "wrong-modality", "wrong-body-part", "wrong-view", "other-patient"}
     ends = {"decode-timeout", "decode-memory", "decode-crashed"}
     assert told | words | ends == IMAGE_REASONS.keys()
 
@@ -282,3 +282,36 @@ def test_every_file_of_pydicom_has_one_fate(path: Any) -> None:
             made = images.read(path.read_bytes(), SMALL, frame=frame)
             assert np.isfinite(made.image).all()
             assert made.image.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("named", "patient", "refused"),
+    [
+        ("MRN-17", "MRN-17", False),
+        (" MRN-17 ", "MRN-17", False),  # spaces around count for nothing in DICOM
+        ("", "MRN-17", False),
+        (None, "MRN-17", False),
+        ("MRN-18", "MRN-17", True),
+        ("mrn-17", "MRN-17", True),
+        ("MRN-17\\MRN-18", "MRN-17", True),
+        ("MRN-18", "", False),
+    ],
+)
+def test_a_file_may_be_held_to_the_patient_of_its_event(
+    named: str | None, patient: str, refused: bool
+) -> None:
+    more: dict[str, Any] = {} if named is None else {"PatientID": named}
+    content = dicom(RAMP, **more)
+    if refused:
+        assert reason_of(content, patient=patient) == "other-patient"
+    else:
+        made, anybodys = images.read(content, SMALL, patient=patient), images.read(content, SMALL)
+        assert made.image.tobytes() == anybodys.image.tobytes()
+        assert made[1:] == anybodys[1:]
+
+
+def test_whose_file_it_is_stands_in_no_message() -> None:
+    with pytest.raises(ImageError) as caught:
+        images.read(dicom(RAMP, PatientID="MRN-18"), SMALL, patient="MRN-17")
+    assert "MRN" not in str(caught.value)
+    assert "MRN" not in str(caught.value.__cause__)

@@ -15,7 +15,15 @@ import pytest
 
 from engines import repository, synthetic
 from engines.engine import F32, Engine
-from engines.errors import BackendError, DigestError, EngineError, GoldenError, GraphError, RepositoryError
+from engines.errors import (
+    BackendError,
+    DigestError,
+    EngineError,
+    GoldenError,
+    GoldenFileError,
+    GraphError,
+    RepositoryError,
+)
 from schemas.model_config import Batching, ModelConfig
 from tests.engines.conftest import config_of, golden_of, graph, tiny_inputs, tiny_outputs
 from tests.kinds import model_of
@@ -56,11 +64,19 @@ def test_an_unknown_backend(repository_path: Path) -> None:
         repository.load(repository_path, "tiny", "cuda")
 
 
-@pytest.mark.parametrize("file", ["3/model.onnx", "3/golden.npz"])
-def test_a_missing_file(repository_path: Path, file: str) -> None:
-    (repository_path / "tiny" / file).unlink()
-    with pytest.raises(RepositoryError, match=re.escape(file)):
+def test_a_missing_graph(repository_path: Path) -> None:
+    (repository_path / "tiny/3/model.onnx").unlink()
+    with pytest.raises(RepositoryError, match=re.escape("3/model.onnx")):
         repository.load(repository_path, "tiny")
+
+
+def test_missing_golden_data_are_no_missing_model(repository_path: Path) -> None:
+    file = repository_path / "tiny/3/golden.npz"
+    file.unlink()
+    words = re.escape(f"cannot read {file}: No such file or directory; ") + ".*`riskstream model add GRAPH "
+    with pytest.raises(GoldenFileError, match=words) as refused:
+        repository.load(repository_path, "tiny")
+    assert refused.value.reason == "golden-unreadable"
 
 
 def test_a_renamed_folder(repository_path: Path) -> None:
@@ -159,7 +175,7 @@ def one_array() -> bytes:
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"words", one_array()])
 def test_a_golden_file_that_is_no_archive(repository_path: Path, content: bytes) -> None:
     (repository_path / "tiny/3/golden.npz").write_bytes(content)
-    with pytest.raises(RepositoryError, match=r"golden\.npz is not a readable"):
+    with pytest.raises(GoldenFileError, match=r"golden\.npz is not a readable .*riskstream model add"):
         repository.load(repository_path, "tiny")
 
 
@@ -177,7 +193,7 @@ def test_a_golden_file_with_damaged_bytes_is_refused_in_words(repository_path: P
         file.write_bytes(damaged)
         try:
             repository.read_golden(file)
-        except RepositoryError:
+        except GoldenFileError:
             refused += 1
     assert refused > 50
 

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator
 
+import msgspec
 import numpy as np
 import pytest
 
-from engines import repository
+from engines import repository, steps
 from engines.engine import F32, Engine
 from engines.errors import InputError, KindError
-from engines.steps import SeriesModel, columns, run_stays, run_steps
+from engines.steps import SeriesModel, columns, fingerprint, run_stays, run_steps
 from schemas.features import FEATURES
+from schemas.model_config import Batching
 from schemas.window import Rows, whole
-from tests.kinds import engine_of
+from tests.kinds import engine_of, model_of
 
 TOLERANCE = 1e-5
 
@@ -111,3 +113,38 @@ def test_images_are_no_stays(golden: dict[str, F32]) -> None:
     with pytest.raises(KindError, match="small reads images"):
         run_stays(engine, stays_of(golden))
     engine.close()
+
+
+def test_a_fingerprint_is_of_what_a_state_means_and_of_nothing_else() -> None:
+    config = model_of("step")[0]
+    changed = msgspec.structs.replace
+    before = fingerprint(config)
+    assert len(before) == 32
+    same = (
+        changed(config, name="other", version=7, outcome="said otherwise", golden_tolerance=1e-3),
+        changed(config, policy=changed(config.policy, version="9"), dynamic_batching=Batching(8)),
+    )
+    assert {fingerprint(other) for other in same} == {before}
+    others = (
+        changed(config, digest="0" * 64),
+        changed(config, features=tuple(reversed(config.features))),
+        changed(config, features=("weight", *config.features[1:])),
+        changed(config, state=tuple(reversed(config.state))),
+        changed(config, state=()),
+        changed(config, input=config.input[:1] + config.input[2:]),
+    )
+    assert len({before, *(fingerprint(other) for other in others)}) == len(others) + 1
+
+
+@pytest.mark.parametrize("change", [{"fill": 81.0}, {"unit": "Hz"}])
+def test_a_fingerprint_holds_units_and_fills(
+    change: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = model_of("step")[0]
+    before = fingerprint(config)
+    table = tuple(
+        msgspec.structs.replace(feature, **change) if feature.name == "heart_rate" else feature
+        for feature in FEATURES
+    )
+    monkeypatch.setattr(steps, "FEATURES", table)
+    assert fingerprint(config) != before

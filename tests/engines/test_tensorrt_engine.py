@@ -153,15 +153,19 @@ def test_after_a_failed_batch_the_next_is_right(module: FakeTensorRT) -> None:
 def test_a_batch_goes_while_another_is_computed_and_no_event_orders_them(module: FakeTensorRT) -> None:
     engine, other = opened(module), tiny_inputs(7, seed=3)
 
-    def second() -> None:
+    def second() -> list[int]:
         np.testing.assert_allclose(engine.run(other)["risk"], tiny_outputs(other)["risk"], atol=1e-6)
+        return list(module.driver.clock)
 
     with ThreadPoolExecutor(1) as pool:
-        module.meanwhile = once(lambda: pool.submit(second).result(10))
+        waited: list[int] = []
+        module.meanwhile = once(lambda: waited.extend(pool.submit(second).result(10)))
         outputs = engine.run(INPUTS)
     np.testing.assert_allclose(outputs["risk"], tiny_outputs(INPUTS)["risk"], atol=1e-6)
     ways = [(slot.stream.handle, set(slot.stream.clock)) for slot in engine._slots]
+    assert len({own for own, _ in ways}) == 2
     assert all(before == {own} for own, before in ways), "a copy of one waits for the other"
+    assert waited == [ways[1][0]], "the host waited for more than its own batch"
     engine.close()
     module.driver.expect_clean()
 
@@ -302,7 +306,7 @@ def test_the_repository_builds_loads_and_verifies(fakes: FakeTensorRT, repositor
         engine = repository.load(repository_path, "tiny", "tensorrt-rtx")
         engine.close()
         assert sorted(file.suffix for file in folder.iterdir()) == [".json", ".kernels", ".plan"]
-    golden_and_warm_up = [16, 16, 16, 32]  # 5 rows, then 1, 5 and 32
+    golden_and_warm_up = [16, 16, 16, 16, 16, 16, 32, 32]  # 5 rows, then 1, 5 and 32, in each of two slots
     assert fakes.executions == golden_and_warm_up * 2
     fakes.driver.expect_clean()
 

@@ -202,9 +202,13 @@ def test_a_model_with_other_versions_is_not_replaced(tmp_path: Path) -> None:
     [({"healthy": 0, "tumour": 1}, 1, ["tumour"]), ({"a": 0, "b": 1, "normal": 2}, 3, ["a", "b"])],
 )
 def test_a_folder_of_pictures_becomes_a_model(
-    tmp_path: Path, classes: dict[str, int], channels: int, findings: list[str]
+    tmp_path: Path,
+    classes: dict[str, int],
+    channels: int,
+    findings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """PNG, JPEG and DICOM at 48 pixels through the command line, and judged by it."""
+    """PNG, JPEG and DICOM at 48 pixels through the command line into ./models, and judged by it."""
     each = 24 // len(classes)
     split = ["train"] * 15 + ["val"] * 9
     group = [f"p{number // 3}" for number in range(24)]
@@ -221,11 +225,13 @@ def test_a_folder_of_pictures_becomes_a_model(
         "--threads",
         "1",
     ]
-    made = CliRunner().invoke(
-        app, ["model", "train", "imaging", "--data", data, "--out", str(tmp_path / "models"), *options]
-    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RISKSTREAM_MODEL_REPOSITORY", str(tmp_path / "served"))
+    made = CliRunner().invoke(app, ["model", "train", "imaging", "--data", data, *options])
     assert made.exit_code == 0, made.output
     name = findings[0] if len(findings) == 1 else "imaging"
+    assert f"wrote models/{name}; riskstream model check {name} --repository models" in made.output
+    assert not (tmp_path / "served").exists(), "what workers serve is left alone"
     config = repository.read_config(tmp_path / "models", name)
     assert config.classes == tuple(sorted(classes))
     assert list(config.findings) == findings

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from engines import repository, shipping, versions
-from engines.errors import DigestError, EngineError, GoldenError, KindError, RepositoryError
+from engines.errors import DigestError, EngineError, GoldenError, GoldenFileError, KindError, RepositoryError
 from schemas.model_config import ModelConfig
 from tests.engines.conftest import config_of, golden_of, graph, tiny_inputs, tiny_outputs
 
@@ -209,7 +209,8 @@ def test_a_version_that_is_another_graph_now_is_not_rolled_back_to(two: Path) ->
     [
         ("model.onnx", b"other", DigestError),
         ("model.onnx", None, RepositoryError),
-        ("golden.npz", b"PK", RepositoryError),
+        ("golden.npz", b"PK", GoldenFileError),
+        ("golden.npz", None, GoldenFileError),
         ("golden.npz", golden_of(tiny_inputs(5), tiny_outputs(tiny_inputs(5))), GoldenError),
         ("config.json", b"{", RepositoryError),
     ],

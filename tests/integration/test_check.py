@@ -8,6 +8,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from tests.integration.servers import KafkaServer, RedisServer
 from worker import config
 from worker.check import check
+from worker.cluster import describe
+from worker.cluster_facts import CREATE
 from worker.config import Settings
 from worker.finding import Finding
 from worker.topic_facts import READ, WRITE, gather_facts
@@ -96,3 +98,20 @@ async def test_the_broker_tells_what_this_user_may_do(settings: Settings) -> Non
     assert topic.rights & READ
     assert topic.rights & WRITE
     assert not facts.group_refused
+    assert facts.cluster.brokers == 1
+    assert facts.cluster.rights is not None
+    assert facts.cluster.rights & CREATE
+
+
+async def test_what_a_worker_would_create_is_told_and_not_created(settings: Settings) -> None:
+    willing = settings.model_copy(update={"create_topics": True, "replication": 1})
+    too_many = settings.model_copy(update={"create_topics": True, "replication": 3})
+
+    findings, wide = await found(willing), await found(too_many)
+
+    assert findings["kafka"].severity == "ok"
+    assert "not tell" not in findings["kafka: topics"].detail
+    assert f"{settings.topic_vitals} (8 partitions)" in findings["kafka: topics"].detail
+    assert "brokers: 1" in wide["kafka: topics"].detail
+    assert not wide["kafka: topics"].well
+    assert not any((await describe(settings, create=False)).partitions.values())

@@ -125,7 +125,7 @@ class Ward:
         self.ladder = ladder
         self.log = SoughtLog(log)
         self._chunk = chunk
-        restorer = Restorer(store, self.log, lambda: ladder.current.config.digest, HORIZON_MS)
+        restorer = Restorer(store, self.log, lambda: ladder.current.fingerprint, HORIZON_MS)
 
         async def alert_log(place: Place, before: int) -> LastAlerts:
             return no_alerts()
@@ -213,7 +213,7 @@ def steps(backend: bytes, reason: str) -> float:
 
 
 def failures(reason: str) -> float:
-    return sample("riskstream_engine_failures_total", reason=reason)
+    return sample("riskstream_engine_failures_total", model="small", reason=reason)
 
 
 def rung() -> float:

@@ -6,6 +6,7 @@ from typing import Any
 from engines.engine import Engine
 from tests.worker.records import HOUR, PLACE, TOPICS, LocalPath, Record, observation, record
 from worker.history import Span
+from worker.policies import Policies
 
 ALERTS = TOPICS[0]
 
@@ -82,9 +83,12 @@ def mixed(*courses: Sequence[Record]) -> list[Record]:
     return [r._replace(offset=offset) for offset, r in enumerate(records)]
 
 
-async def published(engine: Engine, vitals: Sequence[Record]) -> tuple[Shelf, LocalPath]:
+async def published(
+    engine: Engine, vitals: Sequence[Record], policies: Policies | None = None
+) -> tuple[Shelf, LocalPath]:
     """What a worker publishes of some records, on a shelf, and the worker's path."""
     path, shelf = LocalPath(engine), Shelf(vitals)
+    path.pipeline.policies = policies or path.pipeline.policies
     await path.process(vitals, 64)
     for message in path.outbox.of(ALERTS):
         shelf.put(message.key, message.value)

@@ -1,6 +1,7 @@
 """`check` finds what is missing and says what to do."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,8 +21,8 @@ from tests.kinds import model_of
 from worker import config, embedded
 from worker.app import Worker
 from worker.check import check
-from worker.cluster import Cluster, complaints, describe
-from worker.config import Settings
+from worker.cluster import Cluster, complaints, create_topics, describe
+from worker.config import Role, Settings
 from worker.finding import Finding
 from worker.http import Health, serve
 
@@ -47,7 +48,7 @@ async def test_all_is_well(redis_server: embedded.Server) -> None:
     ("create", "advice"),
     [
         (False, "topic vitals does not exist; create it, or set RISKSTREAM_CREATE_TOPICS=true"),
-        (True, "topic vitals does not exist; a worker creates it when it starts"),
+        (True, "topic vitals does not exist; the brokers do not show yet what was created"),
     ],
 )
 def test_topics_that_are_missing_are_named_with_what_makes_them(create: bool, advice: str) -> None:
@@ -80,6 +81,52 @@ async def test_whose_findings_raise_alerts(
     assert (one.severity, told in one.detail) == (severity, True)
 
 
+async def test_what_a_worker_would_create_is_no_fault_and_is_not_created(
+    redis_server: embedded.Server,
+) -> None:
+    with embedded.tansu() as broker:
+        settings = config.load(
+            broker=broker.address,
+            redis=f"redis://{redis_server.address}",
+            http_port=0,
+            create_topics=True,
+            partitions=5,
+            imaging_decoders=1,
+        )
+        found = {finding.subject: finding for finding in await check(settings, 60.0, Role.ALL)}
+        assert not any((await describe(settings, create=False)).partitions.values())
+        await create_topics(settings, [settings.topic_vitals], 3)
+        unequal = (await findings(settings))["kafka"]
+
+    assert found["kafka"].severity == found["imaging: kafka"].severity == "ok", found
+    made = found["kafka: topics"].detail
+    assert "vitals (5 partitions)" in made
+    assert "policies (1 partition)" in made
+    assert "imaging (5 partitions)" in found["imaging: kafka: topics"].detail
+    assert unequal == (
+        False,
+        "topic risk-alerts has 5 partitions, vitals has 3; they must be equal, because a rebuild reads the "
+        "alerts of a partition from the same partition",
+    )
+
+
+def test_the_report_is_all_that_is_printed() -> None:
+    nobody = f"127.0.0.1:{embedded.free_port()}"
+    environment = os.environ | {"RISKSTREAM_BROKER": nobody, "RISKSTREAM_REDIS": f"redis://{nobody}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.cli", "check", "--json", "--role", "all"],
+        env=environment,
+        capture_output=True,
+        check=False,
+    )
+
+    found = {finding["subject"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert done.stderr == b""
+    for subject in ("kafka", "imaging: kafka"):
+        assert "KafkaConnectionError: " in found[subject]["detail"]
+        assert "Connect call failed" in found[subject]["detail"]
+
+
 async def test_what_is_away_is_named(tmp_path: Path) -> None:
     nobody = f"127.0.0.1:{embedded.free_port()}"
     settings = config.load(
@@ -89,7 +136,7 @@ async def test_what_is_away_is_named(tmp_path: Path) -> None:
     found = await findings(settings)
 
     assert not any(found[subject][0] for subject in ("kafka", "redis", "model"))
-    assert "RISKSTREAM_BROKER" in found["kafka"][1]
+    assert "Connect call failed" in found["kafka"][1]
     assert "RISKSTREAM_REDIS" in found["redis"][1]
     assert "no model 'vitals'" in found["model"][1]
     assert "hunter2" not in str(found)

@@ -14,9 +14,12 @@ from worker.check import check
 from worker.check_topics import check_topics
 from worker.cli import app
 from worker.cluster import ImagingCluster, describe_imaging, imaging_complaints
+from worker.cluster_facts import ClusterFacts
 from worker.config import Role, Settings
 from worker.finding import Finding
 from worker.topic_facts import READ, WRITE, Facts, TopicFacts
+
+THREE_BROKERS = ClusterFacts(3, None)
 
 
 async def findings(settings: Settings) -> dict[str, Finding]:
@@ -120,10 +123,10 @@ def topic(name: str, rights: int = READ | WRITE, **configs: str) -> TopicFacts:
     ],
 )
 def test_a_topic_that_does_not_fit_is_named(facts: TopicFacts, subject: str, severity: str) -> None:
-    found = check_topics(config.load(), Facts({facts.name: facts}, False), imaging=True)
+    found = check_topics(config.load(), Facts({facts.name: facts}, False, THREE_BROKERS), imaging=True)
     assert [(finding.subject, finding.severity) for finding in found] == [(subject, severity)]
 
 
 def test_the_group_is_the_roles_own() -> None:
-    (found,) = check_topics(config.load(), Facts({}, True), imaging=True)
+    (found,) = check_topics(config.load(), Facts({}, True, THREE_BROKERS), imaging=True)
     assert found.subject == "group riskstream-imaging"

@@ -3,7 +3,8 @@
 import pytest
 
 from worker import config
-from worker.check_topics import check_topics, role_names
+from worker.check_topics import check_creation, check_topics, role_names
+from worker.cluster_facts import CREATE, ClusterFacts
 from worker.finding import Finding
 from worker.topic_facts import READ, WRITE, Facts, TopicFacts
 
@@ -18,6 +19,7 @@ GOOD = {
     "message.timestamp.after.max.ms": "3600000",
 }
 SETTINGS = config.load(publish_scores=True)
+THREE_BROKERS = ClusterFacts(3, CREATE)
 
 
 def found(
@@ -26,7 +28,7 @@ def found(
     """Findings of one topic that differs from a good one."""
     changed = GOOD | {key.replace("_", "."): str(value) for key, value in configs.items()}
     topic = TopicFacts(name, 8, replicas, changed, rights)
-    return check_topics(SETTINGS, Facts({name: topic}, group_refused=False))
+    return check_topics(SETTINGS, Facts({name: topic}, group_refused=False, cluster=THREE_BROKERS))
 
 
 @pytest.mark.parametrize("name", [name for name in role_names(SETTINGS) if name != "policies"])
@@ -96,13 +98,34 @@ def test_endless_retention_is_long_enough() -> None:
 def test_what_the_brokers_do_not_tell_is_said() -> None:
     topic = TopicFacts("vitals", 8, 3, None, None)
 
-    (finding,) = check_topics(SETTINGS, Facts({"vitals": topic}, group_refused=False))
+    (finding,) = check_topics(SETTINGS, Facts({"vitals": topic}, group_refused=False, cluster=THREE_BROKERS))
 
     assert finding.severity == "warning"
     assert "DESCRIBE_CONFIGS" in finding.advice
 
 
 def test_a_user_who_may_not_join_the_group_is_told() -> None:
-    (finding,) = check_topics(SETTINGS, Facts({}, group_refused=True))
+    (finding,) = check_topics(SETTINGS, Facts({}, group_refused=True, cluster=THREE_BROKERS))
 
     assert (finding.subject, finding.severity) == ("group riskstream-vitals", "failed")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "severity", "told"),
+    [
+        (ClusterFacts(1, CREATE), "ok", "with replication 1: vitals (12 partitions), policies (1 partition)"),
+        (ClusterFacts(1, None), "ok", "the brokers do not tell whether this user may"),
+        (ClusterFacts(1, 0), "warning", "this user lacks CREATE on the cluster"),
+        (ClusterFacts(0, CREATE), "failed", "brokers: 0"),
+    ],
+)
+def test_what_a_worker_creates_at_its_start_is_told(cluster: ClusterFacts, severity: str, told: str) -> None:
+    settings = config.load(replication=1)
+
+    (finding,) = check_creation(settings, {"vitals": 12, "policies": 1}, cluster, "kafka: topics")
+
+    assert (finding.severity, told in finding.detail) == (severity, True), finding
+
+
+def test_where_nothing_is_to_be_created_nothing_is_told() -> None:
+    assert check_creation(SETTINGS, {}, THREE_BROKERS, "kafka: topics") == []

@@ -53,7 +53,7 @@ class Life:
         self.path.outbox.messages = outbox.messages
         self.log = log
         self.checkpointer = Checkpointer(store, log)
-        self.restorer = Restorer(store, log, lambda: self.path.served.config.digest, HORIZON_MS)
+        self.restorer = Restorer(store, log, lambda: self.path.served.fingerprint, HORIZON_MS)
         self.rebuilt = False
 
     @property

@@ -1,13 +1,20 @@
-"""How `run` ends: with one line and status 1, whatever still hangs in the engine."""
+"""How `run` ends, with one line and status 1, whatever still hangs in the engine; how help reads."""
 
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
 
 from worker import cli
-from worker.embedded import LOOPBACK
+from worker.embedded import LOOPBACK, free_port
 
 ROOT = Path(cli.__file__).resolve().parent.parent
 
@@ -87,3 +94,25 @@ def test_a_taken_port_is_told_in_one_line() -> None:
     assert told[-1].startswith(f"riskstream: cannot listen on 127.0.0.1:{port}: ")
     assert "RISKSTREAM_HTTP_PORT" in told[-1]
     assert "Traceback" not in process.stderr
+
+
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of every command and group."""
+    yield path
+    for name, below in getattr(command, "commands", {}).items():
+        yield from commands(below, (*path, name))
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("path", [*commands(get_command(cli.app))], ids=" ".join)
+def test_paragraphs_of_help_flow(path: tuple[str, ...], columns: int) -> None:
+    shown = CliRunner().invoke(cli.app, [*path, "--help"], env={"COLUMNS": str(columns)}).output
+    lines = [line.strip() for line in shown.partition("╭")[0].splitlines()][3:]
+    for line, following in pairwise(lines):
+        if line and following:
+            assert len(line) + 1 + len(following.split()[0]) > columns - 2, line
+
+
+def test_a_broker_that_is_away_is_told_in_one_line() -> None:
+    told = ended("-m", "worker.cli", "policy", "list", BROKER=f"{LOOPBACK}:{free_port()}").stderr
+    assert told == "error: Kafka: KafkaConnectionError\n"

@@ -64,6 +64,7 @@ def test_a_file_that_cannot_be_used_ends_in_one_line(
 
 
 def test_versions_are_published_once_in_order_and_listed(tmp_path: Path, broker: embedded.Server) -> None:
+    assert "the policies that ship are in force for everyone" in typed("list", broker=broker).output
     first = change(update_delta=0.2, patient="p-1")
     assert "published 1 of 1" in typed("publish", file(tmp_path, first), broker=broker).output
     assert "published 0 of 1" in typed("publish", file(tmp_path, first), broker=broker).output
@@ -82,3 +83,19 @@ def test_versions_are_published_once_in_order_and_listed(tmp_path: Path, broker:
     in_force = json.loads(typed("list", *at, broker=broker).stdout)
     assert in_force["risk"]["update_delta"] == 0.2
     assert in_force["risk"]["version"].endswith("+patient.1")
+
+
+def test_a_list_cuts_no_id_and_no_time_short(
+    tmp_path: Path, broker: embedded.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = change(patient="MRN-0004123456789-" + "7" * 40, update_delta=0.2, reason="asked for by the ward")
+    typed("publish", file(tmp_path, named), broker=broker)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    listed = typed("list", broker=broker).output
+
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in listed.splitlines() if "│" in line]
+    whose = "".join(cells[row][1] for row in range(len(cells)))
+    assert named["patient"] in whose
+    assert "…" not in listed
+    assert max(len(line) for line in listed.splitlines()) <= 80

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from engines import repository
 from tests.kinds import model_of
-from worker import config
+from worker import cli_told, config
 from worker.cli import app
 from worker.serving import Ladder
 
@@ -81,7 +81,10 @@ def test_from_served_to_served_and_back(models: Path) -> None:
         f"no longer version 1; riskstream model rollback small --repository {models} takes it back" in output
     )
     assert listed(models) == [(1, False, False, "p1"), (2, True, True, "p2")]
-    assert "serves version 2" in riskstream("serve", models, "small", "--version", "2")[1]
+    code, output = riskstream("serve", models, "small", "--version", "2")
+    assert code == 0
+    assert "serves version 2" in output
+    assert output.endswith("already; it loads and computes its golden data here")
     code, output = riskstream("rollback", models, "small")
     assert code == 0
     assert "small serves version 1" in output
@@ -133,6 +136,86 @@ def test_a_version_that_computes_something_else_is_not_served(models: Path) -> N
     assert code == 1
     assert "golden.npz is not a readable .npz" in output
     assert listed(models)[0] == (1, True, False, "p1")
+
+
+def test_the_version_that_is_served_is_proved_too(models: Path) -> None:
+    (models / "small/1/golden.npz").write_bytes(b"PK")
+    before = {file: file.read_bytes() for file in models.rglob("*") if file.is_file()}
+    code, output = riskstream("serve", models, "small", "--version", "1")
+    assert code == 1
+    assert "golden.npz is not a readable .npz" in output
+    assert "already" not in output
+    left = {file: file.read_bytes() for file in models.rglob("*") if file.is_file() and file.name != ".lock"}
+    assert left == {file: content for file, content in before.items() if file.name != ".lock"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["versions"],
+        ["serve", "--version", "2"],
+        ["rollback"],
+        ["check", "--json"],
+        ["evaluate", "--data", "physionet2012:."],
+        ["report", "--html", "page.html"],
+        ["reference", "--data", "physionet2012:."],
+        ["build", "--backend", "tensorrt-rtx"],
+        ["inspect"],
+        ["compare"],
+        ["bench"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_the_repository_is_the_workers_unless_another_is_given(
+    models: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(models)
+    monkeypatch.setenv("RISKSTREAM_MODEL_REPOSITORY", str(models))
+    name, *more = command
+    result = CliRunner().invoke(app, ["model", name, "nobody", *more])
+    assert result.exit_code == 1
+    assert f"no model 'nobody' in {models}" in result.output
+    other = CliRunner().invoke(app, ["model", name, "nobody", *more, "--repository", "/nowhere"])
+    assert "/nowhere" in other.output
+    assert str(models) not in other.output
+
+
+def test_models_are_added_served_and_listed_where_the_worker_looks(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RISKSTREAM_MODEL_REPOSITORY", str(models / "own"))
+    for _ in range(2):
+        asked = ["add", str(models / "graph.onnx"), "--config", str(models / "new.json")]
+        result = CliRunner().invoke(app, ["model", *asked])
+    assert "has version 2 already" in result.output
+    assert (models / "own/small/2/golden.npz").exists()
+    result = CliRunner().invoke(app, ["model", "serve", "small", "--version", "2"])
+    assert result.exit_code == 0
+    (row,) = json.loads(CliRunner().invoke(app, ["model", "list", "--json"]).stdout)
+    assert (row["name"], row["version"]) == ("small", 2)
+
+
+def test_plans_are_looked_for_where_the_worker_does(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RISKSTREAM_PLANS", str(models / "kept"))
+    code, output = riskstream("inspect", models, "small")
+    assert code == 1
+    assert f"small has no plans in {models}/kept/small/1;" in output
+
+
+def test_what_the_commands_read_of_the_environment_are_settings_and_help_names_them() -> None:
+    for variable, command in ((cli_told.MODELS, "serve"), (cli_told.PLANS, "build")):
+        assert variable.removeprefix("RISKSTREAM_").lower() in config.Settings.model_fields
+        shown = CliRunner().invoke(app, ["model", command, "--help"], env={"COLUMNS": "160"})
+        assert f"[env var: {variable}]" in shown.output
+
+
+def test_without_a_repository_nothing_is_changed_and_the_setting_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RISKSTREAM_MODEL_REPOSITORY", raising=False)
+    result = CliRunner().invoke(app, ["model", "serve", "vitals", "--version", "1"], env={"COLUMNS": "160"})
+    assert result.exit_code == 2
+    assert "Missing option '--repository' (env var: 'RISKSTREAM_MODEL_REPOSITORY')" in result.output
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import pytest
 from engines import repository
 from engines.engine import F32, Engine
 from engines.errors import BackendError
+from engines.steps import fingerprint
 from tests.worker.records import HOUR, PLACE, TOPICS, LocalPath, Outbox, worsening
 from tests.worker.test_checkpoint import HORIZON_MS, Life, ListLog, log_of, remains, undisturbed
 from tests.worker.test_lanes import SoughtLog
@@ -61,7 +62,7 @@ class Ward:
         self.path = LocalPath(engine)
         self.path.served.run = self.batcher.infer
         self.log = SoughtLog(log)
-        restorer = Restorer(store, self.log, lambda: engine.config.digest, HORIZON_MS)
+        restorer = Restorer(store, self.log, lambda: fingerprint(engine.config), HORIZON_MS)
         checkpointer = Checkpointer(store, self.log)
 
         async def alert_log(place: Place, before: int) -> LastAlerts:

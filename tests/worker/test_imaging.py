@@ -17,6 +17,7 @@ from schemas.imaging import ImagingEvent
 from schemas.messages import MAX_ACTIVATION_BYTES, DeadLetter, Finding
 from schemas.model_config import ImageInput
 from tests.engines.pictures import dicom, of_class
+from tests.worker.ladders import sample
 from tests.worker.pictures import T0, FakeSources, dicomweb, inline, png, record
 from tests.worker.records import Record
 from worker import config as settings_of
@@ -263,6 +264,11 @@ def _run(works: Callable[[Any, int], Any], golden: dict[str, F32]) -> dict[str, 
     return outputs
 
 
+def failures(engine: Engine, reason: str) -> float:
+    """Failed calls of this model's engine; a process with both roles has another's beside it."""
+    return sample("riskstream_engine_failures_total", model=engine.config.name, reason=reason)
+
+
 async def test_a_picture_on_which_the_engine_fails_is_a_dead_letter(
     engine: Engine, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,9 +282,11 @@ async def test_a_picture_on_which_the_engine_fails_is_a_dead_letter(
         return works(inputs, rows)
 
     monkeypatch.setattr(engine, "_execute", fail)
+    counted = failures(engine, "backend")
     fates = await asyncio.gather(*(bench.path.take(PLACE, record(i, inline(png(i)))) for i in range(5)))
     assert fates == ["scored", "scored", "scored", "dead_lettered", "scored"]
     assert bench.published.letters()[0].reason == "inference-failed"
+    assert failures(engine, "backend") > counted
 
 
 async def test_a_hung_engine_stops_the_process(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,5 +384,7 @@ async def test_an_engine_that_fails_is_replaced_within_the_picture(bench: Bench,
         return bench.served
 
     bench.serving.instead = instead  # type: ignore[method-assign]
+    counted = failures(engine, "engine-down")
     assert await bench.path.take(PLACE, record(1, inline(png(1)))) == "scored"
     assert bench.published.findings()[0].backend == engine.backend
+    assert failures(engine, "engine-down") == counted + 1

@@ -18,7 +18,9 @@ from tests.worker.imaging_site import ImagingSite
 from tests.worker.pacs import Pacs, multipart, related
 from tests.worker.pictures import inline, png, record
 from tests.worker.records import Record, rfc3339
+from worker import config
 from worker.embedded import redis, tansu
+from worker.imaging_app import stalled_after_s
 
 SEED = 20_261_121
 
@@ -165,6 +167,52 @@ async def test_killed_after_publishing_it_knows_what_it_has_scored(servers: tupl
     came = await site.came()
     assert came.patients == [f"p{i}" for i in range(8)]
     assert set(came.times.values()) == {2}
+
+
+async def test_a_picture_that_comes_slowly_is_no_standstill(servers: tuple[str, str]) -> None:
+    """Its fetch takes longer than RISKSTREAM_STALL_AFTER_S, and is bounded by a time of its own."""
+    pacs, asked = Pacs(), asyncio.Event()
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        asked.set()
+        await asyncio.sleep(10)
+        return await answer(request)
+
+    pacs.answer = slow
+    await pacs.start()
+    times = {"STALL_AFTER_S": "5", "IMAGING_SILENCE_TIMEOUT_S": "20", "IMAGING_FETCH_TIMEOUT_S": "30"}
+    site = ImagingSite(*servers, **served(pacs))
+    await site.create()
+    lives = []
+    with WorkerProcess(site, **{f"RISKSTREAM_{name}": value for name, value in times.items()}) as worker:
+        await worker.ready()
+        ends = await site.send([kept(pacs, 1)])
+        await asyncio.wait_for(asked.wait(), 30)
+        url = f"http://127.0.0.1:{worker.port}/health/live"
+        async with aiohttp.ClientSession() as session:
+            for _ in range(18):
+                async with session.get(url) as response:
+                    lives.append(response.status)
+                await asyncio.sleep(0.5)
+        await site.committed(ends)
+        assert len((await site.came()).findings) == 1
+    await pacs.stop()
+    assert set(lives) == {200}
+
+
+@pytest.mark.parametrize(
+    ("settings", "seconds"),
+    [
+        ({}, 120),
+        ({"imaging_fetch_timeout_s": 900}, 900 + 5 + 30 + 5),
+        ({"imaging_backoff_max_s": 600}, 600 + 60 + 5 + 5),
+        ({"imaging_decode_timeout_s": 300}, 305),
+    ],
+)
+def test_no_step_of_a_picture_outlasts_the_time_that_makes_the_role_stuck(
+    settings: dict[str, Any], seconds: float
+) -> None:
+    assert stalled_after_s(config.load(**settings)) == seconds
 
 
 async def test_a_source_that_is_away_is_waited_for(servers: tuple[str, str]) -> None:

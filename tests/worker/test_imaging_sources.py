@@ -182,3 +182,21 @@ async def test_dicom_waits_for_pydicom_and_png_does_not(
         (tmp_path / "pydicom.py").unlink()  # as if it were installed
         assert isinstance(await waiting, Decoded)
         assert found.decoders_up
+
+
+@pytest.mark.parametrize("match", [False, True])
+async def test_a_file_of_another_patient_is_refused_where_that_is_asked_for(pacs: Pacs, match: bool) -> None:
+    pixels = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
+    async with sources(pacs, imaging_match_patient=match) as found:
+        outcomes = []
+        for named in ("p1", "771599183"):
+            asked = event(inline(dicom(pixels, PatientID=named)))
+            assert asked.patient == "p1"
+            async with found.fetched(asked) as original:
+                assert isinstance(original, Original)
+                outcomes.append(await found.decode(original, asked, WANTED))
+        assert isinstance(outcomes[0], Decoded)
+        if match:
+            assert outcomes[1] == Refusal("other-patient", "$.image")
+        else:
+            assert isinstance(outcomes[1], Decoded)

@@ -213,11 +213,11 @@ async def test_risks_that_are_wrong_but_finite_are_found_while_a_new_version_tak
     stepped, load = steps(REFERENCE, "engine-down"), repository.load_unproved
     loading, free = threading.Event(), threading.Event()
 
-    def slow(where: Path, config: ModelConfig, *more: Any) -> Engine:
+    def slow(where: Path, config: ModelConfig, *more: Any, **named: Any) -> Engine:
         if config.version == 2:
             loading.set()
             free.wait(20)
-        return load(where, config, *more)
+        return load(where, config, *more, **named)
 
     monkeypatch.setattr(repository, "load_unproved", slow)
     async with started(models) as ladder:
@@ -272,8 +272,8 @@ async def test_a_worker_stops_while_it_loads(
     entered, free, closed = threading.Event(), threading.Event(), threading.Event()
     load = repository.load_unproved
 
-    def slow(*arguments: Any) -> Engine:
-        engine = load(*arguments)
+    def slow(*arguments: Any, **named: Any) -> Engine:
+        engine = load(*arguments, **named)
         close = engine.close
 
         def and_tell() -> None:

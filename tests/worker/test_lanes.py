@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from engines.engine import Engine
+from engines.steps import fingerprint
 from tests.worker.records import PLACE, LocalPath
 from tests.worker.test_checkpoint import HORIZON_MS, ListLog, ids, log_of, undisturbed
 from worker import metrics
@@ -53,7 +54,7 @@ class Station:
     def __init__(self, engine: Engine, store: Store, log: SoughtLog) -> None:
         self.path = LocalPath(engine)
         self.log = log
-        restorer = Restorer(store, log, lambda: engine.config.digest, HORIZON_MS)
+        restorer = Restorer(store, log, lambda: fingerprint(engine.config), HORIZON_MS)
         checkpointer = Checkpointer(store, log)
 
         async def empty(place: Place, before: int) -> LastAlerts:

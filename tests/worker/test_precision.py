@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
-from engines import repository
+from engines import plans, repository
 from tests.worker.ladders import (
     FAKE,
     REFERENCE,
@@ -138,6 +138,7 @@ async def test_the_reference_stands_in_for_fp16_within_the_chunk_and_it_comes_ba
 
 def test_check_tells_of_both_settings(models: Path, library: Library) -> None:
     chosen: Settings = settings(models, RTX, precision="fp16")
+    plans.obtain(models, "small", RTX, "fp16")  # check builds none
     engine, told = check_engine.loaded(chosen, "model")
     assert (engine.backend, told) == (FP16.decode(), [])
     engine.close()
@@ -149,13 +150,13 @@ def test_check_tells_of_both_settings(models: Path, library: Library) -> None:
 
 
 def test_a_model_is_checked_in_fp16(models: Path, library: Library, tmp_path: Path) -> None:
-    plans = tmp_path / "kept"
+    kept = tmp_path / "kept"
     asked = ("check", "small", "--repository", str(models), "--backend", RTX, "--precision", "fp16", "--json")
-    result = run(*asked, "--plans", str(plans))
+    result = run(*asked, "--plans", str(kept))
     assert result.exit_code == 0, result.output
     speed = {each["subject"]: each["detail"] for each in json.loads(result.stdout)["findings"]}["speed"]
     assert speed.endswith(f"on {FP16.decode()}")
-    assert list((plans / "small/1").glob("*-fp16-*.plan"))
+    assert list((kept / "small/1").glob("*-fp16-*.plan"))
 
 
 def test_a_precision_that_the_backend_has_not_fails_the_check(models: Path) -> None:

@@ -16,6 +16,7 @@ import onnx
 import pytest
 
 from engines import repository
+from engines.steps import fingerprint
 from schemas.messages import Alert
 from schemas.model_config import Level, ModelConfig
 from tests import kinds
@@ -133,7 +134,7 @@ async def test_states_are_there_when_a_version_begins_to_serve(models: Path) -> 
         assert walk.partition.prepared is not None
         assert known.keys() == walk.partition.prepared.states.keys() != set()
         states = {key: new for key, (_, new) in walk.partition.prepared.states.items()}
-        walk.partition.belong(ladder.current.config.digest)
+        walk.partition.belong(ladder.current.fingerprint)
         assert walk.partition.prepared is None
         for key, patient in known.items():
             assert patient.hidden is states[key]
@@ -322,7 +323,7 @@ async def test_a_swap_finds_a_lane_in_any_state(
     by_offset = {score.source.offset: score for score in expected.scores}
     assert scores.keys() == by_offset.keys(), "nothing is lost"
     assert scores[last] == by_offset[last]
-    assert partition.model == heavier[0].digest
+    assert partition.model == fingerprint(heavier[0])
 
 
 def flow(well: int, hours: int) -> list[Record]:
@@ -371,7 +372,7 @@ class Load:
         self.walk = Walk(self._ladder)
         partition = self.walk.partition
         for at in range(0, len(self._records), 16):
-            fresh = at and partition.model != self._ladder.current.config.digest
+            fresh = at and partition.model != self._ladder.current.fingerprint
             began = time.perf_counter()
             await self.walk.pipeline.process(partition, self._records[at : at + 16])
             (self.after_swap if fresh else self.steady).append(time.perf_counter() - began)

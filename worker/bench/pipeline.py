@@ -21,7 +21,7 @@ import numpy as np
 
 from engines import repository
 from engines.engine import F32, Engine
-from engines.steps import Prediction, SeriesModel
+from engines.steps import Prediction, SeriesModel, fingerprint
 from schemas.model_config import Policy
 from schemas.window import WINDOW_BINS
 from worker import tracing
@@ -181,7 +181,7 @@ def run(
         "rounds": rounds,
         "traces": settings.traces,
         "cpu_us_per_event": summary([clock.seconds for clock in clocks[1:]], len(records)),
-        "bytes_per_patient": {"memory": round(memory), **_stored(partition, engine.config.digest)},
+        "bytes_per_patient": {"memory": round(memory), **_stored(partition, fingerprint(engine.config))},
     }
 
 
@@ -241,17 +241,17 @@ async def _path(records: Sequence[Record], engine: Engine, settings: Settings, c
         if partition.position >= due or partition.position == len(records):
             due += CHECKPOINT_EVERY
             with clock.timed("checkpoint"):
-                _encode_changes(partition, engine.config.digest)
+                _encode_changes(partition, fingerprint(engine.config))
     await batcher.close()
     return partition
 
 
-def _encode_changes(partition: Partition, digest: str) -> None:
+def _encode_changes(partition: Partition, model: str) -> None:
     """What a checkpoint encodes: each changed patient's hot part and its changed bins."""
     for key in partition.dirty:
         patient = partition.patients[key]
         patient.applied = partition.position
-        encode_hot(patient, digest)
+        encode_hot(patient, model)
         for hour in patient.dirty_bins:
             if patient.open - WINDOW_BINS < hour:
                 encode_bin(patient, hour)
@@ -286,11 +286,11 @@ def _weighed(records: Sequence[Record], engine: Engine, settings: Settings) -> t
     return partition, (after - before) / max(len(partition.patients), 1)
 
 
-def _stored(partition: Partition, digest: str) -> dict[str, dict[str, float]]:
+def _stored(partition: Partition, model: str) -> dict[str, dict[str, float]]:
     """Bytes of the values in Redis, keys and overhead not counted."""
     patients = partition.patients.values()
     return {
-        "redis_hot": _spread([len(encode_hot(patient, digest)) for patient in patients]),
+        "redis_hot": _spread([len(encode_hot(patient, model)) for patient in patients]),
         "redis_bins": _spread(
             [sum(len(encode_bin(patient, hour)) for hour in patient.filled_bins()) for patient in patients]
         ),

@@ -60,9 +60,14 @@ export function showState({ feed, facts, lineUp, lineSince, offset }) {
 function topicNotices(feed) {
   const found = [];
   if (!feed.alerts.exists) found.push(["grave", `Topic ${visible(feed.alerts.name)} does not exist, or may not be read: no alert can be shown.`]);
-  if (!feed.scores.exists || feed.scores.taken === 0) {
-    found.push(["mild", `No scores come on ${visible(feed.scores.name)}: only patients with alerts are shown, as their last ` +
-      "alert left them. Set RISKSTREAM_PUBLISH_SCORES=true on the workers."]);
+  const scores = visible(feed.scores.name), alertsAlone = "only patients with alerts are shown, as their last alert left them. " +
+    "Set RISKSTREAM_PUBLISH_SCORES=true on the workers.";
+  if (!feed.scores.exists) {
+    found.push(["mild", `Topic ${scores} does not exist, or may not be read: ${alertsAlone}`]);
+  } else if (feed.scores.taken === 0 && feed.alerts.taken > 0) {
+    found.push(["mild", `No scores come on ${scores}: ${alertsAlone}`]); // an alert rests on a score that was not published
+  } else if (feed.scores.taken === 0) {
+    found.push(["mild", `Nothing has come yet, neither on ${scores} nor on ${visible(feed.alerts.name)}.`]);
   }
   if (feed.full) found.push(["grave", "There are more patients than RISKSTREAM_BOARD_PATIENTS: those heard of longest ago are left out."]);
   if (feed.unreadable) found.push(["mild", `${feed.unreadable.toLocaleString("en")} records could not be read and were left out.`]);
