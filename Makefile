@@ -14,6 +14,9 @@ KAFKA := .cache/kafka
 PYTHONS := python3.12 python3.11 python3 python3.13 python3.14
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
+# A file's tests share servers and stay together. More than 8 processes gain nothing: the longest file bounds them.
+PROCESSES := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
 .PHONY: help
 help: ## list the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,8 +26,8 @@ demo: $(VENV)/.demo ## simulated patients through a worker, with alerts as they 
 	@$(BIN)/riskstream demo $(ARGS)
 
 .PHONY: test
-test: $(VENV)/.dev ## the tests that need nothing but Python (ARGS="-k decide")
-	@$(BIN)/python -m pytest -m "not integration and not gpu and not tensorrt and not chromium" $(ARGS)
+test: $(VENV)/.dev ## the tests that need nothing but Python (ARGS="-k decide"; ARGS="-n 0" in one process)
+	@$(BIN)/python -m pytest $(PROCESSES) -m "not integration and not gpu and not tensorrt and not chromium" $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev ## lint, format, types, import rules, generated files

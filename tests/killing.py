@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -59,10 +60,12 @@ class Sent(NamedTuple):
     timestamp_ms: int
 
 
+@lru_cache(maxsize=2)
 def stays(count: int) -> tuple[str, list[list[VitalsRecord]]]:
-    """What they are, and the records of each stay, in order of time.
+    """What they are, and the records of each stay, in order of time; not to be changed.
 
     A simulated patient has two and a half times the records of a recorded one, so there are fewer of them.
+    To read recorded ones takes seconds, and scenarios ask for the same again and again.
     """
     source = f"physionet2012:{DATA}" if DATA.exists() else recording.SIMULATE
     if source == recording.SIMULATE:

@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from schemas import units
 from schemas.errors import PolicyError
 from schemas.model_config import ModelConfig
 from worker import metrics, shadow, tracing
@@ -110,7 +111,10 @@ class Worker:
         self._lanes = Lanes(cluster.id)
         with tempfile.TemporaryDirectory(prefix="riskstream-") as folder:
             app = chunk_app(self.settings, self._lanes, folder, vitals_subscription(self.settings))
-            policies, followed = await self._policies(ladder.current.config, cluster)
+            # Units take half a second to load, for which the first record would wait.
+            (policies, followed), _ = await asyncio.gather(
+                self._policies(ladder.current.config, cluster), asyncio.to_thread(units.prepare)
+            )
             ladder.policies = policies
             self._lanes.make = partial(Lane, stages=self._stages(app, store, policies))
             ladder.prepare = self._prepare

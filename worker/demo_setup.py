@@ -17,6 +17,9 @@ from worker.recording import Choice
 
 PARTITIONS = 8
 
+SESSION_S = 3.0
+"""Session timeout on the embedded broker, which holds a first worker back for half of it."""
+
 
 class DemoError(RuntimeError):
     """The demo cannot go on; the message says which part failed and shows its last output."""
@@ -64,7 +67,7 @@ def surroundings(options: Options, stack: ExitStack) -> tuple[Settings, dict[str
         own |= {"broker": options.broker} | _topics_of(group, pictures=options.images is not None)
     else:
         own |= {"broker": stack.enter_context(embedded.tansu()).address, "kafka_idempotence": False}
-        own |= {"kafka_security_protocol": "PLAINTEXT", "replication": 1}
+        own |= {"kafka_security_protocol": "PLAINTEXT", "replication": 1, "session_timeout_s": SESSION_S}
         foreign.append("RISKSTREAM_KAFKA_")
     if options.redis:
         own["redis"] = options.redis

@@ -29,6 +29,9 @@ START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 """From SIGTERM to SIGKILL; the worker's last checkpoint fits."""
 
+TAKEN_S = 5.0
+"""For how long a server is watched that starts on a port where somebody answers already."""
+
 PORT_ATTEMPTS = 5
 """Another process can take a free port before the server binds it."""
 
@@ -174,9 +177,11 @@ class Server(Child):
         Raises:
             EmbeddedError: it ended, or did not answer in time; it is stopped then.
         """
+        taken = _accepts(self.port)
         super().start()
         try:
             self._await_ready(time.perf_counter() + timeout_s)
+            self._await_end(TAKEN_S if taken else 0.05)
         except BaseException:
             self.stop()
             raise
@@ -188,10 +193,14 @@ class Server(Child):
             if time.perf_counter() > deadline:
                 raise EmbeddedError(f"{self.name} does not answer on {self.address}:\n{self.tail()}")
             time.sleep(0.02)
-        # Who answered may be another process that has the port: then this one ends at once.
-        time.sleep(0.05)
-        if not self.running:
-            raise EmbeddedError(f"{self.name} ended with status {self.returncode}:\n{self.tail()}")
+
+    def _await_end(self, seconds: float) -> None:
+        """Who answered may be another process that has the port: then this one ends soon, and says so."""
+        try:
+            self._wait(seconds)
+        except subprocess.TimeoutExpired:
+            return
+        raise EmbeddedError(f"{self.name} ended with status {self.returncode}:\n{self.tail()}")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ without a group, by every worker, from its first record.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,13 @@ from worker.policies import Policies, shipped
 
 POLL_S = 1.0
 """Between two looks at the file."""
+
+FOLLOW_POLL_MS = 1000
+"""Longest wait for records of the topic."""
+
+LOAD_POLL_MS = 50
+"""The same until its end is reached: a fetch that brings no record shows an empty topic's end, and a worker
+that starts waits for it."""
 
 LOOK_S = 2.0
 """Between two looks at the repository."""
@@ -116,11 +124,11 @@ class PolicyTopic:
         await self.close()
         try:
             self._consumer = consumer = await self._open()
-            silent = 0
+            heard = time.perf_counter()
             while not await self._at_end(consumer):
-                found = await self._take(consumer)
-                silent = 0 if found else silent + 1
-                if silent > SILENT_S:
+                if await self._take(consumer, LOAD_POLL_MS):
+                    heard = time.perf_counter()
+                elif time.perf_counter() - heard > SILENT_S:
                     raise TimeoutError
         except (KafkaError, OSError, TimeoutError) as error:
             raise RetryError(f"policies topic: {type(error).__name__}") from None
@@ -138,7 +146,7 @@ class PolicyTopic:
         try:
             if self._consumer is None:
                 await self.load()
-            elif await self._take(self._consumer):
+            elif await self._take(self._consumer, FOLLOW_POLL_MS):
                 self._tell()
         except (KafkaError, OSError, RetryError) as error:
             log.warning("the policies topic cannot be read now", why=type(error).__name__)
@@ -172,9 +180,9 @@ class PolicyTopic:
                 return False
         return True
 
-    async def _take(self, consumer: AIOKafkaConsumer) -> int:
-        """Enter what has come within a second; returns how many records."""
-        fetched = await consumer.getmany(timeout_ms=1000)
+    async def _take(self, consumer: AIOKafkaConsumer, poll_ms: int) -> int:
+        """Enter what comes within some time; returns how many records."""
+        fetched = await consumer.getmany(timeout_ms=poll_ms)
         records = [record for records in fetched.values() for record in records]
         for record in records:
             self._enter(record)

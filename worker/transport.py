@@ -6,7 +6,8 @@ bounded and one slow partition holds up no other. Faust neither commits nor seek
 and what is committed is decided by `restore.py` and `checkpoint.py`.
 
 Names used of Faust 0.15 and aiokafka 0.14 beyond their documented API: `ConsumerThread._consumer`,
-`Consumer._getmany`, `Consumer._thread`, `GroupCoordinator.fetch_committed_offsets`.
+`Consumer._getmany`, `Consumer._thread`, `TableManager._update_channels`,
+`GroupCoordinator.fetch_committed_offsets`.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ import faust
 from aiokafka import AIOKafkaConsumer, OffsetAndMetadata
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from faust.tables.manager import TableManager
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as FaustConsumer
 from faust.transport.drivers.aiokafka import Producer as FaustProducer
@@ -317,6 +319,15 @@ class SilentProducer(FaustProducer):  # type: ignore[misc]
         """Nothing to flush."""
 
 
+class NoTables(TableManager):  # type: ignore[misc]
+    """Faust's table manager, without the second for which it waits for tables: there are none."""
+
+    async def on_start(self) -> None:
+        """Say at once that all tables are there, which is what the subscription waits for."""
+        await self._update_channels()
+        await self.recovery.start()
+
+
 class ChunkTransport(FaustTransport):  # type: ignore[misc]
     """A Faust transport that delivers chunks to `intake`."""
 
@@ -354,6 +365,7 @@ def chunk_app(settings: Settings, intake: Intake, folder: str, subscription: Sub
         topic_allow_declare=False,
         topic_disable_leader=True,
         stream_wait_empty=False,
+        TableManager=NoTables,
         # Faust's own commit handler finds nothing to commit; once an hour is as good as never.
         broker_commit_interval=3600.0,
         broker_session_timeout=settings.session_timeout_s,

@@ -13,6 +13,12 @@ from schemas.model_config import Batching, ModelConfig
 from tests.kinds import FEATURES, KINDS, engine_of, model_of, serialised
 
 
+@pytest.fixture(autouse=True)
+def _timed_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A speed is told and never judged: a hundredth of a second is enough to tell one."""
+    monkeypatch.setattr(acceptance, "TIMED_S", 0.01)
+
+
 def put(folder: Path, config: ModelConfig, graph: bytes) -> None:
     """Add a model as `riskstream model add` does."""
     path = folder / "config.json"

@@ -86,3 +86,9 @@ def test_every_help_works_without_extras() -> None:
     assert result.returncode == 0, result.stderr
     shown = set(result.stdout.splitlines())
     assert shown >= {"riskstream", "riskstream run", "riskstream check", "riskstream model train"}
+
+
+def test_a_command_starts_without_the_registry_of_units() -> None:
+    """It takes longer than all the rest, and only a unit that is not canonical needs it."""
+    result = run("import sys, worker.cli; print({'pint', 'ucumvert'} & set(sys.modules))")
+    assert result.stdout == "set()\n", result.stderr

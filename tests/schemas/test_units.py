@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from schemas.errors import UnitError
 from schemas.features import CHANNEL, FEATURES, Feature
-from schemas.units import MAX_UNIT_LENGTH, accept, conversion
+from schemas.ucum import MAX_UNIT_LENGTH
+from schemas.units import accept, conversion
 
 # One case for each alternate that monitors and laboratories send: feature, value, unit, canonical value.
 # Factors: 1 mmHg = 133.322387415 Pa; 1 lb = 453.59237 g; 1 in = 2.54 cm; molar masses from the table.

@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 import pytest
-from hypothesis import settings
 
 from engines import repository
 from engines.engine import Engine
@@ -12,10 +11,6 @@ from schemas.model_config import Level, Policy
 from worker import config, embedded
 from worker.config import Settings
 from worker.store import Store
-
-settings.register_profile("same-examples-every-time", derandomize=True, deadline=None)
-settings.load_profile("same-examples-every-time")
-
 
 POLICY = Policy(
     "1",

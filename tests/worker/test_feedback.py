@@ -273,7 +273,10 @@ def carrier_of(path: LocalPath, cluster: Cluster) -> Carrier:
 
 async def test_it_is_carried_to_its_patients_partition(engine: Engine) -> None:
     with embedded.tansu() as broker:
-        settings = config.load(broker=broker.address, kafka_idempotence=False, partitions=4)
+        # Tansu lets a group wait for other members for half of this.
+        settings = config.load(
+            broker=broker.address, kafka_idempotence=False, partitions=4, session_timeout_s=2.0
+        )
         cluster = await describe(settings, create=True)
         path = LocalPath(engine, Place(cluster.id, "vitals", 3))
         await path.process(worsening("p", 0, 20))
@@ -302,6 +305,7 @@ async def test_it_is_carried_to_its_patients_partition(engine: Engine) -> None:
             found = {r.topic: r for r in [await consumer.getone(), await consumer.getone()]}
         await consumer.stop()
         carrying.cancel()
+        await asyncio.gather(carrying, return_exceptions=True)
         await publisher.stop()
 
     assert found["vitals"].key == b"p"
