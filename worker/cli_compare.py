@@ -43,26 +43,27 @@ def compare(
     precision: Annotated[
         Precision | None,
         typer.Option(
-            help="what --backend computes in: its plan, or model.onnx converted; fp32 unless given; "
-            "without --backend fp16"
+            help="What --backend computes in: its plan, or model.onnx converted; fp32 unless given; "
+            "without --backend fp16."
         ),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="the backend that --backend is compared with; onnxruntime unless given")
+        str | None,
+        typer.Option(help="The backend that --backend is compared with; onnxruntime unless given."),
     ] = None,
     against_precision: Annotated[
-        Precision, typer.Option(help="what the backend that it is compared with computes in")
+        Precision, typer.Option(help="What the backend that it is compared with computes in.")
     ] = "fp32",
     data: Annotated[
         str | None,
         typer.Option(
-            help="also on a data set: physionet2012:DIR, medmnist:FILE or images:DIR", metavar="SOURCE"
+            help="Also on a data set: physionet2012:DIR, medmnist:FILE or images:DIR.", metavar="SOURCE"
         ),
     ] = None,
-    patients: Annotated[int, typer.Option(min=1, help="simulated patients, for a model of series")] = 200,
+    patients: Annotated[int, typer.Option(min=1, help="Simulated patients, for a model of series.")] = 200,
     model_repository: Repository = repository.SHIPPED,
     plan_folder: Plans = None,
-    report: Annotated[Path | None, typer.Option(help="write the figures as JSON")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show how far a model's outputs lie apart on two backends, or in fp16 and fp32, and what that decides.

@@ -20,13 +20,13 @@ _COLOURS = {"stable": "green", "moderate": "yellow", "large": "red", "too few": 
 
 
 def reference(
-    name: Annotated[str, typer.Argument(help="series model in the repository", metavar="NAME")],
-    data: Annotated[str, typer.Option(help="data set: physionet2012:DIR", metavar="SOURCE")],
+    name: Annotated[str, typer.Argument(help="Series model in the repository.", metavar="NAME")],
+    data: Annotated[str, typer.Option(help="Data set: physionet2012:DIR.", metavar="SOURCE")],
     model_repository: Changed = repository.SHIPPED,
     version: Version = None,
     folds: Annotated[
         Path | None,
-        typer.Option(help="what `model train --folds` wrote: risks of models that have not seen the stay"),
+        typer.Option(help="What `model train --folds` wrote: risks of models that have not seen the stay."),
     ] = None,
 ) -> None:
     """Write reference.json into a model's folder: how its inputs and risks lie in these data.

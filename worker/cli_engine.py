@@ -16,21 +16,21 @@ from engines.precision import Precision
 from engines.tensorrt_build import Profile
 from worker.cli_told import Plans, Repository, Version, told
 
-Name = Annotated[str, typer.Argument(help="model in the repository", metavar="NAME")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+Name = Annotated[str, typer.Argument(help="Model in the repository.", metavar="NAME")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def build(
     name: Name,
-    backend: Annotated[str, typer.Option(help="tensorrt or tensorrt-rtx")],
-    precision: Annotated[Precision, typer.Option(help="what it computes in")] = "fp32",
+    backend: Annotated[str, typer.Option(help="tensorrt or tensorrt-rtx.")],
+    precision: Annotated[Precision, typer.Option(help="What it computes in.")] = "fp32",
     profile: Annotated[
         str | None,
-        typer.Option(help="batch sizes min,opt,max; 1, 32 and the model's greatest unless given"),
+        typer.Option(help="Batch sizes min,opt,max; 1, 32 and the model's greatest unless given."),
     ] = None,
     architecture: Annotated[
         str | None,
-        typer.Option(help="ampere-plus, or for tensorrt-rtx compute capabilities such as 75,86"),
+        typer.Option(help="ampere-plus, or for tensorrt-rtx compute capabilities such as 75,86."),
     ] = None,
     model_repository: Repository = repository.SHIPPED,
     plan_folder: Plans = None,
@@ -69,7 +69,7 @@ def build(
 
 def inspect(
     plan: Annotated[
-        str, typer.Argument(help="a plan's file, or a model for all its plans", metavar="PLAN|NAME")
+        str, typer.Argument(help="A plan's file, or a model for all its plans.", metavar="PLAN|NAME")
     ],
     model_repository: Repository = repository.SHIPPED,
     plan_folder: Plans = None,

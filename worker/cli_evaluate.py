@@ -20,10 +20,10 @@ from engines.repository import EVALUATION
 from worker.cli_files import check_writable
 from worker.cli_told import Repository, Version, bar, shown, told
 
-Name = Annotated[str, typer.Argument(help="model in the repository", metavar="NAME")]
+Name = Annotated[str, typer.Argument(help="Model in the repository.", metavar="NAME")]
 SOURCES = "physionet2012:DIR, medmnist:FILE or images:DIR"
 Data = Annotated[str, typer.Option(help=f"data set: {SOURCES}", metavar="SOURCE")]
-Html = Annotated[Path | None, typer.Option(help="write a page to read; needs the extra `report`")]
+Html = Annotated[Path | None, typer.Option(help="Write a page to read; needs the extra `report`.")]
 
 Show = Callable[[str, int, int], None]
 Content = dict[str, Any]
@@ -34,11 +34,11 @@ def evaluate(
     data: Data,
     model_repository: Repository = repository.SHIPPED,
     version: Version = None,
-    split: Annotated[str | None, typer.Option(help="of pictures: test, val or train")] = None,
-    report: Annotated[Path | None, typer.Option(help="write the figures as JSON")] = None,
+    split: Annotated[str | None, typer.Option(help="Of pictures: test, val or train.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
     html: Html = None,
-    predictions: Annotated[Path | None, typer.Option(help="write the risks as CSV")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the figures as JSON")] = False,
+    predictions: Annotated[Path | None, typer.Option(help="Write the risks as CSV.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Judge a model, as it is served, on data with known outcomes.
 
@@ -75,7 +75,7 @@ def evaluate(
 
 def report(
     name: Name,
-    html: Annotated[Path, typer.Option(help="page to write")],
+    html: Annotated[Path, typer.Option(help="Page to write.")],
     model_repository: Repository = repository.SHIPPED,
 ) -> None:
     """Draw the page of a model's own evaluation.json: how good it was found to be when it was made."""

@@ -46,32 +46,32 @@ def bench(
     backend: Annotated[
         list[str] | None,
         typer.Option(
-            help="a backend that must run beside onnxruntime, such as pytorch, which is measured only when "
-            "it is named; repeatable; all that serve and can run unless given"
+            help="A backend that must run beside onnxruntime, such as pytorch, which is measured only when "
+            "it is named; repeatable; all that serve and can run unless given."
         ),
     ] = None,
     precision: Annotated[
         Literal["fp32", "fp16", "both"],
         typer.Option(
-            help="of the plans of tensorrt and tensorrt-rtx; the others compute model.onnx as it is"
+            help="Of the plans of tensorrt and tensorrt-rtx; the others compute model.onnx as it is."
         ),
     ] = "fp32",
     batch: Annotated[
         str | None,
         typer.Option(
-            help="batch sizes such as 1,8,128; powers of two up to the model's largest unless given"
+            help="Batch sizes such as 1,8,128; powers of two up to the model's largest unless given."
         ),
     ] = None,
     seconds: Annotated[
         float,
-        typer.Option(min=0.01, max=600, help="seconds for each backend and batch size, over all rounds"),
+        typer.Option(min=0.01, max=600, help="Seconds for each backend and batch size, over all rounds."),
     ] = 2.0,
-    rounds: Annotated[int, typer.Option(min=1, max=100, help="rounds; figures are medians")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Rounds; figures are medians.")] = 5,
     model_repository: Repository = repository.SHIPPED,
     plan_folder: Plans = None,
-    report: Annotated[Path | None, typer.Option(help="write the figures as JSON")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="draw them, as .svg or .png; needs the extra `report`")
+        Path | None, typer.Option(help="Draw them, as .svg or .png; needs the extra `report`.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -17,7 +17,7 @@ from worker.cli_told import Changed, Plans, Repository, Version, told
 
 def list_(
     model_repository: Repository = repository.SHIPPED,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the models of a repository."""
     with told():
@@ -35,15 +35,17 @@ def list_(
 
 
 def check(
-    name: Annotated[str, typer.Argument(help="model in the repository", metavar="NAME")],
+    name: Annotated[str, typer.Argument(help="Model in the repository.", metavar="NAME")],
     model_repository: Repository = repository.SHIPPED,
     version: Version = None,
     backend: Annotated[
         str, typer.Option(help=f"that computes it: {', '.join(repository.BACKENDS)}")
     ] = repository.REFERENCE_BACKEND,
-    precision: Annotated[Precision, typer.Option(help="of the plan, for tensorrt and tensorrt-rtx")] = "fp32",
+    precision: Annotated[
+        Precision, typer.Option(help="Of the plan, for tensorrt and tensorrt-rtx.")
+    ] = "fp32",
     plan_folder: Plans = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Try whether a model is fit to be served: files, golden data, outputs, batches; exit 0 or 1."""
     findings = acceptance.check(
@@ -64,8 +66,8 @@ def check(
 
 
 def add(
-    graph: Annotated[Path, typer.Argument(help="ONNX file", metavar="GRAPH")],
-    config: Annotated[Path, typer.Option(help="config.json of the model; its digest may be missing")],
+    graph: Annotated[Path, typer.Argument(help="ONNX file.", metavar="GRAPH")],
+    config: Annotated[Path, typer.Option(help="config.json of the model; its digest may be missing.")],
     model_repository: Changed,
 ) -> None:
     """Make a model folder of an ONNX file and its config: writes the digest and golden data.

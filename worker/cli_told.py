@@ -15,22 +15,29 @@ MODELS, PLANS = "RISKSTREAM_MODEL_REPOSITORY", "RISKSTREAM_PLANS"
 """Settings of a worker that these commands take as well, so that both mean the same folders."""
 
 Repository = Annotated[
-    Path, typer.Option("--repository", envvar=MODELS, help="folder of model folders", metavar="DIR")
+    Path,
+    typer.Option(
+        "--repository",
+        envvar=MODELS,
+        help="Folder of model folders.",
+        metavar="DIR",
+        show_default="the shipped models",
+    ),
 ]
 Changed = Annotated[
     Path,
     typer.Option(
-        "--repository", envvar=MODELS, help="folder of model folders; it is written to", metavar="DIR"
+        "--repository", envvar=MODELS, help="Folder of model folders; it is written to.", metavar="DIR"
     ),
 ]
 Plans = Annotated[
     Path | None,
     typer.Option(
-        "--plans", envvar=PLANS, help="folder to keep plans in; beside the model unless given", metavar="DIR"
+        "--plans", envvar=PLANS, help="Folder to keep plans in; beside the model unless given.", metavar="DIR"
     ),
 ]
 Version = Annotated[
-    int | None, typer.Option("--version", min=1, help="of the model; the served one unless given")
+    int | None, typer.Option("--version", min=1, help="Of the model; the served one unless given.")
 ]
 
 

@@ -63,16 +63,16 @@ def train(
     out: Annotated[
         Path,
         typer.Option(
-            help="repository to write to, made where there is none; a model of that name is replaced",
+            help="Repository to write to, made where there is none; a model of that name is replaced.",
             metavar="DIR",
         ),
     ] = OUT,
     threads: Annotated[
-        int, typer.Option(min=1, help="processor cores; they change nothing but the time")
+        int, typer.Option(min=1, help="Processor cores; they change nothing but the time.")
     ] = 2,
     folds: Annotated[
         Path | None,
-        typer.Option(help="folder for the models of the cross-validation; `backtest --folds` reads it"),
+        typer.Option(help="Folder for the models of the cross-validation; `backtest --folds` reads it."),
     ] = None,
     name: Annotated[str | None, option("name of the model; its finding by default")] = None,
     size: Annotated[int | None, option("pixels of a side; the file's, or 224", min=8, max=1024)] = None,

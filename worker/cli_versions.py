@@ -14,13 +14,13 @@ from engines import versions as served
 from schemas.model_config import ModelConfig
 from worker.cli_told import Changed, Repository, told
 
-Name = Annotated[str, typer.Argument(help="model in the repository", metavar="NAME")]
+Name = Annotated[str, typer.Argument(help="Model in the repository.", metavar="NAME")]
 
 
 def versions(
     name: Name,
     model_repository: Repository = repository.SHIPPED,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List a model's versions: which is served and since when, and their digests."""
     with told():
@@ -50,7 +50,7 @@ def versions(
 
 def serve(
     name: Name,
-    version: Annotated[int, typer.Option(min=1, help="to serve from now on")],
+    version: Annotated[int, typer.Option(min=1, help="To serve from now on.")],
     model_repository: Changed,
 ) -> None:
     """Serve a version of a model, after proving that it loads and computes its golden data.
