@@ -22,7 +22,7 @@ from worker.cli_told import Repository, Version, bar, shown, told
 
 Name = Annotated[str, typer.Argument(help="Model in the repository.", metavar="NAME")]
 SOURCES = "physionet2012:DIR, medmnist:FILE or images:DIR"
-Data = Annotated[str, typer.Option(help=f"data set: {SOURCES}", metavar="SOURCE")]
+Data = Annotated[str, typer.Option(help=f"Data set: {SOURCES}.", metavar="SOURCE")]
 Html = Annotated[Path | None, typer.Option(help="Write a page to read; needs the extra `report`.")]
 
 Show = Callable[[str, int, int], None]
