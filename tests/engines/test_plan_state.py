@@ -131,8 +131,12 @@ def lose_the_time_zone(path: Path) -> None:
     ],
 )
 def test_a_bad_file_leaves_the_plan_beside_it_to_serve(
-    repository_path: Path, spoil: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+    repository_path: Path,
+    spoil: Callable[[Path], object],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(plans.log, "disabled", False)  # by a library that configured logging, tests ago
     good = plans.obtain(repository_path, "tiny", RTX).path
     bad = plans.obtain(repository_path, "tiny", RTX, profile=Profile(1, 2, 4)).path
     assert taken(repository_path) == bad.name
