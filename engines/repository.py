@@ -98,6 +98,8 @@ def read_config(repository: Path, name: str, version: int | None = None) -> Mode
     path = repository / name / CONFIG
     with _readable(path):
         if not path.is_file():
+            if not repository.is_dir():
+                raise RepositoryError(f"no model repository at {repository}")
             names = sorted(file.parent.name for file in repository.glob(f"*/{CONFIG}"))
             raise RepositoryError(f"no model {name!r} in {repository}; it has {names}")
     served = _config(path, name)

@@ -67,7 +67,7 @@ class Worker:
         self._store: Store | None = None
         self._publisher = Publisher(settings)
         self._joined = False
-        self._redis_up = False
+        self._redis_up: bool | None = None  # nobody has asked yet
 
     async def run(self) -> None:
         """Work until a signal comes or something fatal happens.

@@ -85,6 +85,7 @@ def replay(
         dry_run,
     )
     with told("replay"):
+        order.refuse_empty()
         live = settings_of(settings_file, None)
         settings = settings_of(settings_file, model_repository)
         check_report(report)

@@ -103,7 +103,12 @@ def demo(
     if board and board_port is None:
         board_port = embedded.free_port()
     if images is None and source == SIMULATE:
-        images = SIMULATE
+        try:
+            images = SIMULATE if demo_setup.scores_pictures(model_repository) else "none"
+        except ConfigError as error:
+            raise SystemExit(f"riskstream demo: {error}") from None
+        if images == "none":
+            console.print("no pictures: the repository holds no model for them", highlight=False)
     options = demo_setup.Options(
         seconds,
         source,

@@ -92,6 +92,11 @@ def imaging_complaints(settings: Settings, cluster: ImagingCluster) -> list[str]
     return _missing(settings, [name for name, partitions in cluster.partitions.items() if not partitions])
 
 
+def unreached(settings: Settings, error: Exception) -> RetryError:
+    """Whom nobody answers for, and which setting named them."""
+    return RetryError(f"Kafka at {settings.broker} (RISKSTREAM_BROKER): {type(error).__name__}")
+
+
 async def _ask(
     settings: Settings, names: list[str], of: str, new: list[NewTopic]
 ) -> tuple[str, dict[str, int], str]:
@@ -105,7 +110,7 @@ async def _ask(
         cluster = await admin.describe_cluster()
         found = await topic_id(admin, of)
     except (KafkaError, OSError, TimeoutError) as error:
-        raise RetryError(f"Kafka: {type(error).__name__}") from None
+        raise unreached(settings, error) from None
     finally:
         await admin.close()
     return cluster["cluster_id"] or "unnamed", partition_counts(topics), found
@@ -175,7 +180,7 @@ async def create_topics(settings: Settings, names: list[str], partitions: int) -
         await admin.start()
         await _make(admin, [NewTopic(name, partitions, settings.replication) for name in names])
     except (KafkaError, OSError, TimeoutError) as error:
-        raise RetryError(f"Kafka: {type(error).__name__}") from None
+        raise unreached(settings, error) from None
     finally:
         await admin.close()
 

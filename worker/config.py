@@ -323,7 +323,7 @@ def load(file: Path | None = None, **overrides: Any) -> Settings:
         raise ConfigError(f"not JSON: {error}") from None
     except ValidationError as error:
         lines = [
-            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}"
+            ": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, "))))
             for e in error.errors(include_input=False, include_url=False)
         ]
         raise ConfigError("; ".join(lines)) from None

@@ -11,8 +11,10 @@ from typing import Any
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, for_code
 
+from engines.errors import EngineError
 from worker import config, embedded, store
 from worker.config import Settings
+from worker.policies import imaging_config
 from worker.recording import Choice
 
 PARTITIONS = 8
@@ -49,6 +51,19 @@ class Options:
     model_repository: Path | None = None
     board_port: int | None = None
     images: str | None = None
+
+
+def scores_pictures(model_repository: Path | None) -> bool:
+    """Whether the repository, the settings' one unless given, has the model that scores pictures.
+
+    Raises:
+        ConfigError: the settings cannot be used.
+    """
+    settings = config.load(**({"model_repository": model_repository} if model_repository else {}))
+    try:
+        return imaging_config(settings) is not None
+    except EngineError:
+        return False
 
 
 def surroundings(options: Options, stack: ExitStack) -> tuple[Settings, dict[str, str]]:

@@ -183,14 +183,15 @@ def _data_set(path: Path, choice: Choice) -> Pictures:
 def _folder(folder: Path, choice: Choice) -> Pictures:
     told = _manifest(folder / MANIFEST, choice.zone) if (folder / MANIFEST).is_file() else {}
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    missing = sorted(set(told) - {path.relative_to(folder).as_posix() for path in files})
-    if missing:
-        raise SourceError(f"{MANIFEST} names {len(missing)} files that are not there")
     pictures = [path for path in files if _is_picture(path)]
     if not pictures:
         raise SourceError(f"{folder} holds no PNG, JPEG or DICOM file")
     chosen = pictures[: choice.limit]
-    left_out: list[str] = []
+    named = {folder / name for name in told}.difference(pictures)
+    left_out = []
+    for path in sorted(named):
+        why = "no PNG, JPEG or DICOM file" if path in files else "not there"
+        left_out.append(f"{path}: {MANIFEST} names it, and it is {why}")
 
     def events() -> Iterator[ImagingEvent]:
         for path in chosen:
@@ -201,7 +202,7 @@ def _folder(folder: Path, choice: Choice) -> Pictures:
             else:
                 yield event
 
-    return Pictures(events, len(chosen), len(files) - len(pictures), left_out)
+    return Pictures(events, len(chosen), len(set(files).difference(pictures, named)), left_out)
 
 
 def _of_file(path: Path, choice: Choice, told: _Told | None) -> ImagingEvent:

@@ -56,6 +56,12 @@ class ReplayOrder(NamedTuple):
     create: bool = False
     dry: bool = False
 
+    def refuse_empty(self) -> None:
+        """Raise FatalError where the stretch ends before it begins."""
+        for first, end in zip(self.since, self.until, strict=True):
+            if first is not None and end is not None and first >= end:
+                raise FatalError("--from is not before --to: there is nothing between them")
+
 
 class Replayed(NamedTuple):
     """What a replay gave.

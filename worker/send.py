@@ -103,6 +103,7 @@ class Sender:
         self._on_confirmed = on_confirmed
         self._record_to = record_to
         self._failure: BaseException | None = None
+        self._broker = settings.broker
         self._producer: Any = AIOKafkaProducer(
             **settings.kafka_client(),
             client_id="riskstream-send",
@@ -116,7 +117,10 @@ class Sender:
             await self._producer.start()
         except (KafkaError, OSError) as error:
             await self._producer.stop()
-            raise SendError(f"cannot connect to the broker: {type(error).__name__}") from error
+            raise SendError(
+                f"cannot connect to the broker at {self._broker} ({type(error).__name__}): see "
+                "RISKSTREAM_BROKER"
+            ) from error
         return self
 
     async def __aexit__(self, *_: object) -> None:

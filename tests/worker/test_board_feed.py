@@ -203,7 +203,7 @@ async def test_the_command_serves_without_a_broker_logs_no_address_and_ends_on_s
         ),
         (
             {"BOARD_TOKEN": "short"},
-            "riskstream board: settings: Value error, board_token must have",
+            "riskstream board: board_token must have",
         ),
     ],
 )

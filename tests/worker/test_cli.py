@@ -114,5 +114,6 @@ def test_paragraphs_of_help_flow(path: tuple[str, ...], columns: int) -> None:
 
 
 def test_a_broker_that_is_away_is_told_in_one_line() -> None:
-    told = ended("-m", "worker.cli", "policy", "list", BROKER=f"{LOOPBACK}:{free_port()}").stderr
-    assert told == "error: Kafka: KafkaConnectionError\n"
+    broker = f"{LOOPBACK}:{free_port()}"
+    told = ended("-m", "worker.cli", "policy", "list", BROKER=broker).stderr
+    assert told == f"error: Kafka at {broker} (RISKSTREAM_BROKER): KafkaConnectionError\n"

@@ -152,7 +152,6 @@ def test_a_file_whose_name_no_event_can_hold_is_left_out(tmp_path: Path) -> None
     [
         ("a.png,p,yesterday\n", "row 2: time"),
         ("a.png,,2026-01-31T12:00:00Z\n", "row 2: the columns"),
-        ("b.png,p,2026-01-31T12:00:00Z\n", "1 files that are not there"),
     ],
 )
 def test_a_wrong_manifest_is_said_before_anything_is_sent(tmp_path: Path, rows: str, says: str) -> None:
@@ -160,6 +159,23 @@ def test_a_wrong_manifest_is_said_before_anything_is_sent(tmp_path: Path, rows: 
     (tmp_path / "events.csv").write_text("file,patient,time\n" + rows)
     with pytest.raises(SourceError, match=says):
         imaging_source.read(str(tmp_path), Choice())
+
+
+def test_what_the_manifest_names_and_cannot_be_sent_keeps_nothing_else_back(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "b.png").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("nor is this, but nobody names it")
+    rows = [f"{name}.png,p,2026-01-31T12:00:00Z" for name in "abc"]
+    (tmp_path / "events.csv").write_text("\n".join(["file,patient,time", *rows]))
+    found = imaging_source.read(str(tmp_path), Choice())
+    assert len(list(found.open())) == 1
+    assert (found.skipped, [why.partition(": ")[2] for why in found.left_out]) == (
+        1,
+        [
+            "events.csv names it, and it is no PNG, JPEG or DICOM file",
+            "events.csv names it, and it is not there",
+        ],
+    )
 
 
 def test_a_dicom_header_of_another_maker() -> None:
