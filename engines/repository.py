@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isqrt
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,6 +59,13 @@ REFERENCE_BACKEND = "onnxruntime"
 """The backend that others are held against, and that stands in for them."""
 
 BACKENDS = (REFERENCE_BACKEND, "onnxruntime-cuda", *tensorrt_module.BACKENDS)
+
+
+class Proved(NamedTuple):
+    """An engine that serves, and its golden.npz: it can be asked for them again."""
+
+    engine: Engine
+    golden: dict[str, F32]
 
 
 def list_models(repository: Path = SHIPPED) -> list[ModelConfig]:
@@ -176,6 +184,26 @@ def load(
         BuildError: the backend runs plans, and this model's cannot be built or written.
     """
     config = read_config(repository, name, version)
+    return load_version(
+        repository, config, backend, plans, memory_limit, precision=precision, read_only=read_only
+    ).engine
+
+
+def load_version(
+    repository: Path,
+    config: ModelConfig,
+    backend: str,
+    plans: Path | None = None,
+    memory_limit: int | None = None,
+    *,
+    precision: Precision = "fp32",
+    read_only: bool = False,
+) -> Proved:
+    """As `load`, by the config in hand: by now config.json may name another version, or be damaged.
+
+    Returns:
+        The engine, and the golden data that it reproduces.
+    """
     engine = load_unproved(
         repository, config, backend, plans, memory_limit, precision=precision, read_only=read_only
     )
@@ -186,7 +214,7 @@ def load(
     except BaseException:
         engine.close()
         raise
-    return engine
+    return Proved(engine, golden)
 
 
 def load_unproved(
