@@ -309,7 +309,7 @@ def verify(engine: Engine, golden: dict[str, F32]) -> None:
 
     Raises:
         GoldenError: an output is absent, of another shape or no numbers with a fraction, or differs by more
-            than the engine's `golden_tolerance`.
+            than the engine's `golden_tolerance` of it.
         InputError: the golden inputs do not fit the config.
     """
     inputs = {key.removeprefix("in/"): array for key, array in golden.items() if key.startswith("in/")}
@@ -319,7 +319,7 @@ def verify(engine: Engine, golden: dict[str, F32]) -> None:
 
 
 def _compare(engine: Engine, actual: dict[str, F32], expected: dict[str, F32]) -> None:
-    name, tolerance = engine.config.name, engine.golden_tolerance
+    name = engine.config.name
     rows = len(next(iter(actual.values())))
     if expected.keys() != actual.keys():
         raise GoldenError(f"{name}: golden.npz has outputs {sorted(expected)}, the engine {sorted(actual)}")
@@ -330,7 +330,7 @@ def _compare(engine: Engine, actual: dict[str, F32], expected: dict[str, F32]) -
                 f"{name}: {tensor} is {array.dtype}{list(array.shape)} in golden.npz, the engine gave "
                 f"{came.dtype}{list(came.shape)}"
             )
-        difference = float(np.max(np.abs(array - came)))
+        difference, tolerance = float(np.max(np.abs(array - came))), engine.golden_tolerance(tensor)
         if not difference <= tolerance:  # so that NaN fails
             raise GoldenError(
                 f"{name}: {tensor} differs from golden.npz by {difference:.3g}, over {tolerance:g}, in a "
