@@ -89,7 +89,7 @@ def versions(repository: Path, name: str) -> list[int]:
     served = read_config(repository, name).version
     with _readable(repository / name):
         found = (repository / name).glob(f"[1-9]*/{CONFIG}")
-        return sorted({served} | {int(file.parent.name) for file in found if _numbered(file)})
+        return sorted({served} | {int(file.parent.name) for file in found if numbered(file.parent)})
 
 
 def read_config(repository: Path, name: str, version: int | None = None) -> ModelConfig:
@@ -382,8 +382,9 @@ def _config(path: Path, name: str) -> ModelConfig:
     return config
 
 
-def _numbered(file: Path) -> bool:
-    return file.parent.name.isascii() and file.parent.name.isdigit()
+def numbered(folder: Path) -> bool:
+    """Whether a folder is named as those of versions are."""
+    return folder.name.isascii() and folder.name.isdigit()
 
 
 def _bytes(path: Path) -> bytes:
