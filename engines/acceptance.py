@@ -5,7 +5,7 @@ files      model.onnx is the one that config.json names, its tensors are those, 
 outputs    on random inputs: finite, risks and probabilities between 0 and 1, not all the same
 hostile    the same, where nothing was measured or everything is at the edge of what is plausible
 batches    row i of a batch has the same bytes alone and among others; on a GPU, where kernels may differ by
-           batch size, the same within the model's golden_tolerance
+           batch size, the same within the engine's golden tolerance
 speed      milliseconds a row, alone and in company; never a complaint
 reference  of a series model: reference.json is this model's; without one drift is not watched, no complaint
 """
@@ -125,19 +125,22 @@ def _hostile(engine: Engine) -> tuple[bool, str]:
 
 
 def _batches(engine: Engine) -> tuple[bool, str]:
-    return _companies(engine, lambda one, other: one.tobytes() == other.tobytes(), "have the same bytes")
+    return _companies(engine, lambda _, one, other: one.tobytes() == other.tobytes(), "have the same bytes")
 
 
 def _batches_nearly(engine: Engine) -> tuple[bool, str]:
-    tolerance = engine.golden_tolerance
+    def alike(name: str, one: F32, other: F32) -> bool:
+        return bool(np.max(np.abs(one - other)) <= engine.golden_tolerance(name))
 
-    def alike(one: F32, other: F32) -> bool:
-        return bool(np.max(np.abs(one - other)) <= tolerance)
+    answer = _answer(engine)
+    return _companies(
+        engine,
+        alike,
+        f"agree within the golden tolerance, {answer} within {engine.golden_tolerance(answer):g},",
+    )
 
-    return _companies(engine, alike, f"agree within {tolerance:g}")
 
-
-def _companies(engine: Engine, alike: Callable[[F32, F32], bool], told: str) -> tuple[bool, str]:
+def _companies(engine: Engine, alike: Callable[[str, F32, F32], bool], told: str) -> tuple[bool, str]:
     """Whether rows are alike alone, in parts of a batch and in all of it."""
     rows = _rows(engine)
     if rows == 1:
@@ -147,7 +150,7 @@ def _companies(engine: Engine, alike: Callable[[F32, F32], bool], told: str) -> 
     for chosen in (*([i] for i in range(rows)), range(rows // 2), range(1, rows, 3)):
         part = engine.run({name: array[list(chosen)] for name, array in inputs.items()})
         for name, array in part.items():
-            if not alike(array, together[name][list(chosen)]):
+            if not alike(name, array, together[name][list(chosen)]):
                 return False, f"{name} of a row differs between a batch of {rows} and one of {len(chosen)}"
     return True, f"{rows} rows {told} alone, in parts and together"
 

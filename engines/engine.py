@@ -8,9 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import InputError
+from engines.precision import Precision
 from schemas.model_config import ModelConfig
 
 F32 = NDArray[np.float32]
+
+ANSWERS = frozenset({"risk", "probability"})
+"""What alerts are decided by: `risk` of a series model, `probability` of an image model."""
+
+ANSWER_SHARE = 0.1
+"""Of `golden_tolerance_fp16`, what is left to `ANSWERS`. That is sized for forecasts and activation maps,
+which fp16 moves ten times further than it moves risks; as much on a risk would change decisions."""
 
 
 class Parts(NamedTuple):
@@ -37,22 +45,29 @@ class Engine(abc.ABC):
         one_by_one: a batch's rows are computed alone, one after the other.
         in_flight: batches that it gains by having at once; more than it computes at once, if copying one to
             a device overlaps computing another.
-        golden_tolerance: how far outputs may lie from the golden data; the config's, for what it computes in.
+        precision: what it computes in.
     """
 
     one_by_one = False
     in_flight = 1
+    precision: Precision = "fp32"
 
     def __init__(self, config: ModelConfig, backend: str) -> None:
         self.config = config
         self.backend = backend
-        self.golden_tolerance = config.golden_tolerance
         self.input_dims = {tensor.name: tensor.dims for tensor in config.input} | {
             pair.input: pair.dims for pair in config.state
         }
         self.output_dims = {tensor.name: tensor.dims for tensor in config.output} | {
             pair.output: pair.dims for pair in config.state
         }
+
+    def golden_tolerance(self, output: str) -> float:
+        """How far an output may lie from the golden data: the config's, for what the engine computes in."""
+        if self.precision == "fp32":
+            return self.config.golden_tolerance
+        share = ANSWER_SHARE if output in ANSWERS else 1.0
+        return share * self.config.golden_tolerance_fp16
 
     def run(self, inputs: Mapping[str, F32]) -> dict[str, F32]:
         """Compute one batch.

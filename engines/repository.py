@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isqrt
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,6 +61,13 @@ REFERENCE_BACKEND = "onnxruntime"
 BACKENDS = (REFERENCE_BACKEND, "onnxruntime-cuda", *tensorrt_module.BACKENDS)
 
 
+class Proved(NamedTuple):
+    """An engine that serves, and its golden.npz: it can be asked for them again."""
+
+    engine: Engine
+    golden: dict[str, F32]
+
+
 def list_models(repository: Path = SHIPPED) -> list[ModelConfig]:
     """Configs of every model folder, by name. Nothing but the configs is read.
 
@@ -81,7 +89,7 @@ def versions(repository: Path, name: str) -> list[int]:
     served = read_config(repository, name).version
     with _readable(repository / name):
         found = (repository / name).glob(f"[1-9]*/{CONFIG}")
-        return sorted({served} | {int(file.parent.name) for file in found if _numbered(file)})
+        return sorted({served} | {int(file.parent.name) for file in found if numbered(file.parent)})
 
 
 def read_config(repository: Path, name: str, version: int | None = None) -> ModelConfig:
@@ -178,6 +186,26 @@ def load(
         BuildError: the backend runs plans, and this model's cannot be built or written.
     """
     config = read_config(repository, name, version)
+    return load_version(
+        repository, config, backend, plans, memory_limit, precision=precision, read_only=read_only
+    ).engine
+
+
+def load_version(
+    repository: Path,
+    config: ModelConfig,
+    backend: str,
+    plans: Path | None = None,
+    memory_limit: int | None = None,
+    *,
+    precision: Precision = "fp32",
+    read_only: bool = False,
+) -> Proved:
+    """As `load`, by the config in hand: by now config.json may name another version, or be damaged.
+
+    Returns:
+        The engine, and the golden data that it reproduces.
+    """
     engine = load_unproved(
         repository, config, backend, plans, memory_limit, precision=precision, read_only=read_only
     )
@@ -188,7 +216,7 @@ def load(
     except BaseException:
         engine.close()
         raise
-    return engine
+    return Proved(engine, golden)
 
 
 def load_unproved(
@@ -283,7 +311,7 @@ def verify(engine: Engine, golden: dict[str, F32]) -> None:
 
     Raises:
         GoldenError: an output is absent, of another shape or no numbers with a fraction, or differs by more
-            than the engine's `golden_tolerance`.
+            than the engine's `golden_tolerance` of it.
         InputError: the golden inputs do not fit the config.
     """
     inputs = {key.removeprefix("in/"): array for key, array in golden.items() if key.startswith("in/")}
@@ -293,7 +321,7 @@ def verify(engine: Engine, golden: dict[str, F32]) -> None:
 
 
 def _compare(engine: Engine, actual: dict[str, F32], expected: dict[str, F32]) -> None:
-    name, tolerance = engine.config.name, engine.golden_tolerance
+    name = engine.config.name
     rows = len(next(iter(actual.values())))
     if expected.keys() != actual.keys():
         raise GoldenError(f"{name}: golden.npz has outputs {sorted(expected)}, the engine {sorted(actual)}")
@@ -304,7 +332,7 @@ def _compare(engine: Engine, actual: dict[str, F32], expected: dict[str, F32]) -
                 f"{name}: {tensor} is {array.dtype}{list(array.shape)} in golden.npz, the engine gave "
                 f"{came.dtype}{list(came.shape)}"
             )
-        difference = float(np.max(np.abs(array - came)))
+        difference, tolerance = float(np.max(np.abs(array - came))), engine.golden_tolerance(tensor)
         if not difference <= tolerance:  # so that NaN fails
             raise GoldenError(
                 f"{name}: {tensor} differs from golden.npz by {difference:.3g}, over {tolerance:g}, in a "
@@ -356,8 +384,9 @@ def _config(path: Path, name: str) -> ModelConfig:
     return config
 
 
-def _numbered(file: Path) -> bool:
-    return file.parent.name.isascii() and file.parent.name.isdigit()
+def numbered(folder: Path) -> bool:
+    """Whether a folder is named as those of versions are."""
+    return folder.name.isascii() and folder.name.isdigit()
 
 
 def _bytes(path: Path) -> bytes:

@@ -73,8 +73,7 @@ class TensorRTEngine(Engine):
         """
         named = "" if precision == "fp32" else f"-{precision}"
         super().__init__(config, f"{module.__name__.replace('_', '-')}-cuda{named}")
-        if precision == "fp16":
-            self.golden_tolerance = config.golden_tolerance_fp16
+        self.precision = precision
         self._module, self._driver = module, driver
         self._cache_file = cache
         self._device = device(driver)

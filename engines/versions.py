@@ -108,22 +108,6 @@ def history(models: Path, name: str) -> list[Served]:
     return noted
 
 
-def require_replaceable(models: Path, name: str, version: int) -> None:
-    """Refuse to make a version anew, served at once and without proof, where others stand beside it.
-
-    Raises:
-        RepositoryError: the model has another version.
-    """
-    others = [
-        number for file in (models / name).glob(f"*/{CONFIG}") if (number := file.parent.name) != str(version)
-    ]
-    if others:
-        raise RepositoryError(
-            f"{models / name} holds other versions too: {', '.join(sorted(others))}; train into another "
-            "repository, and bring model.onnx and config.json here with `riskstream model add`"
-        )
-
-
 def settle(folder: Path) -> None:
     """End a change that was stopped half-way, in favour of the version that is served.
 

@@ -165,6 +165,9 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     classes: of an image model, one of which holds.
     findings: the classes that are the outcome: the risk is the sum of their probabilities.
     digest: SHA-256 of this version's model.onnx, in hex.
+    golden_tolerance: how far any output may lie from the golden data.
+    golden_tolerance_fp16: the same of what a plan of fp16 computes; `risk` and `probability`, which decide,
+        may lie a tenth of it off.
     """
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]

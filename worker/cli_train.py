@@ -1,7 +1,7 @@
 """`riskstream model train`."""
 
+import dataclasses
 import re
-from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast
 import typer
 from rich.console import Console
 
-from engines import evaluate_images, physionet2012
+from engines import evaluate_images, physionet2012, staging
 from engines.errors import EngineError, ExtraError, KindError
 from engines.labelled import LabelledImages
 from schemas.model_config import ImageInput
@@ -30,7 +30,7 @@ SIZE = 224
 """Pixels of a side, where the data do not say: what networks for radiographs are usually given."""
 
 OUT = Path("models")
-"""Not the repository that workers serve: a model that is put there serves at once, whatever it is worth."""
+"""Not the shipped repository. Workers may serve this one: a model that is there stays the served one."""
 
 NEEDED = ("jinja2", "matplotlib", "onnx", "onnxscript", "sklearn", "torch")
 """Modules of the extra `train`; some of them are in other extras too, which are not enough."""
@@ -63,10 +63,15 @@ def train(
     out: Annotated[
         Path,
         typer.Option(
-            help="Repository to write to, made where there is none; a model of that name is replaced.",
+            help="Repository to write to, made where there is none. A model of that name is given another "
+            "version, which `model serve` serves.",
             metavar="DIR",
         ),
     ] = OUT,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Put it in place of the model of that name, which has one version."),
+    ] = False,
     threads: Annotated[
         int, typer.Option(min=1, help="Processor cores; they change nothing but the time.")
     ] = 2,
@@ -94,14 +99,25 @@ def train(
             raise EngineError(f"there is no training for {what!r}; there is for {', '.join(TRAINABLE)}")
         if what == IMAGING and folds is not None:
             raise KindError(f"--folds is for {' and '.join(SERIES)}; {IMAGING} does without")
-        run = _imaging if what == IMAGING else partial(_series, what, folds)
+        run = partial(_imaging, replace) if what == IMAGING else partial(_series, what, folds, replace)
         title, figures = run(data, out, threads, asked, shown(progress))
     print_figures(f"{title}, cross-validation", figures)
     Console().print(
-        f"wrote {out / title}; riskstream model check {title} --repository {out}",
+        _written(title, out, figures["model"]["version"]),
         markup=False,
         highlight=False,
         soft_wrap=True,
+    )
+
+
+def _written(name: str, out: Path, version: int) -> str:
+    """What was written, and what to do with it."""
+    if version == staging.FIRST:
+        return f"wrote {out / name}; riskstream model check {name} --repository {out}"
+    asked = f"{name} --version {version} --repository {out}"
+    return (
+        f"wrote {out / name / str(version)}, which is not served: riskstream model check {asked}, then "
+        f"riskstream model serve {asked}"
     )
 
 
@@ -117,7 +133,7 @@ def _check_extra() -> None:
 
 
 def _series(
-    what: str, folds: Path | None, data: str, out: Path, threads: int, asked: Asked, show: Show
+    what: str, folds: Path | None, replace: bool, data: str, out: Path, threads: int, asked: Asked, show: Show
 ) -> tuple[str, dict[str, Any]]:
     given = [f"--{name}" for name, value in asked._asdict().items() if value is not None]
     if given:
@@ -126,10 +142,12 @@ def _series(
     _check_extra()
     from engines.train import vitals
 
-    return what, vitals.train(source, out, show, vitals.Plan(processes=threads), what, folds)
+    return what, vitals.train(source, out, show, vitals.Plan(processes=threads), what, folds, replace=replace)
 
 
-def _imaging(data: str, out: Path, threads: int, asked: Asked, show: Show) -> tuple[str, dict[str, Any]]:
+def _imaging(
+    replace: bool, data: str, out: Path, threads: int, asked: Asked, show: Show
+) -> tuple[str, dict[str, Any]]:
     images = evaluate_images.open_source(data)
     _check_extra()
     from engines.train import imaging
@@ -137,7 +155,7 @@ def _imaging(data: str, out: Path, threads: int, asked: Asked, show: Show) -> tu
     subject = _subject(images, asked)
     plan = _plan(asked, threads)
     command = f"riskstream model train imaging --data {data.partition(':')[0]}:PATH{_repeated(asked)}"
-    return subject.name, imaging.train(images, out, subject, plan, show, command)
+    return subject.name, imaging.train(images, out, subject, plan, show, command, replace=replace)
 
 
 def _subject(images: LabelledImages, asked: Asked) -> "Subject":
@@ -185,7 +203,9 @@ def _model_name(asked: str | None, findings: tuple[str, ...]) -> str:
 def _plan(asked: Asked, threads: int) -> "Plan":
     from engines.train import imaging
 
-    recipe = imaging.RECIPE if asked.epochs is None else replace(imaging.RECIPE, epochs=asked.epochs)
+    recipe = (
+        imaging.RECIPE if asked.epochs is None else dataclasses.replace(imaging.RECIPE, epochs=asked.epochs)
+    )
     return imaging.Plan(
         recipe=recipe,
         members=asked.members or imaging.MEMBERS,

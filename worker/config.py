@@ -129,7 +129,7 @@ class Settings(ImagingSettings):
     precision: Literal["fp32", "fp16"] = Field(
         "fp32",
         description="what a plan computes in, for the backends tensorrt and tensorrt-rtx; fp16 too is held "
-        "to golden data, within the model's golden_tolerance_fp16",
+        "to golden data, within the model's golden_tolerance_fp16, its risk within a tenth of that",
     )
     plans: Path | None = Field(
         None,

@@ -173,9 +173,7 @@ def _files(settings: Settings) -> Files | None:
 def _proven(settings: Settings, config: ModelConfig, backend: str, with_watch: bool) -> Proven:
     models = settings.model_repository
     try:
-        # By the config in hand: by now config.json may name another version, or be damaged.
-        golden = repository.golden_of(models, config)
-        engine = repository.load_unproved(
+        engine, golden = repository.load_version(
             models,
             config,
             backend,
@@ -184,8 +182,6 @@ def _proven(settings: Settings, config: ModelConfig, backend: str, with_watch: b
             precision=settings.precision_on(backend),
         )
         try:
-            repository.verify(engine, golden)
-            repository.warm_up(engine, golden)
             counts = watch(models, config) if with_watch and config.kind != "image" else None
         except BaseException:
             engine.close()

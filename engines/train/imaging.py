@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import card, evaluate, judge, report, repository, versions
+from engines import card, evaluate, judge, report, repository, staging
 from engines.activation import check_activation
 from engines.engine import F32
 from engines.evaluate_images import (
@@ -37,8 +37,6 @@ from engines.train.image_members import Pictures, Task, train_members
 from engines.train.image_network import Ensemble, Member
 from engines.train.image_parts import Material, Progress, check_classes, divided, material
 from schemas.model_config import Batching, ImageInput, Level, ModelConfig, Policy, Tensor
-
-VERSION = 1
 
 POLICY = Policy(
     version="1",
@@ -108,8 +106,10 @@ def train(
     plan: Plan,
     progress: Progress,
     command: str = "riskstream model train imaging",
+    *,
+    replace: bool = False,
 ) -> dict[str, Any]:
-    """Train, judge and write the model folder `out`/name.
+    """Train, judge and write the model folder `out`/name, or its next version beside those that it has.
 
     Args:
         images: pictures with splits, or all to be learnt from; those of the split test stay closed.
@@ -118,19 +118,20 @@ def train(
         plan: how.
         progress: told (what, done, of).
         command: what makes the folder again, for the report.
+        replace: put it in place of the model of that name instead.
 
     Returns:
         The content of evaluation.json.
 
     Raises:
-        RepositoryError: the model has versions beside the one that would be replaced.
+        RepositoryError, KindError: as `staging.staged`, before anything is read.
         DatasetError: a picture cannot be read, or a class has too few.
     """
-    versions.require_replaceable(out, subject.name, VERSION)
-    found = material(images.named(subject.classes), subject.image, progress)
-    check_classes(found, plan.members)
-    result = _trained(found, plan, progress)
-    return _write(out / subject.name, subject, found, result, plan, progress, command)
+    with staging.staged(out, subject.name, "image", replace=replace) as into:
+        found = material(images.named(subject.classes), subject.image, progress)
+        check_classes(found, plan.members)
+        result = _trained(found, plan, progress)
+        return _write(into, subject, found, result, plan, progress, command)
 
 
 def _trained(found: Material, plan: Plan, progress: Progress) -> Result:
@@ -158,7 +159,7 @@ def _trained(found: Material, plan: Plan, progress: Progress) -> Result:
 
 
 def _write(
-    folder: Path,
+    into: staging.Staged,
     subject: Subject,
     found: Material,
     result: Result,
@@ -166,16 +167,18 @@ def _write(
     progress: Progress,
     command: str,
 ) -> dict[str, Any]:
+    folder = into.folder
     factor = temperature(result.out_of_part, found.images.labels)
     ensemble = Ensemble(result.members, factor)
     graph = image_export.to_onnx(ensemble, subject.image.dims)
-    config = config_of(subject, hashlib.sha256(graph).hexdigest(), ensemble.map_dims(subject.image.dims))
+    digest = hashlib.sha256(graph).hexdigest()
+    config = config_of(subject, digest, ensemble.map_dims(subject.image.dims), into.version)
     evaluation = _evaluation(config, graph, found, result, plan, progress) | {
         "calibration": {"factor": factor},
         "reproduce": evaluate.reproduction(command, ("numpy", "onnxruntime", "onnx", "torch", "pillow")),
     }
-    version = folder / str(VERSION)
-    version.mkdir(parents=True, exist_ok=True)
+    version = folder / str(into.version)
+    version.mkdir()
     (version / GRAPH).write_bytes(graph)
     golden = image_export.golden(ensemble, image_export.synthetic_images(subject.image.dims))
     (version / GOLDEN).write_bytes(golden)
@@ -332,13 +335,15 @@ def temperature(found: F32, labels: NDArray[np.int64]) -> float:
     return round(float(np.exp((low + high) / 2)), 6)
 
 
-def config_of(subject: Subject, digest: str, map_dims: tuple[int, int]) -> ModelConfig:
+def config_of(
+    subject: Subject, digest: str, map_dims: tuple[int, int], version: int = staging.FIRST
+) -> ModelConfig:
     """The config of a graph: its tensors, its classes, its policy."""
     classes = len(subject.classes)
     return ModelConfig(
         name=subject.name,
         kind="image",
-        version=VERSION,
+        version=version,
         outcome=f"{' or '.join(subject.findings)}, as those who labelled the pictures saw it",
         input=(Tensor("image", subject.image.dims),),
         output=(Tensor("probability", (classes,)), Tensor("activation", (classes, *map_dims))),

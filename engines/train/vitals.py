@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import card, drift, drift_reference, evaluate, judge, metrics, physionet2012, report, versions
+from engines import card, drift, drift_reference, evaluate, judge, metrics, physionet2012, report, staging
 from engines.baselines import Baseline, compared
 from engines.errors import DatasetError
 from engines.folds import FOLDS, Folds, fold_name
 from engines.forecasts import Forecasts
 from engines.physionet2012 import Stay
-from engines.repository import BACKTEST, BASELINES, CONFIG, EVALUATION, GOLDEN, GRAPH, PAGE
+from engines.repository import BASELINES, CONFIG, EVALUATION, GOLDEN, GRAPH, PAGE
 from engines.robustness import Probe
 from engines.train import baselines, calibrate, export, facts
 from engines.train.data import Material, aligned_rows, chosen, training_rows
@@ -32,7 +32,7 @@ from schemas.features import CHANNEL, FEATURES
 from schemas.model_config import Batching, Forecast, ModelConfig, Policy, StatePair, Tensor
 from schemas.window import FILL, WINDOW_BINS, Rows, rows
 
-VERSION, OUTCOME = 1, "in-hospital death"
+OUTCOME = "in-hospital death"
 
 MODELS: dict[str, tuple[str, ...]] = {
     "vitals": tuple(feature.name for feature in FEATURES),
@@ -169,36 +169,39 @@ def train(
     plan: Plan = FULL,
     name: str = "vitals",
     folds: Path | None = None,
+    *,
+    replace: bool = False,
 ) -> dict[str, object]:
-    """Train, judge and write the model folder `out`/`name`.
+    """Train, judge and write the model folder `out`/`name`, or its next version beside those that it has.
 
     Args:
         source: folder or archive in the Challenge's format.
-        out: repository; an existing model of the name is replaced.
+        out: repository.
         progress: told (what, done, of).
         plan: how much is trained.
         name: one of `MODELS`.
         folds: folder that is given the models of the cross-validation, for choosing a policy.
+        replace: put it in place of the model of that name instead.
 
     Returns:
         The content of evaluation.json.
 
     Raises:
-        RepositoryError: the model has versions beside the one that would be replaced.
+        RepositoryError, KindError: as `staging.staged`, before anything is read.
         DatasetError: the data set cannot be read, or a stay has no outcome.
         EngineError: a training process was killed.
     """
-    versions.require_replaceable(out, name, VERSION)
-    progress("reading stays", 0, 0)
-    stays = physionet2012.read(source)
-    _check(stays, plan)
-    accepted = [physionet2012.clean(stay) for stay in stays]
-    made = aligned_rows(accepted)
-    material = _material(stays, accepted, made, plan, columns_of(name), progress)
-    result = _cross_validate(material, plan, name, progress)
-    if folds is not None:
-        _write_folds(folds, name, stays, result)
-    return _write(out / name, name, stays, made, result, plan, progress)
+    with staging.staged(out, name, "windowed-series", replace=replace) as into:
+        progress("reading stays", 0, 0)
+        stays = physionet2012.read(source)
+        _check(stays, plan)
+        accepted = [physionet2012.clean(stay) for stay in stays]
+        made = aligned_rows(accepted)
+        material = _material(stays, accepted, made, plan, columns_of(name), progress)
+        result = _cross_validate(material, plan, name, progress)
+        if folds is not None:
+            _write_folds(folds, name, stays, result)
+        return _write(into, name, stays, made, result, plan, progress)
 
 
 def columns_of(name: str) -> NDArray[np.intp]:
@@ -272,38 +275,47 @@ def _write_folds(folder: Path, name: str, stays: list[Stay], result: Result) -> 
             platt(result.logits[result.folds != fold]), died[result.folds != fold]
         )
         step = ensemble.step(Calibration(*platt))
-        _write_model(folder / fold_name(name, fold), fold_name(name, fold), name, step, policy, made)
+        into = staging.Staged(folder / fold_name(name, fold), staging.FIRST)
+        _write_model(into, name, step, policy, made)
     by_record = {stay.record: int(fold) for stay, fold in zip(stays, result.folds, strict=True)}
     described = physionet2012.described(stays)
     (folder / FOLDS).write_bytes(evaluate.pretty(Folds(name, str(described["digest"]), by_record)))
 
 
-def _write_model(folder: Path, name: str, form: str, step: Step, policy: Policy, made: Rows) -> ModelConfig:
+def _write_model(into: staging.Staged, form: str, step: Step, policy: Policy, made: Rows) -> ModelConfig:
     """A model folder's graph, golden data and config; returns the config. `form` is one of `MODELS`."""
     graph = export.to_onnx(step)
-    config = _config(name, form, step, hashlib.sha256(graph).hexdigest(), policy)
-    version = folder / str(VERSION)
+    digest = hashlib.sha256(graph).hexdigest()
+    config = _config(into.folder.name, form, step, digest, policy, into.version)
+    version = into.folder / str(into.version)
     version.mkdir(parents=True, exist_ok=True)
     (version / GRAPH).write_bytes(graph)
     (version / GOLDEN).write_bytes(export.golden(step, made, columns_of(form)))
-    (folder / CONFIG).write_bytes(evaluate.pretty(config))
+    (into.folder / CONFIG).write_bytes(evaluate.pretty(config))
     return config
 
 
 def _write(
-    folder: Path, name: str, stays: list[Stay], made: Rows, result: Result, plan: Plan, progress: Progress
+    into: staging.Staged,
+    name: str,
+    stays: list[Stay],
+    made: Rows,
+    result: Result,
+    plan: Plan,
+    progress: Progress,
 ) -> dict[str, object]:
     died = np.array([stay.outcome for stay in stays], dtype=np.float32)
     platt = calibrate.platt(result.logits, died)
     policy, levels = calibrate.choose_policy(platt(result.logits), died)
     step = result.final.step(Calibration(*platt))
-    config = _write_model(folder, name, name, step, policy, synthetic_stays(plan.seed))
+    config = _write_model(into, name, step, policy, synthetic_stays(plan.seed))
+    folder = into.folder
     features = MODELS[name]
     learned = baselines.cross_validated(made, died, result.folds, features, progress)
     evaluation: dict[str, Any] = {
         "model": {
             "name": name,
-            "version": VERSION,
+            "version": config.version,
             "kind": config.kind,
             "digest": config.digest,
             "outcome": OUTCOME,
@@ -323,7 +335,6 @@ def _write(
         **_assessed(name, made, died, result, compared(stays, made, learned), plan, progress),
     }
     (folder / BASELINES).write_bytes(baselines.final(made, died, features))
-    (folder / BACKTEST).unlink(missing_ok=True)  # it was of another policy
     (folder / EVALUATION).write_bytes(evaluate.pretty(evaluation))
     hours, absent_h = drift.hours_of(made, platt(result.logits), config)
     reference = drift.make(config, hours, absent_h, evaluation["data"], "out of fold")
@@ -390,13 +401,15 @@ def _assessed(
     )
 
 
-def _config(name: str, form: str, step: Step, digest: str, policy: Policy) -> ModelConfig:
+def _config(
+    name: str, form: str, step: Step, digest: str, policy: Policy, version: int = staging.FIRST
+) -> ModelConfig:
     features = MODELS[form]
     state = StatePair("state", "state_out", (step.width,))
     return ModelConfig(
         name=name,
         kind="windowed-series",
-        version=VERSION,
+        version=version,
         outcome=OUTCOME,
         features=features,
         input=(

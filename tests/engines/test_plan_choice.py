@@ -250,9 +250,17 @@ def loaded_name(models: Path) -> str:
 
 def test_fp16_is_held_to_the_golden_tolerance(module: FakeTensorRT, models: Path) -> None:
     rewrite(models, golden_tolerance_fp16=1e-6)
-    with pytest.raises(GoldenError, match=r"differs from golden.npz by .*, over 1e-06"):
+    with pytest.raises(GoldenError, match=r"differs from golden.npz by .*, over 1e-07"):
         loaded(models, precision="fp16")
     loaded(models).close()
+
+
+def test_a_risk_that_fp16_shifts_is_refused(module: FakeTensorRT, models: Path) -> None:
+    file = models / "small/1" / repository.GOLDEN
+    golden = repository.read_golden(file)
+    np.savez(file, allow_pickle=False, **golden | {"out/risk": golden["out/risk"] + np.float32(0.0045)})
+    with pytest.raises(GoldenError, match=r"risk differs from golden.npz by 0\.004.*, over 0\.0005,"):
+        loaded(models, precision="fp16")
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "onnxruntime-cuda"])
@@ -365,7 +373,7 @@ def test_a_model_is_checked_on_its_plan(module: FakeTensorRT, models: Path, tmp_
     findings = acceptance.check(models, "small", RTX, precision="fp16", plans=kept)
     told = {finding.subject: finding for finding in findings}
     assert all(finding.well for finding in findings), findings
-    assert re.search(r"agree within 0.005", told["batches"].detail)
+    assert re.search(r"agree within the golden tolerance, risk within 0.0005,", told["batches"].detail)
     assert told["speed"].detail.endswith("on tensorrt-rtx-cuda-fp16")
     [path] = (kept / "small/1").glob("*.plan")
     made = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=Provenance)

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from engines import repository
-from engines.engine import Engine
+from engines.engine import ANSWERS, Engine
 from engines.errors import GoldenError, GraphError
 from engines.precision import to_fp16
 from tests import kinds
@@ -53,8 +53,40 @@ def test_every_shipped_graph_passes_its_golden_data_in_fp16(name: str) -> None:
     golden = repository.golden_of(repository.SHIPPED, config)
     with pytest.raises(GoldenError):
         repository.verify(engine, golden)
-    engine.golden_tolerance = config.golden_tolerance_fp16
+    engine.precision = "fp16"
     repository.verify(engine, golden)
+    engine.close()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_decides_is_held_tighter_in_fp16_than_the_rest(name: str) -> None:
+    """A risk that lies off by what a forecast may would change decisions."""
+    config = repository.read_config(repository.SHIPPED, name)
+    engine = repository.open_engine(config, to_fp16(repository.read_graph(repository.SHIPPED, config)))
+    engine.precision = "fp16"
+    golden = repository.golden_of(repository.SHIPPED, config)
+    refused = set()
+    for output in engine.output_dims:
+        shifted = golden | {f"out/{output}": golden[f"out/{output}"] + np.float32(0.0025)}
+        if output in ANSWERS:
+            with pytest.raises(GoldenError, match=f"{output} differs from golden.npz by .*, over 0.0005,"):
+                repository.verify(engine, shifted)
+            refused.add(output)
+        else:
+            repository.verify(engine, shifted)
+    assert len(refused) == 1
+    engine.close()
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_of_every_kind_the_answer_is_held_tighter(kind: str) -> None:
+    engine = kinds.engine_of(kind)
+    engine.precision = "fp16"
+    answer = "probability" if kind == "image" else "risk"
+    held = {output: engine.golden_tolerance(output) for output in engine.output_dims}
+    assert held == {output: 5e-4 if output == answer else 5e-3 for output in engine.output_dims}
+    engine.precision = "fp32"
+    assert {engine.golden_tolerance(output) for output in engine.output_dims} == {1e-4}
     engine.close()
 
 

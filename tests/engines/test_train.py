@@ -241,9 +241,6 @@ def test_the_whole_procedure_on_made_up_stays(tmp_path: Path) -> None:
         lines.append(f"{record},{int(record % 3 == 0)}")
     (tmp_path / "Outcomes-z.txt").write_text("\n".join(lines) + "\n")
     told: list[tuple[str, int, int]] = []
-    stale = tmp_path / "models/vitals/backtest.json"
-    stale.parent.mkdir(parents=True)
-    stale.write_text("{}")
     kept = tmp_path / "folds"
     models = tmp_path / "models"
     vitals.train(tmp_path, models, lambda *step: told.append(step), vitals.QUICK, folds=kept)
@@ -292,12 +289,14 @@ def test_data_that_cannot_be_learnt_from(tmp_path: Path, outcomes: dict[int, int
         vitals.train(tmp_path, tmp_path / "models", lambda *_: None, vitals.QUICK)
 
 
-def test_a_model_with_other_versions_is_not_replaced(tmp_path: Path) -> None:
-    """Told before anything is read, or trained for hours."""
-    (tmp_path / "vitals/2").mkdir(parents=True)
-    (tmp_path / "vitals/2/config.json").write_text("{}")
-    with pytest.raises(RepositoryError, match="holds other versions too: 2"):
-        vitals.train(tmp_path / "no data", tmp_path, lambda *_: None)
+@pytest.mark.parametrize("replace", [False, True])
+def test_what_the_repository_refuses_is_told_first(replace: bool, tmp_path: Path) -> None:
+    """Before anything is read, or trained for hours."""
+    for version in (1, 2):
+        (tmp_path / f"vitals/{version}").mkdir(parents=True)
+    message = r"holds the versions \[1, 2\]" if replace else "holds no config.json"
+    with pytest.raises(RepositoryError, match=message):
+        vitals.train(tmp_path / "no data", tmp_path, lambda *_: None, replace=replace)
 
 
 def test_synthetic_stays_are_plausible() -> None:

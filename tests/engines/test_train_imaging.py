@@ -3,6 +3,7 @@
 # ruff: noqa: E402
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs the extra `train`")
 
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
-from engines import evaluate_images, repository
-from engines.errors import DatasetError, RepositoryError
+from engines import evaluate_images, repository, versions
+from engines.errors import DatasetError
 from engines.labelled import LabelledImages
 from engines.train import image_export, image_fit, image_parts, imaging
 from engines.train.image_fit import Recipe
@@ -189,12 +190,55 @@ def test_a_trained_model_finds_blobs_and_says_where(tmp_path: Path) -> None:
         assert max(abs(4 * row + 2 - y), abs(4 * column + 2 - x)) <= 8
 
 
-def test_a_model_with_other_versions_is_not_replaced(tmp_path: Path) -> None:
-    (tmp_path / "x/2").mkdir(parents=True)
-    (tmp_path / "x/2/config.json").write_text("{}")
-    images = evaluate_images.open_source(f"medmnist:{medmnist_file(tmp_path / 'x.npz', {'train': 8})}")
-    with pytest.raises(RepositoryError, match="holds other versions too: 2"):
-        trained(images, tmp_path, SUBJECT, imaging.Plan(Recipe(epochs=1), 2, processes=1))
+def test_training_again_changes_nothing_that_is_served(tmp_path: Path) -> None:
+    """Into the repository that workers follow: another version, served by `model serve` alone."""
+    data = f"medmnist:{medmnist_file(tmp_path / 'x.npz', {'train': 12, 'val': 4})}"
+    models = tmp_path / "models"
+
+    def run(*more: str) -> Result:
+        command = ["model", "train", "imaging", "--data", data, "--out", str(models), "--name", "x"]
+        quick = ["--members", "2", "--threads", "1"]
+        return CliRunner().invoke(app, [*command, *quick, *more])
+
+    def held() -> dict[Path, bytes]:
+        return {file: file.read_bytes() for file in models.rglob("*") if file.is_file()}
+
+    made = run("--epochs", "1")
+    assert made.exit_code == 0, made.output
+    before, served = held(), repository.read_config(models, "x")
+    made = run("--epochs", "2")
+    assert made.exit_code == 0, made.output
+    asked = f"x --version 2 --repository {models}"
+    then = f"riskstream model check {asked}, then riskstream model serve {asked}"
+    assert f"wrote {models}/x/2, which is not served: {then}" in made.output
+    assert {file: content for file, content in held().items() if file in before} == before
+    assert versions.serve(models, "x", 2).digest != served.digest
+    card = json.loads((models / "x/model_card.json").read_text())
+    assert (card["version"], json.loads((models / "x/evaluation.json").read_text())["model"]["version"]) == (
+        2,
+        2,
+    )
+    assert versions.rollback(models, "x") == served
+
+    refused = run("--epochs", "1", "--replace")
+    assert refused.exit_code == 1
+    assert "holds the versions [1, 2]" in refused.output
+    shutil.rmtree(models / "x/2")
+    made = run("--epochs", "2", "--replace")
+    assert made.exit_code == 0, made.output
+    assert repository.load(models, "x").config.version == 1
+    assert repository.read_config(models, "x").digest != served.digest
+    assert not (models / "x/served.json").exists()
+    assert [each.name for each in models.iterdir()] == ["x"]
+
+
+def test_a_model_of_another_kind_is_no_version(tmp_path: Path) -> None:
+    data = f"images:{folder(tmp_path / 'data', {'normal': 0, 'ill': 1}, 3, 16)}"
+    shutil.copytree(repository.SHIPPED / "bedside", tmp_path / "models/bedside")
+    command = ["model", "train", "imaging", "--data", data, "--out", str(tmp_path / "models"), "--size", "16"]
+    result = CliRunner().invoke(app, [*command, "--name", "bedside"])
+    assert result.exit_code == 1
+    assert "holds a model of kind windowed-series" in result.output
 
 
 @pytest.mark.parametrize(

@@ -369,11 +369,3 @@ def test_a_reader_never_finds_a_part_of_a_config(two: Path) -> None:
         reader.join()
     assert not faults
     assert found <= {shipped, repository.read_config(two, "tiny", 4)}
-
-
-def test_what_stands_beside_other_versions_is_not_replaced(two: Path) -> None:
-    with pytest.raises(RepositoryError, match="holds other versions too: 4; train into another repository"):
-        versions.require_replaceable(two, "tiny", 3)
-    shutil.rmtree(two / "tiny/4")
-    versions.require_replaceable(two, "tiny", 3)
-    versions.require_replaceable(two, "absent", 3)
