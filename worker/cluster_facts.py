@@ -22,7 +22,7 @@ class ClusterFacts(NamedTuple):
     """What is known of the cluster.
 
     brokers: that it has now.
-    rights: bits of what this user may do with the cluster; None when the brokers do not tell, or not this user.
+    rights: bits of what this user may do with the cluster; None when it is not told them.
     """
 
     brokers: int
