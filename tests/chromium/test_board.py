@@ -310,7 +310,9 @@ async def test_before_the_first_record_nothing_is_blamed(running: Stage, visit: 
         await told.wait_for(timeout=20_000)
         assert "PUBLISH_SCORES" not in await told.inner_text()
         await running.publish("empty-alerts", "s", [alert("alone")])
-        await page.locator("#notices", has_text="Unless RISKSTREAM_PUBLISH_SCORES=true is set").wait_for(timeout=20_000)
+        await page.locator("#notices", has_text="Unless RISKSTREAM_PUBLISH_SCORES=true is set").wait_for(
+            timeout=20_000
+        )
 
 
 async def test_silence_and_missing_scores_are_said(running: Stage, visit: Open) -> None:

@@ -142,7 +142,8 @@ async def test_a_user_who_may_not_describe_the_cluster_is_not_said_to_lack_more(
 
         async def send(self, node: int, request: _ClusterRequest) -> _ClusterResponse:
             answer = _ClusterResponse(0, error, None, "c", 1, [(1, "a", 9092, None, {})], operations, {})
-            return _ClusterResponse.decode(answer.encode())
+            told: _ClusterResponse = _ClusterResponse.decode(answer.encode())
+            return told
 
     class Admin:
         _client = Client()
