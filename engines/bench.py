@@ -101,6 +101,7 @@ def opened(
     backends: Sequence[str] | None = None,
     plans: Path | None = None,
     precisions: Sequence[Precision] = ("fp32",),
+    version: int | None = None,
 ) -> Iterator[Opened]:
     """The reference and other backends of a model, each proved on its golden data; closed at the end.
 
@@ -110,6 +111,7 @@ def opened(
         backends: which must run, of `ALL` and `PYTORCH`; every one of `ALL` that can, unless given.
         plans: folder to keep plans in; beside the model unless given.
         precisions: of plans, each measured; the other backends compute the graph as it is.
+        version: of the model; the served one unless given.
 
     Raises:
         InputError: fp16, of backends none of which runs plans.
@@ -124,10 +126,10 @@ def opened(
     engines: dict[str, Engine] = {}
     refused = {}
     try:
-        engines[repository.REFERENCE_BACKEND] = repository.load(models, name)
+        engines[repository.REFERENCE_BACKEND] = repository.load(models, name, version=version)
         for backend, precision in _targets(others, precisions):
             try:
-                engines[called(backend, precision)] = _load(models, name, backend, plans, precision)
+                engines[called(backend, precision)] = _load(models, name, backend, plans, precision, version)
             except EngineError as error:
                 if backends:
                     raise
@@ -148,22 +150,23 @@ def _targets(backends: Iterable[str], precisions: Sequence[Precision]) -> Iterat
             yield backend, "fp32"
 
 
-def _load(models: Path, name: str, backend: str, plans: Path | None, precision: Precision) -> Engine:
+def _load(
+    models: Path, name: str, backend: str, plans: Path | None, precision: Precision, version: int | None
+) -> Engine:
     if backend in PYTORCH:
-        return _pytorch(models, name, PYTORCH[backend])
+        return _pytorch(repository.read_config(models, name, version), models, PYTORCH[backend])
     if backend not in ALL:
         raise BackendError(f"no backend {backend!r} to measure; there is {', '.join((*ALL, *PYTORCH))}")
-    return repository.load(models, name, backend, plans, precision=precision)
+    return repository.load(models, name, backend, plans, version, precision=precision)
 
 
-def _pytorch(models: Path, name: str, device: str) -> Engine:
+def _pytorch(config: ModelConfig, models: Path, device: str) -> Engine:
     try:
         from engines.train.pytorch import PyTorchEngine
     except ModuleNotFoundError as error:
         raise ExtraError(f"measuring PyTorch needs {error.name}: pip install 'riskstream[train]'") from error
-    config = repository.read_config(models, name)
     engine = PyTorchEngine(config, repository.read_graph(models, config), device)
-    folder = models / name / str(config.version)
+    folder = models / config.name / str(config.version)
     repository.verify(engine, repository.read_golden(folder / repository.GOLDEN))
     return engine
 

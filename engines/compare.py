@@ -64,7 +64,14 @@ def fp16_pair(models: Path, name: str) -> Pair:
     return pair_of(models, name, Side(precision="fp16"), Side())
 
 
-def pair_of(models: Path, name: str, looked_at: Side, reference: Side, plans: Path | None = None) -> Pair:
+def pair_of(
+    models: Path,
+    name: str,
+    looked_at: Side,
+    reference: Side,
+    plans: Path | None = None,
+    version: int | None = None,
+) -> Pair:
     """A model on two sides, both opened before either computes; neither held to the golden data.
 
     Args:
@@ -73,6 +80,7 @@ def pair_of(models: Path, name: str, looked_at: Side, reference: Side, plans: Pa
         looked_at: one side.
         reference: what it is compared with.
         plans: folder to keep plans in; beside the model unless given.
+        version: of the model; the served one unless given.
 
     Raises:
         InputError: both are the same.
@@ -83,7 +91,7 @@ def pair_of(models: Path, name: str, looked_at: Side, reference: Side, plans: Pa
             f"{looked_at} against itself shows nothing; there is {', '.join(repository.BACKENDS)}, in fp32 "
             "and fp16"
         )
-    config = repository.read_config(models, name)
+    config = repository.read_config(models, name, version)
     other = _opened(models, config, looked_at, plans)
     try:
         return Pair(_opened(models, config, reference, plans), other)

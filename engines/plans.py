@@ -5,28 +5,33 @@ In <repository>/<name>/<version>/plans:
     and the same with .json: what it was made of, `Provenance`
 
 A plan is used only if its provenance names the digests of the model, of the graph that was parsed and of the
-plan's own bytes, as they are now. Anything else is stale: it is built again in its place, never used. Of
-several that the GPU can run, the one built last serves (`last_built`).
+plan's own bytes, as they are now (`judge`). Anything else is stale: it is built again in its place, never
+used. Of several that the GPU can run, the one built last serves (`last_built`).
 """
 
 import hashlib
-import os
+import logging
 import platform
+import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from engines import repository, tensorrt_build
-from engines.errors import BuildError, ExtraError, NoPlanError
+from engines.errors import BackendError, BuildError, EngineError, ExtraError, NoPlanError
 from engines.precision import Precision, to_fp16
 from engines.tensorrt_build import PlanTensor, Profile
-from engines.tensorrt_module import message_log, module_of
+from engines.tensorrt_module import module_of
 from schemas.model_config import ModelConfig
+
+log = logging.getLogger("riskstream.plans")
 
 PLANS = "plans"
 """Folder within a model's version."""
@@ -48,7 +53,7 @@ class Key(Struct, frozen=True):
     backend: str
     module_version: str
     architecture: str
-    precision: str
+    precision: Precision
     profile: tuple[int, int, int]
 
     @property
@@ -71,7 +76,7 @@ class Provenance(Struct, frozen=True):
     messages: tuple[str, ...]
     plan_digest: str
     plan_bytes: int
-    built: datetime
+    built: Annotated[datetime, Meta(tz=True)]
     built_on: str
     seconds: float
 
@@ -83,6 +88,61 @@ class Obtained(NamedTuple):
     provenance: Provenance
     how: Literal["cached", "built", "rebuilt"]
     why: str
+
+
+State = Literal["current", "stale", "damaged", "refused", "unknown", "absent"]
+
+
+class Judged(NamedTuple):
+    """What a plan is found to be, and why; its provenance where that can be read.
+
+    current: a load may take it. stale: made of something else than there is now. damaged: it or its
+    provenance is not what was written. refused: the model itself is not in order. unknown: what it would be
+    made of now cannot be told here. absent: there is none.
+    """
+
+    state: State
+    why: str
+    provenance: Provenance | None = None
+
+
+class Makings:
+    """What plans of a model are made of, as it is now. A graph is read, and converted, once.
+
+    Args:
+        models: the model repository.
+        config: the model's.
+    """
+
+    def __init__(self, models: Path, config: ModelConfig) -> None:
+        self._models, self.config = models, config
+        self._graphs: dict[Precision, tuple[bytes, str]] = {}
+
+    def graph(self, precision: Precision) -> tuple[bytes, str]:
+        """The graph that is parsed for plans of a precision, and its digest.
+
+        Raises:
+            RepositoryError, DigestError: the model cannot be read.
+            ExtraError, GraphError: it cannot be converted to fp16, here or at all.
+        """
+        if precision not in self._graphs:
+            graph = repository.read_graph(self._models, self.config)
+            graph = to_fp16(graph) if precision == "fp16" else graph
+            self._graphs[precision] = graph, _sha256(graph)
+        return self._graphs[precision]
+
+    def key(
+        self, backend: str, precision: Precision, architecture: str, profile: tuple[int, int, int]
+    ) -> Key:
+        """The key of a plan that would be built now.
+
+        Raises:
+            EngineError: as `graph`, or the module cannot be loaded.
+        """
+        config = self.config
+        made_of = (config.name, config.version, config.digest, self.graph(precision)[1])
+        version = str(module_of(backend).__version__)
+        return Key(*made_of, backend, version, architecture, precision, (profile[0], profile[1], profile[2]))
 
 
 def obtain(
@@ -119,24 +179,25 @@ def obtain(
             the model's.
     """
     config = repository.read_config(models, name, version)
-    parsed = _parsed(models, config, precision)
+    makings = Makings(models, config)
+    parsed, _ = makings.graph(precision)
     module = module_of(backend)
     chosen = profile or Profile.of(config)
     most = config.dynamic_batching.max_batch_size
     if chosen.max > most:
         raise BuildError(f"{name} takes batches of {most} rows at most, the profile has {chosen.max}")
     target = tensorrt_build.architecture(module, architecture)
-    key = _key(config, parsed, backend, str(module.__version__), precision, target, chosen)
+    key = makings.key(backend, precision, target, chosen)
     path = folder_of(models, config, plans) / f"{key.stem}.plan"
-    known, why = _current(path, key)
-    if known is not None:
+    state, why, known = judge(path, makings, key)
+    if known is not None and state == "current":
         return Obtained(path, known, "cached", why)
     if read_only:
         raise NoPlanError(f"no current plan at {path}: {why}", architecture)
-    how: Literal["built", "rebuilt"] = "rebuilt" if path.exists() else "built"
+    how: Literal["built", "rebuilt"] = "built" if state == "absent" else "rebuilt"
     timings = path.parent / f"{backend}-{key.module_version}-{key.architecture}.timings"
     begun = time.perf_counter()
-    made = tensorrt_build.build(module, parsed, config, chosen, key.architecture, _read(timings))
+    made = tensorrt_build.build(module, parsed, config, chosen, key.architecture, _timings(timings))
     provenance = Provenance(
         key,
         made.tensors,
@@ -175,29 +236,92 @@ def last_built(
         precision: of the plan.
         fits: whether a plan of this architecture can run.
         plans: as `obtain` has it.
-
-    Raises:
-        RepositoryError, DigestError, ExtraError, GraphError: as `obtain`.
-        BuildError: a plan cannot be read.
     """
-    parsed = _parsed(models, config, precision)
-    module_version = str(module_of(backend).__version__)
+    makings = Makings(models, config)
     found = []
     for path in folder_of(models, config, plans).glob("*.plan"):
         try:
             made = read_provenance(path)
-        except BuildError:
+        except BuildError as error:
+            _pass_over(path, str(error))
             continue
-        architecture, profile = made.key.architecture, made.key.profile
-        key = _key(config, parsed, backend, module_version, precision, architecture, profile)
-        # A profile beyond the model's batches is from before they were lowered, perhaps to save memory.
-        if made.key == key and profile[2] <= config.dynamic_batching.max_batch_size and fits(architecture):
-            found.append((made.built, path, key))
-    for _, path, key in sorted(found, reverse=True):
-        known, why = _current(path, key)
-        if known is not None:
+        asked = (made.key.backend, made.key.precision) == (backend, precision)
+        if asked and fits(made.key.architecture):
+            found.append((made.built, path))
+    for _, path in sorted(found, reverse=True):
+        state, why, known = judge(path, makings)
+        if known is not None and state == "current":
             return Obtained(path, known, "cached", why)
+        if state == "damaged":
+            _pass_over(path, f"{path}: {why}; {ANEW}")
     return None
+
+
+def judge(path: Path, makings: Makings | None, wanted: Key | None = None) -> Judged:
+    """Whether a load may take a plan: the one place that decides it. Raises nothing.
+
+    Which GPU can run it is left to whoever has one.
+
+    Args:
+        path: of the plan.
+        makings: of the model that it should be of; None where that is not at hand.
+        wanted: what it has to be; what its provenance says, of the model as it is now, unless given.
+    """
+    try:
+        digest = _sha256(path.read_bytes())
+        made = read_provenance(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return Judged("absent", "there was no such plan")
+    except OSError as error:
+        return Judged("damaged", f"it cannot be read ({error.strerror})")
+    except BuildError:
+        return Judged("damaged", "its provenance was missing or damaged")
+    if digest != made.plan_digest:
+        return Judged("damaged", "its bytes are not those that were built", made)
+    if makings is None:
+        return Judged("unknown", "its model is not at hand", made)
+    return Judged(*_held_against(makings, made.key, wanted), made)
+
+
+def _held_against(makings: Makings, key: Key, wanted: Key | None) -> tuple[State, str]:
+    """The state of a plan that is whole, and why."""
+    config = makings.config
+    most = config.dynamic_batching.max_batch_size
+    if (key.model, key.version) != (config.name, config.version):
+        return "stale", f"it is of {key.model} {key.version}"
+    if key.digest != config.digest:
+        return "stale", "the model has changed since it was built"
+    if key.profile[2] > most:
+        # From before the model's batches were made smaller, perhaps to save memory.
+        return "stale", f"it takes batches of {key.profile[2]} rows, the model {most} at most"
+    try:
+        now = wanted or makings.key(key.backend, key.precision, key.architecture, key.profile)
+    except EngineError as error:
+        return "unknown" if isinstance(error, ExtraError | BackendError) else "refused", str(error)
+    if key != now:
+        return "stale", _difference(key, now)
+    return "current", "model, graph and plan are those of its provenance"
+
+
+def _difference(made: Key, now: Key) -> str:
+    """What two keys of one model.onnx differ in."""
+    for field in ("backend", "precision", "architecture", "profile"):
+        came, named = getattr(made, field), getattr(now, field)
+        if came != named:
+            return f"its provenance has the {field} {came}, its name {named}"
+    if made.module_version != now.module_version:
+        return f"it was built by {made.backend} {made.module_version}, here is {now.module_version}"
+    return "the graph to parse has changed since it was built"
+
+
+ANEW = "`riskstream model build` makes it anew, or remove its files"
+"""What to do about a plan that cannot be used."""
+
+
+@lru_cache(maxsize=256)
+def _pass_over(path: Path, why: str) -> None:
+    """Say that a load leaves a damaged plan out: once, however often the model is loaded."""
+    log.warning("a plan is passed over: %s", why)
 
 
 def folder_of(models: Path, config: ModelConfig, plans: Path | None = None) -> Path:
@@ -207,41 +331,18 @@ def folder_of(models: Path, config: ModelConfig, plans: Path | None = None) -> P
     return models / config.name / str(config.version) / PLANS
 
 
-def inspect(path: Path, config: ModelConfig | None = None) -> dict[str, Any]:
-    """A plan in words: its provenance, whether it is current, and what its runtime says of it.
-
-    Args:
-        path: of the plan.
-        config: of its model, to tell a plan of another digest; None where only the plan is at hand.
-
-    Returns:
-        "plan", "state" (`current` or why not), "engine": {"loaded", "note", "layers"}, and the provenance.
-
-    Raises:
-        BuildError: there is no such plan, or no provenance beside it.
-    """
-    plan = read_plan(path)
-    provenance = read_provenance(path)
-    state = "current"
-    if _sha256(plan) != provenance.plan_digest:
-        state = "damaged: its bytes are not those that were built"
-    elif config is not None and config.digest != provenance.key.digest:
-        state = "stale: the model has changed since"
-    found: dict[str, Any] = {"plan": str(path), "state": state, "engine": _loaded(plan, provenance)}
-    found.update(msgspec.to_builtins(provenance))
-    return found
-
-
 def read_plan(path: Path) -> bytes:
     """A plan's bytes.
 
     Raises:
         BuildError: it is missing or cannot be read.
     """
-    plan = _read(path)
-    if plan is None:
-        raise BuildError(f"no plan at {path}; `riskstream model build` makes one")
-    return plan
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise BuildError(f"no plan at {path}; `riskstream model build` makes one") from error
+    except OSError as error:
+        raise BuildError(f"cannot read {path}: {error.strerror}; {ANEW}") from error
 
 
 def read_provenance(path: Path) -> Provenance:
@@ -253,88 +354,39 @@ def read_provenance(path: Path) -> Provenance:
     file = path.with_suffix(".json")
     try:
         return msgspec.json.decode(file.read_bytes(), type=Provenance)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise BuildError(f"{path} has no provenance that can be read ({error}); build it again") from error
+    except (OSError, msgspec.MsgspecError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise BuildError(f"{path} has no provenance that can be read ({why}); {ANEW}") from error
 
 
-def _parsed(models: Path, config: ModelConfig, precision: Precision) -> bytes:
-    """The graph that is parsed for a plan of this precision."""
-    graph = repository.read_graph(models, config)
-    return to_fp16(graph) if precision == "fp16" else graph
-
-
-def _key(
-    config: ModelConfig,
-    parsed: bytes,
-    backend: str,
-    module_version: str,
-    precision: Precision,
-    architecture: str,
-    profile: tuple[int, int, int],
-) -> Key:
-    return Key(
-        config.name,
-        config.version,
-        config.digest,
-        _sha256(parsed),
-        backend,
-        module_version,
-        architecture,
-        precision,
-        profile,
-    )
-
-
-def _current(path: Path, key: Key) -> tuple[Provenance | None, str]:
-    """The provenance of a plan that may be used, else None and why it may not."""
-    plan = _read(path)
-    if plan is None:
-        return None, "there was no such plan"
-    try:
-        provenance = read_provenance(path)
-    except BuildError:
-        return None, "its provenance was missing or damaged"
-    if provenance.key != key:
-        changed = "the model" if provenance.key.digest != key.digest else "the graph to parse"
-        return None, f"{changed} has changed since it was built"
-    if _sha256(plan) != provenance.plan_digest:
-        return None, "the plan was damaged"
-    return provenance, "model, graph and plan are those of its provenance"
-
-
-def _loaded(plan: bytes, provenance: Provenance) -> dict[str, Any]:
-    """What the runtime says of a plan. Without a GPU's driver it loads none, and returns None for it."""
-    about: dict[str, Any] = {"loaded": False, "layers": None}
-    build = "tensors and profiles are those of the network when it was built"
-    try:
-        module = module_of(provenance.key.backend)
-    except ExtraError as error:
-        return about | {"note": f"{error}; {build}"}
-    log = message_log(module)
-    engine = module.Runtime(log).deserialize_cuda_engine(plan)
-    if engine is None:
-        why = log.messages[0] if log.messages else "it gives no reason"
-        return about | {"note": f"{NEVER_RUN} here: {module.__name__} cannot load it ({why}); {build}"}
-    shown = engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON)
-    return {"loaded": True, "note": "loaded by its runtime", "layers": msgspec.json.decode(shown)}
-
-
-def _read(path: Path) -> bytes | None:
+def _timings(path: Path) -> bytes | None:
+    """A timing cache only saves time: one that cannot be read is as good as none."""
     try:
         return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return None
-    except OSError as error:
-        raise BuildError(f"cannot read {path}: {error.strerror}") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A file whole or not at all, else OSError: written beside its place, then renamed.
+
+    The name beside it is random: processes of several containers may have one number and one folder.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with beside.open("xb") as file:
+            file.write(content)
+        beside.replace(path)
+    except OSError:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all: beside the file, then in its place."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content)
-        beside.replace(path)
+        write_whole(path, content)
     except OSError as error:
         raise BuildError(
             f"cannot write {path}: {error.strerror}; another folder for plans is named by --plans, for a "

@@ -20,6 +20,8 @@ there. `engines/versions.py` changes which version is served.
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import isqrt
 from pathlib import Path
 
@@ -64,9 +66,10 @@ def list_models(repository: Path = SHIPPED) -> list[ModelConfig]:
     Raises:
         RepositoryError: the repository is not a folder, or a config cannot be used.
     """
-    if not repository.is_dir():
-        raise RepositoryError(f"no model repository at {repository}")
-    return [read_config(repository, file.parent.name) for file in sorted(repository.glob(f"*/{CONFIG}"))]
+    with _readable(repository):
+        if not repository.is_dir():
+            raise RepositoryError(f"no model repository at {repository}")
+        return [read_config(repository, file.parent.name) for file in sorted(repository.glob(f"*/{CONFIG}"))]
 
 
 def versions(repository: Path, name: str) -> list[int]:
@@ -76,8 +79,9 @@ def versions(repository: Path, name: str) -> list[int]:
         RepositoryError: there is no such model, or the config of the served version cannot be used.
     """
     served = read_config(repository, name).version
-    own = {int(file.parent.name) for file in (repository / name).glob(f"[1-9]*/{CONFIG}") if _numbered(file)}
-    return sorted(own | {served})
+    with _readable(repository / name):
+        found = (repository / name).glob(f"[1-9]*/{CONFIG}")
+        return sorted({served} | {int(file.parent.name) for file in found if _numbered(file)})
 
 
 def read_config(repository: Path, name: str, version: int | None = None) -> ModelConfig:
@@ -92,21 +96,31 @@ def read_config(repository: Path, name: str, version: int | None = None) -> Mode
         RepositoryError: there is no such model or version, or its config cannot be used.
     """
     path = repository / name / CONFIG
-    if not path.is_file():
-        have = sorted(file.parent.name for file in repository.glob(f"*/{CONFIG}"))
-        raise RepositoryError(f"no model {name!r} in {repository}; it has {have}")
+    with _readable(path):
+        if not path.is_file():
+            names = sorted(file.parent.name for file in repository.glob(f"*/{CONFIG}"))
+            raise RepositoryError(f"no model {name!r} in {repository}; it has {names}")
     served = _config(path, name)
     if version is None or version == served.version:
         return served
     path = repository / name / str(version) / CONFIG
-    if not path.is_file():
-        raise RepositoryError(
-            f"no version {version} of {name} in {repository}; it has {versions(repository, name)}"
-        )
+    with _readable(path):
+        if not path.is_file():
+            have = versions(repository, name)
+            raise RepositoryError(f"no version {version} of {name} in {repository}; it has {have}")
     config = _config(path, name)
     if config.version != version:
         raise RepositoryError(f"{path}: version is {config.version}, the folder is {version}: make them one")
     return config
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Nothing of a folder that may not be read, or whose mount is stale, is there to be used."""
+    try:
+        yield
+    except OSError as error:
+        raise RepositoryError(f"cannot read {error.filename or path}: {error.strerror}") from error
 
 
 def companions(repository: Path, config: ModelConfig) -> Path:

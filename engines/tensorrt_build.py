@@ -99,7 +99,7 @@ def architecture(module: ModuleType, asked: str | None) -> str:
     if unknown:
         raise BuildError(
             f"{module.__name__} {module.__version__} builds for {AMPERE_PLUS} or any of "
-            f"{', '.join(name.removeprefix('sm') for name in targets)}; "
+            f"{targets_of(module)}; "
             f"it has no target {', '.join(name.removeprefix('sm') for name in unknown)}"
         )
     return "+".join(name for name in targets if name in wanted)
@@ -219,6 +219,23 @@ def _targets(module: ModuleType) -> dict[str, Any]:
     members = getattr(known, "__members__", {})
     names = sorted((n for n in members if n.startswith("SM")), key=lambda name: int(name[2:]))
     return {name.lower(): members[name] for name in names}
+
+
+def has_target(module: ModuleType, device: tuple[int, int]) -> bool:
+    """Whether the module compiles for a GPU of this compute capability at all.
+
+    TensorRT does for the GPU that is there. TensorRT for RTX does for its targets and, as `ampere-plus`, for
+    what comes after the newest of them; what lies between them, such as Hopper, is left out for good.
+    """
+    known = _targets(module)
+    newest = max((int(name.removeprefix("sm")) for name in known), default=0)
+    number = device[0] * 10 + device[1]
+    return not known or f"sm{number}" in known or number > newest
+
+
+def targets_of(module: ModuleType) -> str:
+    """The module's targets as messages name them: `75, 80, 86`."""
+    return ", ".join(name.removeprefix("sm") for name in _targets(module))
 
 
 def _called(module: ModuleType) -> str:

@@ -6,7 +6,6 @@ A batch goes this way on a stream of its own. Two batches may be in flight, each
 copied while the other is computed.
 """
 
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -19,6 +18,7 @@ import numpy as np
 from engines import memory
 from engines.engine import F32, Engine, Parts
 from engines.errors import BackendError, GraphError
+from engines.plans import write_whole
 from engines.precision import Precision
 from engines.tensorrt_device import device
 from engines.tensorrt_module import message_log
@@ -303,10 +303,8 @@ class TensorRTEngine(Engine):
         """Write the compiled kernels; where that cannot be, the next load compiles them again."""
         content = None if self._cache is None else self._cache.serialize()
         if content is not None and self._cache_file is not None:
-            beside = self._cache_file.with_name(f".{self._cache_file.name}.{os.getpid()}")
             with suppress(OSError):
-                beside.write_bytes(bytes(content))
-                beside.replace(self._cache_file)
+                write_whole(self._cache_file, bytes(content))
 
     def _free(self) -> None:
         """The last made first. Nothing is under way."""

@@ -163,7 +163,8 @@ def fits(architecture: str, device: tuple[int, int]) -> bool:
 
     Args:
         architecture: of the plan's key.
-        device: compute capability of the GPU.
+        device: compute capability of the GPU, one that `runtime` does not refuse: TensorRT for RTX has no
+            target for some of those after Ampere.
     """
     if architecture == AMPERE_PLUS:
         return device >= AMPERE
@@ -187,11 +188,18 @@ def runtime(backend: str) -> tuple[Any, Any]:
     """The module and PyCUDA's driver, of a backend that can run here.
 
     Raises:
-        BackendError: a library is missing, or there is no GPU, or one that is too old.
+        BackendError: a library is missing, or there is no GPU, or one that no plan of the backend runs on.
     """
     try:
         module, driver = module_of(backend), cuda_driver()
     except ExtraError as error:
         raise BackendError(f"{backend} cannot run here: {error}") from error
-    refuse_old(capability(driver))
+    here = capability(driver)
+    refuse_old(here)
+    if not tensorrt_build.has_target(module, here):
+        raise BackendError(
+            f"{backend} {module.__version__} has no target sm{here[0]}{here[1]}, which this GPU is, but "
+            f"{tensorrt_build.targets_of(module)} and later: serve on the backend tensorrt, on "
+            "onnxruntime-cuda or on onnxruntime"
+        )
     return module, driver

@@ -23,7 +23,7 @@ from schemas.features import BY_LOINC
 from worker import simulate
 from worker.cli_engine import AsJson, Name
 from worker.cli_files import check_writable
-from worker.cli_told import Plans, Repository, bar, shown, told
+from worker.cli_told import Plans, Repository, Version, bar, shown, told
 
 HOURS = ("1", "6", "12", "24", "48")
 """Hours of a stay that the table shows; the JSON has all."""
@@ -63,6 +63,7 @@ def compare(
     patients: Annotated[int, typer.Option(min=1, help="Simulated patients, for a model of series.")] = 200,
     model_repository: Repository = repository.SHIPPED,
     plan_folder: Plans = None,
+    version: Version = None,
     report: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -81,7 +82,7 @@ def compare(
             ),
             Side(against or repository.REFERENCE_BACKEND, against_precision),
         )
-        pair = comparison.pair_of(model_repository, name, *sides, plan_folder)
+        pair = comparison.pair_of(model_repository, name, *sides, plan_folder, version)
         with closing(pair):
             content = _content(pair, model_repository, data, patients, shown(progress))
         for side, what in zip(sides, ("compared", "reference"), strict=True):

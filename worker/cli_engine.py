@@ -11,7 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from engines import plans, repository
-from engines.errors import BuildError
+from engines.errors import BuildError, InputError
+from engines.plan_inspect import inspect as inspect_plan
+from engines.plan_inspect import inspect_file
+from engines.plans import Makings
 from engines.precision import Precision
 from engines.tensorrt_build import Profile
 from worker.cli_told import Plans, Repository, Version, told
@@ -68,6 +71,7 @@ def build(
 
 
 def inspect(
+    context: typer.Context,
     plan: Annotated[
         str, typer.Argument(help="A plan's file, or a model for all its plans.", metavar="PLAN|NAME")
     ],
@@ -76,14 +80,20 @@ def inspect(
     version: Version = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the tensors, types and profiles of plans, what they were built of and whether they are current."""
+    """Show the tensors, types and profiles of plans, what they were built of and whether they are current.
+
+    Current is what a load takes where the GPU can run it. A plan's file is held against the model that it
+    names, as the repository has it.
+    """
     with told():
         if Path(plan).suffix == ".plan":
-            found = [plans.inspect(Path(plan))]
+            _refuse_given(context, plan)
+            found = [inspect_file(Path(plan), model_repository)]
         else:
             config = repository.read_config(model_repository, plan, version)
             folder = plans.folder_of(model_repository, config, plan_folder)
-            found = [plans.inspect(file, config) for file in sorted(folder.glob("*.plan"))]
+            makings = Makings(model_repository, config)
+            found = [inspect_plan(file, makings) for file in sorted(folder.glob("*.plan"))]
             if not found:
                 raise BuildError(f"{plan} has no plans in {folder}; `riskstream model build` makes one")
     if as_json:
@@ -93,7 +103,27 @@ def inspect(
         _print_plan(content)
 
 
+def _refuse_given(context: typer.Context, plan: str) -> None:
+    """Refuse options of where a model's plans are, beside a plan's file; the environment's are none."""
+    for name, option in (("plan_folder", "--plans"), ("version", "--version")):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise InputError(
+                f"{plan} is a file, which names its model and version itself: leave out {option}"
+            )
+
+
 def _print_plan(content: dict[str, Any]) -> None:
+    console = Console()
+    state = content["state"]
+    if "key" in content:
+        console.print(_table(content))
+        state += f", built {content['built']}"
+    console.print(f"{content['plan']}: {state}", markup=False, highlight=False, soft_wrap=True)
+    console.print(content["engine"]["note"], highlight=False, markup=False)
+
+
+def _table(content: dict[str, Any]) -> Table:
     key = content["key"]
     about = (
         f"{key['model']} {key['version']}, {key['backend']} {key['module_version']}, {key['architecture']}"
@@ -102,11 +132,7 @@ def _print_plan(content: dict[str, Any]) -> None:
     for tensor in content["tensors"]:
         sizes = ", ".join(str(shape[0]) for shape in tensor["profile"])
         table.add_row(tensor["name"], tensor["mode"], tensor["type"], str(tensor["shape"]), sizes)
-    console = Console()
-    console.print(table)
-    state = f"{content['state']}, built {content['built']}"
-    console.print(f"{content['plan']}: {state}", markup=False, highlight=False, soft_wrap=True)
-    console.print(content["engine"]["note"], highlight=False, markup=False)
+    return table
 
 
 def _print_json(content: object) -> None:

@@ -21,7 +21,7 @@ from schemas.model_config import ModelConfig
 from worker.bench import report as bench_report
 from worker.cli_engine import AsJson, Name
 from worker.cli_files import check_writable
-from worker.cli_told import Plans, Repository, bar, shown, told
+from worker.cli_told import Plans, Repository, Version, bar, shown, told
 
 LEGEND = (
     "rows in a batch; milliseconds of it: latency, CPU time, copying in, running,\n"
@@ -69,6 +69,7 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Rounds; figures are medians.")] = 5,
     model_repository: Repository = repository.SHIPPED,
     plan_folder: Plans = None,
+    version: Version = None,
     report: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw them, as .svg or .png; needs the extra `report`.")
@@ -83,9 +84,9 @@ def bench(
     with told(), bar(still=True) as progress:
         check_writable(report, plot)
         _check_plot(plot)
-        sizes = measurement.sizes_of(repository.read_config(model_repository, name), batch)
+        sizes = measurement.sizes_of(repository.read_config(model_repository, name, version), batch)
         chosen: tuple[Precision, ...] = ("fp32", "fp16") if precision == "both" else (precision,)
-        with measurement.opened(model_repository, name, backend, plan_folder, chosen) as found:
+        with measurement.opened(model_repository, name, backend, plan_folder, chosen, version) as found:
             content = _content(model_repository, found, Order(sizes, seconds, rounds), shown(progress))
         if report is not None:
             bench_report.write(content, report)

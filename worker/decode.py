@@ -125,7 +125,11 @@ def milliseconds(time: datetime) -> int:
     return round(time.timestamp() * 1000)
 
 
-def decode(record: Record, max_bytes: int) -> Event | Feedback | Found | Refusal:
+Decoded = Event | Feedback | Found | Refusal
+"""What a record of the vitals topic says, or why it says nothing."""
+
+
+def decode(record: Record, max_bytes: int) -> Decoded:
     """Decode one record and check that its key is its patient.
 
     Args:

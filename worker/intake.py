@@ -13,7 +13,7 @@ from schemas.messages import Rejection
 from worker import findings
 from worker.change import Change, Fate
 from worker.config import Settings
-from worker.decode import Event, Feedback, Found, Record, Refusal, decode
+from worker.decode import Decoded, Event, Feedback, Found, Record, Refusal
 from worker.feedback import FEEDBACK_IDS, Said, hear, quiet_of
 from worker.findings import FINDING_IDS, KEPT_MS, kept_of
 from worker.normalise import normalise, plausible
@@ -43,13 +43,19 @@ def limits_of(settings: Settings, record_bytes: int | None = None) -> Limits:
 
 
 def take_in(
-    partition: Partition, chunk: Sequence[Record], model: SeriesModel, policies: Policies, limits: Limits
+    partition: Partition,
+    chunk: Sequence[Record],
+    events: Sequence[Decoded],
+    model: SeriesModel,
+    policies: Policies,
+    limits: Limits,
 ) -> Change:
     """Take a partition's next records into its patients' memory.
 
     Args:
         partition: its patients are changed.
         chunk: the records.
+        events: what they say, one for each.
         model: layout of the model that is served; what it must step over and score is planned.
         policies: in force; they name who raises alerts.
         limits: what is accepted.
@@ -57,8 +63,7 @@ def take_in(
     answers = partition.unanswered is None
     change = Change(chunk, keeps_windows=answers and (model.whole or not partition.replaying))
     intake = _Intake(partition, change, model, policies, limits)
-    for index, record in enumerate(chunk):
-        event = decode(record, limits.record_bytes)
+    for index, (record, event) in enumerate(zip(chunk, events, strict=True)):
         if isinstance(event, Refusal):
             change.rejections[index] = [Rejection(event.reason, event.path)]
         elif isinstance(event, Feedback):

@@ -5,8 +5,7 @@ Whatever a file in the repository or a vendor's library does, what comes out is 
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
@@ -19,6 +18,7 @@ from worker.batch import Batcher
 from worker.config import Settings
 from worker.drift import DriftWatch, watch
 from worker.served import Served
+from worker.threads import in_thread
 
 LOAD_S = 300.0
 """A load that takes longer is given up. Building a plan of a large model takes minutes; for as long, a worker
@@ -27,7 +27,6 @@ that starts answers nothing, and one that serves finds no newer version."""
 CLOSE_S = 5.0
 """What a worker that stops waits for loads under way: their engines are to be closed."""
 
-T = TypeVar("T")
 Turns = Callable[[str], asyncio.Semaphore | None]
 
 ON_A_GPU = 2
@@ -58,7 +57,7 @@ class Loaded(Served):
         """Free the engine; nobody holds this any more."""
         await self.batcher.close()
         try:
-            await _in_thread(self.batcher.engine.close)
+            await in_thread(self.batcher.engine.close)
         except BackendError:  # no thread can be started: all the more reason to free it
             self.batcher.engine.close()
 
@@ -105,7 +104,7 @@ class Loader:
         Raises:
             EngineError: it cannot be used.
         """
-        return await _in_thread(self._config)
+        return await in_thread(self._config)
 
     def _config(self) -> ModelConfig:
         settings = self._settings
@@ -121,7 +120,7 @@ class Loader:
         """
         settings = self._settings
         counted = before if before is not None and before.config == config else None
-        call = _in_thread(lambda: _proven(settings, config, backend, counted is None))
+        call = in_thread(lambda: _proven(settings, config, backend, counted is None))
         self._under_way[call] = backend
         try:
             await asyncio.wait({call}, timeout=LOAD_S)
@@ -156,7 +155,7 @@ class Loader:
 async def files_of(settings: Settings) -> Files | None:
     """The served version's files as they are now; None while they cannot be read."""
     try:
-        return await _in_thread(lambda: _files(settings))
+        return await in_thread(lambda: _files(settings))
     except EngineError:
         return None
 
@@ -197,25 +196,3 @@ def _proven(settings: Settings, config: ModelConfig, backend: str, with_watch: b
         # A damaged file or a vendor's library may raise anything; the version before goes on all the same.
         raise BackendError(f"{config.name} cannot be loaded on {backend}: {type(error).__name__}") from error
     return Proven(engine, lambda: repository.verify(engine, golden), counts)
-
-
-_idle: list[ThreadPoolExecutor] = []
-"""Of one thread each, kept for the next call: threads that come and go leave arenas of glibc's behind."""
-
-
-def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """Do something slow in a thread that does nothing else: should it hang, no other work waits behind it.
-
-    Raises:
-        BackendError: no thread can be started.
-    """
-    pool = _idle.pop() if _idle else ThreadPoolExecutor(max_workers=1, thread_name_prefix="loading")
-    try:
-        call = pool.submit(work)
-    except RuntimeError as error:
-        pool.shutdown(wait=False)
-        raise BackendError(
-            f"nothing can be loaded: {error}; the machine is out of memory or threads"
-        ) from error
-    call.add_done_callback(lambda _: _idle.append(pool))  # not before the work ends, whoever is cancelled
-    return asyncio.wrap_future(call)

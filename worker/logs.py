@@ -29,7 +29,9 @@ class _TemplateFormatter(logging.Formatter):
             "instance": self._instance,
             "event": record.msg if isinstance(record.msg, str) and record.args else "(message withheld)",
         }
-        if not record.args and isinstance(record.msg, str) and record.name in _FIRST_LINE:
+        if record.name in _OURS:
+            event["event"] = record.getMessage()
+        elif not record.args and isinstance(record.msg, str) and record.name in _FIRST_LINE:
             event["event"] = record.msg.partition("\n")[0]
         if record.exc_info and record.exc_info[0] is not None:
             event["exception"] = record.exc_info[0].__name__
@@ -38,6 +40,10 @@ class _TemplateFormatter(logging.Formatter):
 
 _FIRST_LINE = frozenset({"asyncio"})
 """Loggers whose messages without arguments begin with a constant line; the rest may hold an error's text."""
+
+
+_OURS = frozenset({"riskstream.plans"})
+"""Loggers of the engines, which name files and versions and see no patient: their lines are whole."""
 
 
 def configure(level: str, instance: str) -> None:

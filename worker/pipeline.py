@@ -37,7 +37,7 @@ from worker import early_warning, metrics, tracing
 from worker.accounting import count, count_feedback, count_imaged, count_warnings, observe
 from worker.change import Change, Lapse
 from worker.decide import decide, expire
-from worker.decode import Record
+from worker.decode import Decoded, Found, Record, decode
 from worker.errors import EngineDownError, EngineHungError
 from worker.explain import explain
 from worker.feedback import Hearing
@@ -105,12 +105,15 @@ class Pipeline:
             return await self._process(partition, chunk)
 
     async def _process(self, partition: Partition, chunk: Sequence[Record]) -> Change:
+        with _timed("decode"):
+            events = self._decode(chunk)
+        await self.policies.seek(event.finding.model for event in events if isinstance(event, Found))
         partition.whole = False
         with ExitStack() as held:
             served = held.enter_context(self.serving.current.held())
             partition.belong(served.fingerprint)
             with _timed("apply"):
-                change = self._apply(partition, chunk, served.model)
+                change = self._apply(partition, chunk, events, served.model)
             await self._warn(partition, chunk, change, served)
             if partition.unanswered is None:
                 try:
@@ -220,8 +223,13 @@ class Pipeline:
             await self._publish(messages)
             partition.expired_early |= told
 
-    def _apply(self, partition: Partition, chunk: Sequence[Record], model: SeriesModel) -> Change:
-        return take_in(partition, chunk, model, self.policies, self._limits)
+    def _decode(self, chunk: Sequence[Record]) -> list[Decoded]:
+        return [decode(record, self._limits.record_bytes) for record in chunk]
+
+    def _apply(
+        self, partition: Partition, chunk: Sequence[Record], events: Sequence[Decoded], model: SeriesModel
+    ) -> Change:
+        return take_in(partition, chunk, events, model, self.policies, self._limits)
 
     def _lapsed(self, change: Change, which: Which, base: Policy | None = None) -> list[Lapse]:
         """What is left of patients that start anew: an open episode has expired; `base` as of `Policies.of`.

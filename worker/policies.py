@@ -121,6 +121,12 @@ class Policies:
             base = self._made_by(patient.imaging_by)
         return self.of(which, patient.id, patient.care_unit, patient.touched_ms, base)
 
+    async def seek(self, models: Iterable[ModelReference]) -> None:
+        """Have the policies of versions at hand that made findings, as far as the repository has them."""
+        versions = {model.version for model in models if model.name == self.names.get("imaging")}
+        if versions and self.versions is not None:
+            await self.versions.seek(versions)
+
     def _made_by(self, by: Speaker | ModelReference | None) -> Policy | None:
         """The policy of the version that made a finding; None where what ships stands in."""
         if by is None or self.versions is None or by.name != self.names.get("imaging"):
@@ -249,6 +255,7 @@ def shipped(settings: Settings, model: ModelConfig) -> Policies:
     if imaging is None:
         return Policies(model.name, model.policy, news2, horizon_s)
     versions = VersionPolicies(settings.model_repository, imaging.name)
+    versions.read()
     return Policies(model.name, model.policy, news2, horizon_s, (imaging.name, imaging.policy), versions)
 
 

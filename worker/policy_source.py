@@ -26,6 +26,7 @@ from worker.config import Settings
 from worker.errors import FatalError, RetryError
 from worker.history import SILENT_S
 from worker.policies import Policies, shipped
+from worker.threads import in_thread
 
 POLL_S = 1.0
 """Between two looks at the file."""
@@ -74,7 +75,7 @@ class PolicyFile:
             await asyncio.sleep(POLL_S)
             content = None
             try:
-                content = self._read()
+                content = await in_thread(self._read)
                 if content == self._content:
                     continue
                 self._content, self._complaint = content, ""
@@ -227,7 +228,7 @@ async def follow_imaging(policies: Policies, served: Callable[[], Awaitable[Mode
         policies: with the policy of the version that was served at start.
         served: the config of the served version; raises EngineError while it cannot be used.
     """
-    before, complaint = None, ""
+    complaint = ""
     while True:
         await asyncio.sleep(LOOK_S)
         try:
@@ -239,8 +240,7 @@ async def follow_imaging(policies: Policies, served: Callable[[], Awaitable[Mode
             continue
         complaint = ""
         if policies.versions is not None:
-            policies.versions.look_again(everything=config != before)
-        before = config
+            await policies.versions.look()
         if config.policy != policies.shipped["imaging"]:
             for why in policies.ship(config.policy, "imaging"):
                 log.warning("a change of policy does not fit the new version and is left out", why=why)

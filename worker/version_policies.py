@@ -1,10 +1,16 @@
 """The policies of the image model's versions: each finding is decided on by that of the version that made it.
 
 Which version made a finding stands in the finding, so which policy decides on it is in the log: the same when
-it is read again, whatever version is served by then. A version's policy is read from the repository when the
-first of its findings comes; the served version's stands in for that of one that the repository does not have.
+it is read again, whatever version is served by then. The served version's stands in for that of a version
+that the repository does not have.
+
+The repository is read in a thread, for it may hang: what decides looks only at what is held.
 """
 
+import asyncio
+import time
+from collections.abc import Iterable
+from math import inf
 from pathlib import Path
 
 import structlog
@@ -12,9 +18,22 @@ import structlog
 from engines import repository
 from engines.errors import EngineError
 from schemas.model_config import Policy
+from worker.threads import in_thread
 
-KEPT = 256
-"""Versions whose policies are held: findings may name any number."""
+SOUGHT = 256
+"""Versions that are known not to be there: findings may name any number."""
+
+AGAIN_S = 2.0
+"""After which one that was not there is looked for again."""
+
+RETRY_S = 0.2
+"""Between two looks at one that is there and cannot be read."""
+
+TOLD = 5
+"""Versions that one line of the log names."""
+
+PATIENCE_S = 5.0
+"""How long findings of a version that is not held wait for the repository; other records of theirs too."""
 
 log = structlog.get_logger("riskstream.policies")
 
@@ -23,30 +42,60 @@ class VersionPolicies:
     """The policies of a model's versions, held once they have been read."""
 
     def __init__(self, models: Path, name: str) -> None:
+        self.name = name
         self._models = models
-        self._name = name
-        self._held: dict[int, Policy | None] = {}
+        self._held: dict[int, Policy] = {}
+        self._sought: dict[int, float] = {}
+        self._looking: asyncio.Future[None] | None = None
+        self._complaints: dict[int, str] = {}
 
     def of(self, version: int) -> Policy | None:
         """A version's policy; None where the repository does not have it, or not so that it can be used."""
-        if version not in self._held:
-            if len(self._held) >= KEPT:
-                self._held.clear()
-            self._held[version] = self._read(version)
-        return self._held[version]
+        return self._held.get(version)
 
-    def look_again(self, *, everything: bool) -> None:
-        """Read again what could not be read when it is next asked for; or everything."""
-        self._held = {} if everything else {v: p for v, p in self._held.items() if p is not None}
-
-    def _read(self, version: int) -> Policy | None:
+    def read(self) -> None:
+        """Read every version's policy; blocks. What cannot be read now stays as it was."""
+        found, complaints = dict[int, Policy](), dict[int, str]()
         try:
-            return repository.read_config(self._models, self._name, version).policy
-        except EngineError as error:
+            numbers = repository.versions(self._models, self.name)
+        except EngineError:
+            return  # the config of the served version cannot be used; whoever follows it tells
+        for version in numbers:
+            try:
+                found[version] = repository.read_config(self._models, self.name, version).policy
+            except EngineError as error:
+                complaints[version] = str(error)
+                if self._complaints.get(version) != str(error):
+                    log.warning("a version's policy cannot be read", version=version, why=str(error))
+        self._held, self._complaints = self._held | found, complaints
+
+    async def look(self) -> None:
+        """Read, in a thread; one that has not come back is waited for."""
+        if self._looking is None or self._looking.done():
+            self._looking = in_thread(self.read)
+        await asyncio.shield(self._looking)
+
+    async def seek(self, versions: Iterable[int]) -> None:
+        """Read once more where a version is not held, but wait no longer than the patience."""
+        now = time.monotonic()
+        missing = {v for v in versions if v not in self._held and now - self._sought.get(v, -inf) >= AGAIN_S}
+        if not missing:
+            return
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self.look()
+                while self._complaints.keys() & missing:  # there, but it cannot be read now
+                    await asyncio.sleep(RETRY_S)
+                    await self.look()
+        except (TimeoutError, EngineError):
+            log.warning("the repository does not say in time what policies versions have", model=self.name)
+        missing -= self._held.keys()
+        if missing - self._sought.keys():
             log.warning(
-                "findings of a version that cannot be read go by the served version's policy",
-                model=self._name,
-                version=version,
-                why=str(error),
+                "findings of versions that are not there go by the served version's policy",
+                model=self.name,
+                versions=sorted(missing)[:TOLD],
             )
-            return None
+        if len(self._sought) + len(missing) > SOUGHT:
+            self._sought.clear()
+        self._sought |= dict.fromkeys(sorted(missing)[:SOUGHT], time.monotonic())

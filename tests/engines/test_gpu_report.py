@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from engines import gpu_report
+from engines import gpu_report, repository
 from engines.gpu_report import BEGIN, END, Step
 
 PAGE = f"# Benchmarks\r\n\r\nœ – \t trailing  \n\n{BEGIN}\nold\n{END}\nafter, without an end of line"
@@ -244,6 +244,37 @@ def test_plans_are_built_compared_and_measured_in_both_precisions() -> None:
         for backend in ("tensorrt", "tensorrt-rtx"):
             assert asked("bench", name, backend) == usual
     assert len(steps) == len(commands)
+
+
+def test_what_is_measured_are_the_shipped_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RISKSTREAM_MODEL_REPOSITORY", str(tmp_path))
+    monkeypatch.setenv("RISKSTREAM_PLANS", str(tmp_path))
+    monkeypatch.setenv("RISKSTREAM_BACKEND", "tensorrt")
+    commands: list[Sequence[str]] = []
+
+    def runs(command: Sequence[str]) -> Step:
+        commands.append(command)
+        return Step(" ".join(command), 0, "{}", "", 0.1)
+
+    made = [
+        *gpu_report.builds(runs, ["Made-Up, 8.9, 999.1, 1 MiB"]),
+        *gpu_report.comparisons(runs, []),
+        *gpu_report.measurements(runs, "1"),
+    ]
+    assert len(made) == len(commands)
+    for command in commands:
+        assert Path(command[command.index("--repository") + 1]) == repository.SHIPPED
+    told = "import os; print([name for name in os.environ if name.startswith('RISKSTREAM')])"
+    assert gpu_report.run((sys.executable, "-c", told)).output == "[]\n"
+
+
+def test_the_speeds_say_what_they_are_multiples_of() -> None:
+    text = " ".join(gpu_report.section(RESULTS).split())
+    assert "with with" not in text
+    assert "Two in flight: rows per second with two batches in flight, as a multiple of one after" in text
+    assert "over PyTorch in fp32 on the same device" in text
+    assert "beside a plan of fp16 (`-fp16`) that is fp16 against fp32" in text
+    assert "| × PyTorch in fp32 |" in text
 
 
 def test_plans_for_this_architecture_are_told_apart() -> None:

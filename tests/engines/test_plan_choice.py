@@ -26,7 +26,7 @@ from tests.engines.fake_cuda import FakeDriver
 from tests.engines.fake_tensorrt import FakeTensorRT
 
 RTX = "tensorrt-rtx"
-TURING, ADA = (7, 5), (8, 9)
+TURING, ADA, HOPPER = (7, 5), (8, 9), (9, 0)
 TARGETS = ("SM75", "SM80", "SM86", "SM89")
 TOLERANCE = 5e-3  # what a config has for fp16 unless it says otherwise
 """More than fp16 changes any output of the small step model."""
@@ -284,6 +284,56 @@ def test_turing_in_fp32_is_told_what_to_do(
     module.driver.capability = ADA
     with pytest.raises(BuildError, match=r"FP32 GEMM is not supported$"):
         loaded(models)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_hopper_has_no_target_in_tensorrt_for_rtx(
+    module: FakeTensorRT, models: Path, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused before a plan is built, and where a plan for Ampere and later lies there already."""
+    known = dict.fromkeys((*TARGETS, "SM120"))
+    monkeypatch.setattr(module, "ComputeCapability", SimpleNamespace(__members__=known))
+    if there:
+        build(models)
+    module.driver.capability = HOPPER
+    with pytest.raises(BackendError, match=r"has no target sm90, .* 75, 80, 86, 89, 120 and later: serve on"):
+        loaded(models)
+    assert len(all_plans(models)) == int(there)
+    module.driver.capability = (12, 1)
+    loaded(models).close()
+
+
+@pytest.mark.parametrize(("device", "architecture"), [(TURING, "sm75"), (HOPPER, "sm90")])
+def test_tensorrt_itself_builds_for_the_gpu_that_is_there(
+    module: FakeTensorRT,
+    models: Path,
+    device: tuple[int, int],
+    architecture: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(module, "ComputeCapability")
+    monkeypatch.delattr(FakeTensorRT, "ComputeCapability")
+    monkeypatch.setattr("engines.tensorrt_module.cuda_driver", lambda: module.driver)
+    module.driver.capability = device
+    repository.load(models, "small", "tensorrt").close()
+    assert all_plans(models) == [f"tensorrt-0.0.fake-{architecture}-fp32-1-32-64.plan"]
+
+
+def test_tensorrt_itself_on_turing_is_not_told_of_fp16_alone(
+    module: FakeTensorRT, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is TensorRT for RTX's; TensorRT's own words are all there is to say."""
+
+    def refuse(*_: object) -> Built:
+        raise BuildError("tensorrt 10.1 cannot compile small for sm75: no kernel")
+
+    monkeypatch.delattr(module, "ComputeCapability")
+    monkeypatch.delattr(FakeTensorRT, "ComputeCapability")
+    monkeypatch.setattr("engines.tensorrt_module.cuda_driver", lambda: module.driver)
+    monkeypatch.setattr("engines.tensorrt_build.build", refuse)
+    module.driver.capability = TURING
+    with pytest.raises(BuildError, match=r"cannot compile small for sm75: no kernel$"):
+        repository.load(models, "small", "tensorrt")
 
 
 def test_bench_measures_the_precisions_asked_for(module: FakeTensorRT, models: Path) -> None:

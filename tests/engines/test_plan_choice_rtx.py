@@ -85,6 +85,21 @@ def test_a_load_builds_what_the_gpu_needs_and_goes_as_far_as_the_runtime(
     driver.expect_clean()
 
 
+def test_hopper_is_refused_before_anything_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_load, "cuda_driver", lambda: FakeDriver((9, 0)))
+    with pytest.raises(BackendError, match=r"has no target sm90, .* 75, 80, 86, 89, 120, 121 and later"):
+        repository.load(repository.SHIPPED, "bedside", RTX, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device", [(7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1), (13, 0)])
+def test_gpus_that_are_no_hopper_are_let_through(
+    device: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_load, "cuda_driver", lambda: FakeDriver(device))
+    tensorrt_load.runtime(RTX)
+
+
 def test_turing_in_fp32_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_load, "cuda_driver", lambda: FakeDriver((7, 5)))
     with pytest.raises(EngineError, match=r"FP32 GEMM is not supported.* take precision fp16, the backend"):

@@ -246,8 +246,10 @@ def key(**changes: object) -> Key:
 
 @pytest.mark.parametrize("device", [(8, 0), (8, 9), (9, 0), (12, 0)])
 def test_a_plan_for_ampere_and_later(device: tuple[int, int]) -> None:
-    tensorrt_load.check(key(), CONFIG, "1.7", device)
-    tensorrt_load.check(key(architecture=f"sm80+sm{device[0]}{device[1]}"), CONFIG, "1.7", device)
+    tensorrt_load.check(key(backend="tensorrt"), CONFIG, "1.7", device)
+    tensorrt_load.check(
+        key(backend="tensorrt", architecture=f"sm80+sm{device[0]}{device[1]}"), CONFIG, "1.7", device
+    )
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,27 @@ async def test_a_plan_is_looked_for_and_proved_but_never_built(
     assert files(tmp_path) == with_plan
 
 
+def test_the_advised_command_builds_the_plan_of_a_shadow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the version that runs as a shadow, and not of the one that is served."""
+    Library(monkeypatch)
+    put(tmp_path, *small(2, note="shadow"))
+    top = tmp_path / "small/config.json"
+    (tmp_path / "small/2/config.json").write_bytes(top.read_bytes())
+    put(tmp_path, *small(1))
+    asked = settings(tmp_path, "tensorrt-rtx", shadow_version=2)
+    engine, (told,) = loaded(asked, "model")
+    engine.close()
+    command = shlex.split(told.advice.partition("beforehand: riskstream ")[2])
+    assert command[-2:] == ["--version", "2"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert [path.parent.parent.name for path in tmp_path.rglob("*.plan")] == ["2"]
+    engine, found = loaded(asked, "model")
+    assert (engine.backend, engine.config.version, found) == ("tensorrt-rtx-cuda", 2, [])
+    engine.close()
+
+
 def test_a_stale_plan_is_no_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Library(monkeypatch)
     put(tmp_path, *small())

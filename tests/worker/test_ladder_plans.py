@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from engines import plans, tensorrt_load
 from engines.plans import Provenance
@@ -30,6 +31,23 @@ async def test_without_a_driver_the_reference_serves(models: Path, monkeypatch: 
     await ladder.start()
     assert (ladder.current.rung, ladder.current.backend) == (1, "onnxruntime-cpu")
     await ladder.close()
+
+
+def all_plans(models: Path) -> list[Path]:
+    return list(models.rglob("*.plan"))
+
+
+async def test_on_a_gpu_without_a_target_the_reference_serves_and_nothing_is_built(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_load, "cuda_driver", lambda: FakeDriver((9, 0)))
+    with capture_logs() as said:
+        ladder = Ladder(settings(models, "tensorrt-rtx", infer_timeout_s=60.0))
+        await ladder.start()
+    assert (ladder.current.rung, ladder.current.backend) == (1, "onnxruntime-cpu")
+    assert any("has no target sm90" in str(line) for line in said)
+    await ladder.close()
+    assert all_plans(models) == []
 
 
 @pytest.mark.parametrize("hidden", [False, True])

@@ -53,6 +53,14 @@ def test_libraries_speak_from_warning_on(capsys: pytest.CaptureFixture[str], lev
     assert (line["level"], line["logger"], line["instance"]) == ("warning", "aiokafka.cluster", "worker-1")
 
 
+def test_what_a_load_passes_over_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("WARNING", "worker-1")
+    logging.getLogger("riskstream.plans").warning("a plan is passed over: %s", "models/small/1/plans/a.plan")
+
+    (line,) = lines(capsys)
+    assert line["event"] == "a plan is passed over: models/small/1/plans/a.plan"
+
+
 def test_objects_as_messages_are_withheld(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("INFO", "worker-1")
     logging.getLogger("library").error(ValueError("secret"))

@@ -71,7 +71,7 @@ async def test_a_chunk_is_a_span_with_its_stages_and_links(
     assert chunk.attributes["messaging.destination.partition.id"] == "3"
     assert {f"{link.context.trace_id:032x}" for link in chunk.links} == {TRACE}
     stages = {span.name for span in found if span.parent and span.parent.span_id == chunk.context.span_id}
-    assert {"apply", "news2", "infer", "decide", "explain", "write", "publish"} <= stages
+    assert {"decode", "apply", "news2", "infer", "decide", "explain", "write", "publish"} <= stages
 
 
 async def test_an_alert_goes_on_with_its_record_s_trace(

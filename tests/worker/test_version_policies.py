@@ -1,7 +1,10 @@
 """Each finding is decided on by the policy of the version that made it, whichever is served by then."""
 
 import asyncio
+import errno
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from tests.worker.records import HOUR, PLACE, PNEUMONIA, T0, LocalPath
 from tests.worker.shelf import published
 from tests.worker.test_audit import alerts_of, verdicts
 from tests.worker.test_findings import beat, pictured
-from worker import config
+from worker import config, version_policies
 from worker.audit import Auditor
 from worker.config import Settings
 from worker.policies import Policies, shipped
@@ -67,6 +70,12 @@ RECORDS = [
     beat(5, "r", T0 + 37 * HOUR),
     beat(6, "r", T0 + 49 * HOUR),
 ]
+
+
+def imaged(path: LocalPath) -> list[Alert]:
+    """The alerts that findings raised."""
+    told = path.outbox.by_voice().get(PNEUMONIA.name, [])
+    return [msgspec.json.decode(message.value or b"", type=Alert) for message in told]
 
 
 async def told(engine: Engine, policies: Policies) -> list[bytes | None]:
@@ -151,3 +160,108 @@ async def test_the_served_versions_policy_is_followed_and_stands_in_for_one_that
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_a_version_that_came_a_moment_ago_is_found_before_its_finding_is_judged(
+    engine: Engine, settings: Settings
+) -> None:
+    policies = shipped(settings, engine.config)
+    put(settings.model_repository, msgspec.structs.replace(SECOND, version=3), "3")
+    path = LocalPath(engine)
+    path.pipeline.policies = policies
+    await path.process([pictured(0, "p", T0, 0.4, model=by(3))])
+    (alert,) = imaged(path)
+    assert (alert.policy_version, alert.model.version) == ("second", 3)
+
+
+async def test_a_repository_that_hangs_holds_up_findings_of_unknown_versions_alone_and_not_for_long(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies, free = shipped(settings, engine.config), threading.Event()
+
+    def hang(*_: object) -> list[int]:
+        free.wait(20)
+        return []
+
+    monkeypatch.setattr(repository, "versions", hang)
+    monkeypatch.setattr(version_policies, "PATIENCE_S", 0.3)
+    path = LocalPath(engine)
+    path.pipeline.policies = policies
+    beats = 0
+
+    async def beating() -> None:
+        nonlocal beats
+        while True:
+            await asyncio.sleep(0.01)
+            beats += 1
+
+    beside = asyncio.create_task(beating())
+    try:
+        async with asyncio.timeout(0.25):
+            await path.process([pictured(0, "p", T0, 0.4, model=by(2)), beat(1, "q", T0)])
+        async with asyncio.timeout(10):
+            await path.process([pictured(2, "r", T0, 0.95, model=by(7))])
+            started = time.perf_counter()
+            await path.process([pictured(3, "s", T0, 0.95, model=by(7))])
+            assert time.perf_counter() - started < 0.3, "it is asked for once in a while only"
+        assert beats > 10, "the loop stood still"
+    finally:
+        beside.cancel()
+        free.set()
+    told = [(a.patient, a.policy_version) for a in imaged(path)]
+    assert told == [("p", "second"), ("r", "1"), ("s", "1")]
+
+
+async def test_a_version_that_cannot_be_read_for_a_moment_is_read_again_before_it_is_judged(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies, left = shipped(settings, engine.config), [2]
+    put(settings.model_repository, msgspec.structs.replace(SECOND, version=3), "3")
+    is_file = Path.is_file
+
+    def failing(path: Path) -> bool:
+        if path.parent.name == "3" and left[0]:
+            left[0] -= 1
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", failing)
+    path = LocalPath(engine)
+    path.pipeline.policies = policies
+    await path.process([pictured(0, "p", T0, 0.4, model=by(3))])
+    assert left == [0]
+    assert [alert.policy_version for alert in imaged(path)] == ["second"]
+
+
+async def test_a_version_folder_that_may_not_be_read_stops_nothing(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.policy_source.LOOK_S", 0.01)
+    monkeypatch.setattr(version_policies, "PATIENCE_S", 0.3)
+    is_file = Path.is_file
+
+    def forbidden(path: Path) -> bool:
+        if path.parent.name == "2":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return is_file(path)
+
+    policies = shipped(settings, engine.config)
+    monkeypatch.setattr(Path, "is_file", forbidden)
+
+    async def served() -> ModelConfig:
+        return repository.read_config(settings.model_repository, PNEUMONIA.name)
+
+    following = asyncio.create_task(follow_imaging(policies, served))
+    path = LocalPath(engine)
+    path.pipeline.policies = policies
+    await path.process([pictured(0, "p", T0, 0.4, model=by(2))])
+    await asyncio.sleep(0.1)
+    assert not following.done()
+    following.cancel()
+    assert [alert.policy_version for alert in imaged(path)] == ["second"], "it is held"
+    afresh = LocalPath(engine)
+    afresh.pipeline.policies = shipped(settings, engine.config)
+    await afresh.process([pictured(0, "p", T0, 0.95, model=by(2))])
+    assert [alert.policy_version for alert in imaged(afresh)] == ["1"], "the served version's stands in"
+    with pytest.raises(RepositoryError, match=r"cannot read .*2/config.json: Permission denied"):
+        repository.read_config(settings.model_repository, PNEUMONIA.name, 2)
