@@ -90,9 +90,11 @@ def decode_dicom(
             syntax = _syntax(file)
             if syntax not in dicom_pixels.SYNTAXES:  # before the rest is inflated, if it is deflated
                 raise ImageError("unsupported-syntax", dicom_pixels.UNSUPPORTED)
-            tags = [*TAGS, PATIENT] if patient else TAGS
-            dataset = pydicom.dcmread(io.BytesIO(file), specific_tags=tags)
-            _check_patient(dataset, patient)
+            if patient:
+                dataset = _named_once(file)
+                _check_patient(dataset, patient)
+            else:
+                dataset = pydicom.dcmread(io.BytesIO(file), specific_tags=TAGS)
             if "PixelData" not in dataset:  # pydicom leaves out an element that does not end
                 raise ImageError("damaged-pixels" if _mentions_pixels(content) else "no-pixels")
             found = dicom_pixels.layout(dataset, syntax)
@@ -167,9 +169,27 @@ def _mentions_pixels(content: bytes) -> bool:
     return b"\xe0\x7f\x10\x00" in content or b"\x7f\xe0\x00\x10" in content
 
 
+def _named_once(file: bytes) -> "Dataset":
+    """The attributes and the patient; of two Patient IDs pydicom would give the last, and not tell."""
+    from pydicom.filereader import read_partial
+    from pydicom.tag import Tag
+
+    names, wanted = 0, Tag(PATIENT)
+
+    def count(tag: int, vr: str | None, length: int) -> bool:
+        nonlocal names
+        names += tag == wanted
+        return False
+
+    dataset = read_partial(io.BytesIO(file), count, specific_tags=[Tag(name) for name in [*TAGS, PATIENT]])
+    if names > 1:
+        raise ImageError("damaged-header", "a DICOM file that names its patient twice: export it again")
+    return dataset
+
+
 def _check_patient(dataset: "Dataset", patient: str) -> None:
     """Refuse a file that names another patient; one that names none is taken."""
-    value: Any = dataset.get(PATIENT) if patient else None
+    value: Any = dataset.get(PATIENT)
     named = "\\".join(value) if hasattr(value, "append") else str(value or "")
     if named.strip(" \0") not in ("", patient.strip()):
         raise ImageError("other-patient")

@@ -21,6 +21,9 @@ _META, _FIRST = 0x0002, 0x0008
 _NEEDED = {_META: 2, _FIRST: 3}
 """Elements that must be sound: one alone may be any few bytes."""
 
+_GROUP_LENGTH = 0x0000
+"""Of each group, and always a number of four bytes. A table of whole numbers may look like many of them."""
+
 _UNDEFINED = 0xFFFFFFFF
 _LONG = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 _SHORT = frozenset(
@@ -73,10 +76,14 @@ def _bare(head: bytes, size: int) -> bytes | None:
 
 
 def _sound(head: bytes, size: int, group: int, *, explicit: bool) -> bool:
-    """Whether a file begins with an element of a group and others in rising order, which end within it."""
+    """Whether a file begins with an element of a group and others in rising order, which end within it.
+
+    One of them at least has a value: what else rises may be a table of numbers.
+    """
     found = list(islice(_elements(head, size, explicit=explicit), _NEEDED[group]))
     rising = all(a[:2] < b[:2] for a, b in pairwise(found))
-    return len(found) == _NEEDED[group] and rising and found[0].group == group
+    valued = any(element.length for element in found)
+    return len(found) == _NEEDED[group] and rising and valued and found[0].group == group
 
 
 def _elements(head: bytes, size: int, *, explicit: bool) -> Iterator[_Element]:
@@ -94,6 +101,8 @@ def _elements(head: bytes, size: int, *, explicit: bool) -> Iterator[_Element]:
         else:
             return
         if length != _UNDEFINED and (length % 2 or begin + length > size):
+            return
+        if number == _GROUP_LENGTH and length != 4:
             return
         yield _Element(group, number, length)
         if length == _UNDEFINED:

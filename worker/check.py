@@ -34,6 +34,16 @@ from worker.topic_facts import gather_facts
 BUSY_SHARE = 0.5
 """Share of the engine's patience that one full batch may take: a machine is not idle when it matters."""
 
+_SILENT = {
+    True: "a firewall that drops packets, a port of another service, or a listener of another kind (TLS or "
+    "plain): check RISKSTREAM_BROKER and RISKSTREAM_KAFKA_SECURITY_PROTOCOL, and what the broker advertises",
+    False: "give it longer with --timeout; what hangs so for a worker too keeps it from being ready",
+}
+"""What to do where no answer came in time, of Kafka and of all else."""
+
+_Versions = dict[int, ModelConfig | None]
+"""The image model's versions, each of which decides on findings of its own; None where it cannot be read."""
+
 
 async def check(settings: Settings, seconds: float, role: Role = Role.VITALS) -> list[Finding]:
     """Check settings, broker, topics, Redis, model, HTTP port and disk, each within `seconds`.
@@ -48,16 +58,19 @@ async def check(settings: Settings, seconds: float, role: Role = Role.VITALS) ->
     checks |= {"redis": check_redis(settings), "http": _http(settings)}
     with heard:
         found = await asyncio.gather(
-            *(_within(subject, running, seconds) for subject, running in checks.items())
+            *(_within(subject, running, seconds, heard) for subject, running in checks.items())
         )
     return [*check_settings(settings), *(finding for findings in found for finding in findings), check_disk()]
 
 
-async def _within(subject: str, running: Coroutine[Any, Any, list[Finding]], seconds: float) -> list[Finding]:
+async def _within(
+    subject: str, running: Coroutine[Any, Any, list[Finding]], seconds: float, heard: KafkaErrors
+) -> list[Finding]:
     try:
         return await asyncio.wait_for(running, seconds)
     except TimeoutError:
-        return [failed(subject, f"no answer within {seconds:g} s")]
+        kafka, why = subject.endswith("kafka"), f": {heard.last}" if heard.last else ""
+        return [failed(subject, f"no answer within {seconds:g} s{why if kafka else ''}", _SILENT[kafka])]
 
 
 async def _kafka(settings: Settings, heard: KafkaErrors) -> list[Finding]:
@@ -83,6 +96,7 @@ async def _model(settings: Settings) -> list[Finding]:
         config = repository.read_config(settings.model_repository, settings.model, settings.shadow_version)
         require_series(config)
         policies = shipped(settings, config)
+        versions = _image_versions(settings, policies.names.get("imaging"))
         engine, degraded = await asyncio.to_thread(loaded, settings, "model")
     except (EngineError, PolicyError) as error:
         return [failed("model", str(error))]
@@ -90,22 +104,46 @@ async def _model(settings: Settings) -> list[Finding]:
         took_s = await asyncio.to_thread(_full_batch_s, engine)
     finally:
         engine.close()
-    hours = settings.rebuild_horizon_h
-    needed = max(needed_s(which, policy) for which, policy in policies.shipped.items()) / 3600
     others = [
         _speed(settings, took_s, config.dynamic_batching.max_batch_size),
         _reference(settings, config),
-        _findings(settings, policies),
+        _findings(settings, policies, versions),
         *_policies(settings, config),
         *degraded,
     ]
-    if hours < needed:
-        return [failed("model", f"rebuild_horizon_h is {hours:g}; the policies need {needed:g}"), *others]
+    short = _horizon(settings, policies, versions)
+    if short:
+        return [failed("model", short), *others]
     told = f"{config.name} version {config.version} on {engine.backend}, golden data agree"
     return [ok("model", f"{told}; NEWS2 policy {policies.shipped['news2'].version}"), *others]
 
 
-def _findings(settings: Settings, policies: Policies) -> Finding:
+def _horizon(settings: Settings, policies: Policies, versions: _Versions) -> str:
+    """Which policy needs a rebuild to read farther back than it does; empty where none does."""
+    needs = {policies.names.get(which, which): needed_s(which, p) for which, p in policies.shipped.items()}
+    for version, config in versions.items():
+        if config is not None:
+            needs[f"{config.name} version {version}"] = needed_s("imaging", config.policy)
+    hours, needed = settings.rebuild_horizon_h, max(needs.values()) / 3600
+    whose = " and ".join(name for name, seconds in needs.items() if seconds == max(needs.values()))
+    return (
+        f"rebuild_horizon_h is {hours:g}; the policies need {needed:g}, for {whose}" if hours < needed else ""
+    )
+
+
+def _image_versions(settings: Settings, name: str | None) -> _Versions:
+    if name is None:
+        return {}
+    found: _Versions = {}
+    for version in repository.versions(settings.model_repository, name):
+        try:
+            found[version] = repository.read_config(settings.model_repository, name, version)
+        except EngineError:
+            found[version] = None
+    return found
+
+
+def _findings(settings: Settings, policies: Policies, versions: _Versions) -> Finding:
     subject, name = "model: findings", policies.names.get("imaging")
     if name is None and settings.imaging_model:
         return warning(
@@ -115,7 +153,15 @@ def _findings(settings: Settings, policies: Policies) -> Finding:
         )
     if name is None:
         return ok(subject, "findings raise no alerts, as imaging_model says")
-    return ok(subject, f"those of {name} raise alerts, by policy {policies.shipped['imaging'].version}")
+    told = f"those of {name} raise alerts, by policy {policies.shipped['imaging'].version}"
+    lost = [str(version) for version, config in versions.items() if config is None]
+    if lost:
+        return warning(
+            subject,
+            f"{told}; the config of version {', '.join(lost)} cannot be used",
+            "mend it: what that version found is decided on by the served version's policy",
+        )
+    return ok(subject, told)
 
 
 def _reference(settings: Settings, config: ModelConfig) -> Finding:

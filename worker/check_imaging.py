@@ -40,9 +40,11 @@ async def _kafka(settings: Settings, heard: KafkaErrors) -> list[Finding]:
         facts = await gather_facts(own, [name for name in imaging_topics(settings) if name])
     except WorkerError as error:
         return [unreachable(subject, error, heard)]
-    if found:
-        return [failed(subject, "; ".join(found))]
-    first = ok(subject, f"cluster {cluster.id}, {partitions[settings.topic_imaging]} partitions")
+    first = (
+        failed(subject, "; ".join(found))
+        if found
+        else ok(subject, f"cluster {cluster.id}, {partitions[settings.topic_imaging]} partitions")
+    )
     made = check_creation(settings, new, facts.cluster, f"{subject}: topics")
     return [first, *made, *check_topics(settings, facts, imaging=True)]
 

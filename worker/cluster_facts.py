@@ -14,14 +14,15 @@ from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16,
 CREATE = 1 << 5
 """A bit of Kafka's AclOperation. Source: org.apache.kafka.common.acl.AclOperation."""
 
-_NOT_TOLD = -(2**31)
+_NOT_TOLD = (0, -(2**31))
+"""Who may not DESCRIBE the cluster is told 0, whatever else the user may do; the other is the protocol's."""
 
 
 class ClusterFacts(NamedTuple):
     """What is known of the cluster.
 
     brokers: that it has now.
-    rights: bits of what this user may do with the cluster; None when the brokers do not tell.
+    rights: bits of what this user may do with the cluster; None when it is not told them.
     """
 
     brokers: int
@@ -78,5 +79,5 @@ async def cluster_facts(admin: AIOKafkaAdminClient) -> ClusterFacts:
         response: Any = await admin._client.send(admin._client.get_random_node(), _ClusterRequest())
     except (NotImplementedError, IncompatibleBrokerVersion):
         return ClusterFacts(brokers, None)
-    told = not response.error_code and response.authorized_operations != _NOT_TOLD
+    told = not response.error_code and response.authorized_operations not in _NOT_TOLD
     return ClusterFacts(brokers, int(response.authorized_operations) if told else None)

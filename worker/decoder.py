@@ -26,6 +26,7 @@ from schemas.model_config import ImageInput
 from worker.config import Settings
 from worker.decoder_child import MAX_NOTE, NOTE, ORDER, REPLY, Note, Order, Outcome
 from worker.errors import DecoderError
+from worker.imaging_steps import waiting
 
 START_S = 60.0
 """For a decoder process to have everything loaded: half a second, or far more on a busy machine."""
@@ -40,6 +41,14 @@ _PIECE = 1 << 20
 _BUFFER = 16 << 20
 """Bytes that are read ahead: any answer, so that no decoder is stuck with one that nobody wants any more."""
 _OUTCOMES = {Outcome.TIMEOUT: "decode-timeout", Outcome.CRASHED: "decode-crashed"}
+
+
+def longest_s(timeout_s: float) -> float:
+    """The longest that a picture takes once it has a decoder, whatever the file does: two tries.
+
+    For each, one that is lost is ended, the next is started and asked, and ended in its turn.
+    """
+    return 2 * (GRACE_S + START_S + timeout_s + GRACE_S + GRACE_S)
 
 
 class Decoders:
@@ -157,7 +166,8 @@ class Decoders:
             raise DecoderError(f"{self._waiting} pictures wait for {len(self._processes)} decoders")
         self._waiting += 1
         try:
-            return await self._idle.get()
+            with waiting():
+                return await self._idle.get()
         finally:
             self._waiting -= 1
 
@@ -235,8 +245,9 @@ class _Process:
         assert process.stdin is not None
         process.stdin.close()
         try:
-            async with asyncio.timeout(GRACE_S):
-                await process.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GRACE_S):
+                    await process.wait()
         finally:
             if process.returncode is None:
                 with suppress(ProcessLookupError):

@@ -16,6 +16,7 @@ from worker.fetch_allowed import parse_base, parse_bucket
 from worker.fetch_file import FileSource
 from worker.fetch_http import DicomwebSource, Limits
 from worker.fetch_object import ObjectSource
+from worker.fetch_threads import longest_s as threads_s
 
 
 class Fetched(NamedTuple):
@@ -29,6 +30,14 @@ class Fetched(NamedTuple):
     content: bytes
     media_type: str = ""
     frame: int | None = None
+
+
+def longest_s(settings: Settings) -> float:
+    """The longest try of a picture from any source, its turn apart: one that reads in vain, then a probe.
+
+    Those in threads wait for a thread as well. DICOMweb is asked within the same times.
+    """
+    return threads_s(settings.imaging_fetch_timeout_s) + threads_s(settings.imaging_connect_timeout_s)
 
 
 class Fetcher:

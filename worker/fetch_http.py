@@ -32,6 +32,7 @@ from worker.errors import (
 from worker.fetch_allowed import Base, Target, is_literal, is_reachable, target
 from worker.fetch_multipart import MAX_ENVELOPE_BYTES, only_part
 from worker.fetch_threads import NoThreadError, Threads
+from worker.imaging_steps import turn
 
 DICOM = "application/dicom"
 
@@ -111,7 +112,7 @@ class DicomwebSource:
         asked = target(self._bases, url, rendered=rendered)
         if is_literal(asked.base.host):
             _check_address(asked.base.host, asked.base.host in self._internal)
-        async with self._slots[asked.base]:
+        async with turn(self._slots[asked.base]):
             try:
                 content, media_type = await self._get(asked)
             except _DoubtfulError as doubt:

@@ -17,6 +17,7 @@ from worker import metrics
 from worker.config import Settings
 from worker.errors import FetchFailedError, FetchRefusedError, SourceAwayError
 from worker.fetch import Fetched, Fetcher
+from worker.imaging_steps import waiting
 
 log = structlog.get_logger("riskstream")
 
@@ -52,11 +53,6 @@ class Patience(NamedTuple):
             settings.imaging_retry_after_max_s,
         )
 
-    @property
-    def silent_s(self) -> float:
-        """The longest between the ends of two tries of a picture: one wait, and one try."""
-        return self.longest_s + self.try_s
-
     def wait_s(self, failures: int) -> float:
         """The wait after a number of failures in a row, from 1."""
         whole = min(self.longest_s, self.first_s * 2.0 ** min(failures - 1, 60))
@@ -83,7 +79,8 @@ async def fetch_patiently(fetcher: Fetcher, event: ImagingEvent, patience: Patie
             if absences == 1:
                 log.warning("pictures wait for their source", source=source, reason=error.reason)
             asked_s = min(error.retry_after_s or 0.0, patience.retry_after_s)
-            await asyncio.sleep(max(asked_s, patience.wait_s(absences)))
+            with waiting():
+                await asyncio.sleep(max(asked_s, patience.wait_s(absences)))
         except FetchFailedError:
             absences = 0
             failures += 1
@@ -91,7 +88,8 @@ async def fetch_patiently(fetcher: Fetcher, event: ImagingEvent, patience: Patie
             failing_s += min(time.perf_counter() - began, patience.try_s) + wait_s
             if failures >= patience.tries or failing_s > patience.failing_s:
                 raise
-            await asyncio.sleep(wait_s)
+            with waiting():
+                await asyncio.sleep(wait_s)
         else:
             if absences:
                 log.info("the source of pictures answers again", source=source)

@@ -16,6 +16,11 @@ from worker import metrics
 T = TypeVar("T")
 
 
+def longest_s(seconds: float) -> float:
+    """The longest that a call takes whose patience is `seconds`: for a free thread, and in it."""
+    return 2 * seconds
+
+
 class NoThreadError(Exception):
     """Every thread was taken for as long as the caller waits: the calls in them hang."""
 

@@ -40,6 +40,7 @@ from worker.decode import Record, Refusal
 from worker.errors import EngineDownError, EngineHungError
 from worker.imaging_event import instance_of, read_event
 from worker.imaging_memory import ScoredImages
+from worker.imaging_steps import begins, waiting
 from worker.intake import Limits
 from worker.messages import Author, model_voice
 from worker.partition import Place
@@ -75,11 +76,6 @@ class Sources(Protocol):
     @property
     def away(self) -> int:
         """Pictures that wait for a source that is away."""
-        ...
-
-    @property
-    def tries(self) -> int:
-        """Fetches that have ended, well or not."""
         ...
 
     @property
@@ -143,16 +139,6 @@ class ImagingPath:
         self._limits = limits
         self._asking = asyncio.Lock()
         self._answered_at = 0.0
-
-    @property
-    def waits(self) -> bool:
-        """Whether records wait for a source, a decoder or the engine that is away."""
-        return self.engine_away or self._sources.away > 0 or not self._sources.decoders_up
-
-    @property
-    def tries(self) -> int:
-        """Fetches that have ended, well or not: what is tried again and again still moves."""
-        return self._sources.tries
 
     async def take(self, place: Place, record: Record) -> Fate:
         """Bring one record to its fate; what it leads to is confirmed then.
@@ -243,14 +229,15 @@ class ImagingPath:
             if _wanted(served) != picture.wanted:
                 return None
             try:
-                with served.held():
+                with served.held(), waiting():  # a batcher bounds its calls, and says when one hangs
                     return Answer(served, await served.run(inputs))
             except (EngineDownError, EngineHungError) as error:
                 metrics.engine_failures.labels(served.config.name, error.reason).inc()
                 if await self._serving.instead(served, error.reason) is None:
                     if isinstance(error, EngineHungError):
                         raise
-                    await self._until_it_answers()
+                    with waiting():
+                        await self._until_it_answers()
 
     async def _until_it_answers(self) -> None:
         """One task asks, the others wait for it: golden data cost the engine as much as pictures do."""
@@ -346,9 +333,11 @@ def _outgoing(topic: str, finding: Finding, place: Place, timestamp_ms: int) -> 
 @contextmanager
 def _timed(stage: str) -> Iterator[None]:
     started = time.perf_counter()
+    begins()
     try:
         yield
     finally:
+        begins()
         _observe(stage, started)
 
 

@@ -13,11 +13,11 @@ import structlog
 
 from engines.errors import KindError
 from schemas.model_config import ModelConfig
+from worker import decoder, fetch, serving
 from worker.assignment import Lanes
 from worker.cluster import ImagingCluster, describe_imaging, imaging_complaints
 from worker.config import Settings
 from worker.errors import FatalError
-from worker.fetch_patience import Patience
 from worker.imaging import ImagingPath, Outlets
 from worker.imaging_lanes import ImagingLane, ImagingStages, Room
 from worker.imaging_memory import ScoredImages
@@ -47,9 +47,11 @@ def stalled_after_s(settings: Settings) -> float:
     """Seconds without movement from which the role counts as stuck.
 
     Not before the longest step of one picture has run out of its own time: a restart would begin it anew.
+    A step that hangs is found so long after it began, and the supervisor's next look.
     """
-    step_s = max(Patience.of(settings).silent_s, settings.imaging_decode_timeout_s)
-    return max(settings.stall_after_s, step_s + SLACK_S)
+    step_s = max(fetch.longest_s(settings), decoder.longest_s(settings.imaging_decode_timeout_s))
+    step_s = max(step_s, serving.longest_s(settings), settings.publish_timeout_s)
+    return max(settings.stall_after_s, step_s + 2 * settings.redis_timeout_s + SLACK_S)
 
 
 class ImagingRole:

@@ -18,6 +18,7 @@ from worker import metrics
 from worker.decode import Record
 from worker.errors import RetryError
 from worker.imaging import Fate
+from worker.imaging_steps import Step, begins, follow
 from worker.lanes import LOOK_S, RETRY_S, Consumer, seek
 from worker.partition import Place
 from worker.transport import Chunk
@@ -51,16 +52,6 @@ class Room:
 class Path(Protocol):
     """What takes records."""
 
-    @property
-    def waits(self) -> bool:
-        """Whether records wait for a source, a decoder or the engine that is away."""
-        ...
-
-    @property
-    def tries(self) -> int:
-        """Fetches that have ended, well or not."""
-        ...
-
     async def take(self, place: Place, record: Record) -> Fate: ...
 
 
@@ -77,11 +68,12 @@ class ImagingStages:
 class _Entry:
     """A record since the low-water mark."""
 
-    __slots__ = ("done", "offset")
+    __slots__ = ("done", "offset", "step")
 
     def __init__(self, offset: int) -> None:
         self.offset = offset
         self.done = False
+        self.step = Step()
 
 
 class ImagingLane:
@@ -100,8 +92,7 @@ class ImagingLane:
         self._held = False
         self._doubtful = False
         self._error: BaseException | None = None
-        self._finished = 0
-        self._watched = (0, 0)
+        self._nothing_since: float | None = None
         self._end = 0
         self._labels = (place.topic, str(place.partition))
         self._task = asyncio.create_task(self._start(), name=f"imaging-{place.partition}")
@@ -184,17 +175,20 @@ class ImagingLane:
         return self._error
 
     def watch(self) -> None:
-        """Note since when there has been something to do and nothing has moved; never waits.
+        """Note since when the oldest step of a record goes on, or nothing comes that is there; never waits.
 
         What is away is no standstill of this process: a restart would mend nothing. Nor is a picture that is
-        tried again: its tries would begin anew, and never come to an end.
+        tried again, a step each: its tries would begin anew, and never come to an end. What other partitions
+        or other pictures do makes up for nothing.
         """
-        lag, moved = self.lag(), (self._finished, self._stages.path.tries)
-        if not lag or moved != self._watched or self._stages.path.waits:
-            self.stuck_since = None
-        elif self.stuck_since is None:
-            self.stuck_since = time.perf_counter()
-        self._watched = moved
+        lag, under_way = self.lag(), [entry.step.since for entry in self._window if not entry.done]
+        if under_way or not lag or not self._stages.room.left:  # what takes the room is watched itself
+            self._nothing_since = None
+        elif self._nothing_since is None:
+            self._nothing_since = time.perf_counter()
+        self.stuck_since = min(
+            (since for since in under_way if since is not None), default=self._nothing_since
+        )
         if lag is not None:
             metrics.lag.labels(*self._labels).set(lag)
 
@@ -218,6 +212,8 @@ class ImagingLane:
             self._restart(doubtful=True)
 
     async def _take(self, entry: _Entry, record: Record) -> None:
+        follow(entry.step)
+        begins()
         room, size = self._stages.room, len(record.value or b"")
         room.held += size
         try:
@@ -225,7 +221,6 @@ class ImagingLane:
         finally:
             room.held -= size
         metrics.records.labels(self.place.topic, fate).inc()
-        self._finished += 1
         entry.done = True
         while self._window and self._window[0].done:
             self._low = self._window.popleft().offset + 1

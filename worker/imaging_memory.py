@@ -20,6 +20,7 @@ import structlog
 
 from worker import metrics
 from worker.errors import StoreError
+from worker.imaging_steps import turn
 from worker.store import answer
 
 KEPT = 50_000
@@ -61,7 +62,7 @@ class ScoredImages:
         lock, waiting = self._turns.get(digest, (asyncio.Lock(), 0))
         self._turns[digest] = lock, waiting + 1
         try:
-            async with lock:
+            async with turn(lock):
                 yield
         finally:
             lock, waiting = self._turns.pop(digest)
@@ -73,7 +74,7 @@ class ScoredImages:
         if digest in self._known:
             self._known.move_to_end(digest)
             return True
-        async with self._asking:
+        async with turn(self._asking):
             if not self._may_ask():
                 return False
             try:
@@ -89,7 +90,7 @@ class ScoredImages:
     async def add(self, digest: str) -> None:
         """Remember an image whose finding is confirmed."""
         self._keep(digest)
-        async with self._asking:
+        async with turn(self._asking):
             if not self._may_ask():
                 self._miss(digest)
                 return

@@ -23,6 +23,7 @@ from worker.errors import DecoderError, FetchError, SourceAwayError
 from worker.fetch import Fetched, Fetcher
 from worker.fetch_patience import Patience, fetch_patiently
 from worker.imaging import Original
+from worker.imaging_steps import waiting
 
 RETRY_S = 1.0
 """Before a decoder is asked for again."""
@@ -43,7 +44,6 @@ class _Watched(Fetcher):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.away: set[int] = set()
-        self.tries = 0
         self._holding: set[int] = set()
         # One for each kind of source: a PACS that hangs holds up neither files nor pictures that came inline.
         self._places = {
@@ -53,7 +53,8 @@ class _Watched(Fetcher):
 
     async def fetch(self, event: ImagingEvent) -> Fetched:
         places = self._places[type(event.image)]
-        await places.acquire()
+        with waiting():
+            await places.acquire()
         try:
             fetched = await super().fetch(event)
         except BaseException as error:
@@ -62,8 +63,6 @@ class _Watched(Fetcher):
                 self.away.add(id(event))
                 metrics.imaging_source_away.set(len(self.away))
             raise
-        finally:
-            self.tries += 1
         self._holding.add(id(event))
         return fetched
 
@@ -106,11 +105,6 @@ class FetchedAndDecoded:
         """Pictures that wait for a source that is away."""
         return len(self._fetcher.away)
 
-    @property
-    def tries(self) -> int:
-        """Fetches that have ended, well or not."""
-        return self._fetcher.tries
-
     @asynccontextmanager
     async def fetched(self, event: ImagingEvent) -> AsyncIterator[Original | Refusal]:
         """The picture's bytes, however long their source is away; its place is another's afterwards."""
@@ -149,10 +143,12 @@ class FetchedAndDecoded:
                     if not lacking:
                         log.error("a picture waits for an extra that is not installed", why=str(error))
                         lacking, self._lacking = True, self._lacking + 1
-                    await asyncio.sleep(LACKING_S)
+                    with waiting():
+                        await asyncio.sleep(LACKING_S)
                 except DecoderError as error:
                     self._decoders_are(False, str(error))
-                    await asyncio.sleep(RETRY_S)
+                    with waiting():
+                        await asyncio.sleep(RETRY_S)
                 else:
                     self._decoders_are(True, "")
                     return decoded

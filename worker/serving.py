@@ -29,7 +29,7 @@ from schemas.model_config import ModelConfig
 from worker import metrics
 from worker.config import Settings
 from worker.errors import EngineHungError
-from worker.loading import Files, Loaded, Loader, Turns, files_of
+from worker.loading import LOAD_S, Files, Loaded, Loader, Turns, files_of
 from worker.policies import Policies
 from worker.served import Served
 
@@ -51,6 +51,15 @@ PROVE_S = 60.0
 """Between two proofs of an engine that serves: one that has gone wrong may answer finitely all the same."""
 
 log = structlog.get_logger("riskstream.serving")
+
+
+def longest_s(settings: Settings) -> float:
+    """The longest that `Ladder.instead` takes: each lower rung is loaded, one after the other."""
+    return LOAD_S * (len(_rungs(settings)) - 1)
+
+
+def _rungs(settings: Settings) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((settings.backend, REFERENCE_BACKEND)))
 
 
 class Ladder:
@@ -76,7 +85,7 @@ class Ladder:
         self.refused = ""
         self._settings = settings
         self._loader = Loader(settings, turns, require)
-        self._rungs = tuple(dict.fromkeys((settings.backend, REFERENCE_BACKEND)))
+        self._rungs = _rungs(settings)
         self._current: Loaded | None = None
         self._files: Files | None = None
         self._retired: list[Loaded] = []

@@ -14,6 +14,8 @@ from pydicom.uid import (
     HTJ2K,
     MPEG2MPML,
     UID,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGLosslessSV1,
@@ -308,6 +310,21 @@ def test_a_file_may_be_held_to_the_patient_of_its_event(
         made, anybodys = images.read(content, SMALL, patient=patient), images.read(content, SMALL)
         assert made.image.tobytes() == anybodys.image.tobytes()
         assert made[1:] == anybodys[1:]
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["beside", "behind the pixels"])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize("pair", [("MRN-18", "MRN-17"), ("MRN-17", "MRN-18"), ("MRN-17", "MRN-17")])
+def test_a_file_that_names_its_patient_twice_is_damaged(
+    pair: tuple[str, str], syntax: UID, behind: bool
+) -> None:
+    content = dicom(RAMP, syntax, PatientID=pair[0])
+    at = content.index(b"\x10\x00\x20\x00")
+    second = content[at : at + 14].replace(pair[0].encode(), pair[1].encode())
+    twice = content + second if behind else content[: at + 14] + second + content[at + 14 :]
+    assert reason_of(twice, patient="MRN-17") == "damaged-header"
+    once = images.read(content, SMALL, patient=pair[0])
+    assert images.read(twice, SMALL).image.tobytes() == once.image.tobytes()
 
 
 def test_whose_file_it_is_stands_in_no_message() -> None:

@@ -68,6 +68,11 @@ LIKE = {
     "a stray byte before": b" " + bare(seeds()["explicit"]),
     "meta information that is none": b"\x02\x00\x00\x00" + bytes(400),
     "zeros": bytes(400),
+    "rising numbers": struct.pack("<100Q", *range(8, 108)),
+    "rising even numbers": struct.pack("<100Q", *range(8, 208, 2)),
+    "numbers in steps of 65536": struct.pack("<100Q", *range(0x50008, 0x50008 + 100 * 65536, 65536)),
+    "rising numbers of 4 bytes": struct.pack("<200I", *range(8, 408, 2)),
+    "pairs of a number and its place": struct.pack("<200I", *(n for k in range(100) for n in (8 + k, 2 * k))),
 }
 
 

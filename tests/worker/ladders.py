@@ -53,17 +53,22 @@ def sample(name: str, **labels: str) -> float:
 
 
 def small(
-    version: int = 1, *, note: str = "", gain: float = 1.0, **changes: object
+    version: int = 1, *, note: str = "", gain: float = 1.0, keep: float = 0.7, **changes: object
 ) -> tuple[ModelConfig, bytes]:
-    """A step model. A note changes its digest alone, a gain of its weights what it computes."""
+    """A step model.
+
+    A note changes its digest alone, a gain of its weights what it computes from a state, and how much of it
+    an hour keeps what a state means: another's is of no use.
+    """
     config, graph = kinds.model_of("step")
     made = onnx.load_from_string(graph)
     made.doc_string = note
     for fixed in made.graph.initializer:
         if fixed.name == "weights":
-            fixed.CopyFrom(
-                numpy_helper.from_array(numpy_helper.to_array(fixed) * np.float32(gain), "weights")
-            )
+            scaled = numpy_helper.to_array(fixed) * np.float32(gain)
+            fixed.CopyFrom(numpy_helper.from_array(scaled, "weights"))
+        elif fixed.name == "keep":
+            fixed.CopyFrom(numpy_helper.from_array(np.array(keep, np.float32), "keep"))
     return with_graph(msgspec.structs.replace(config, version=version, **changes), made.SerializeToString())
 
 

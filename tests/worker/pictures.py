@@ -54,7 +54,6 @@ class FakeSources:
     def __init__(self, held: dict[str, bytes] | None = None) -> None:
         self.away = 0
         self.decoders_up = True
-        self.tries = 0
         self.held = held or {}
         self.asked: list[str] = []
         self.hook: Callable[[ImagingEvent], Any] | None = None

@@ -1,5 +1,6 @@
 """`check` finds what is missing and says what to do."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -175,6 +176,49 @@ async def test_horizon_too_short_for_the_policy(redis_server: embedded.Server) -
 
     assert not well
     assert "rebuild_horizon_h is 100; the policies need 113" in detail
+
+
+async def test_every_version_that_decides_on_findings_needs_the_horizon(tmp_path: Path) -> None:
+    model, graph = model_of("image")
+    folder = tmp_path / "small"
+    shutil.copytree(repository.SHIPPED / "vitals", tmp_path / "vitals")
+    longer = msgspec.structs.replace(model.policy, resolve_s=10 * 3600.0, expiry_s=48 * 3600.0)
+    for version, policy in enumerate((model.policy, longer, model.policy), 1):
+        (folder / str(version)).mkdir(parents=True)
+        (folder / str(version) / "model.onnx").write_bytes(graph)
+        config_of = msgspec.structs.replace(model, version=version, policy=policy)
+        (folder / str(version) / "config.json").write_bytes(msgspec.json.encode(config_of))
+    shutil.copy(folder / "1/config.json", folder / "config.json")
+    nobody = f"127.0.0.1:{embedded.free_port()}"
+    settings = config.load(
+        broker=nobody, redis=f"redis://{nobody}", model_repository=tmp_path, imaging_model="small"
+    )
+
+    well, detail = (await findings(settings))["model"]
+    assert (well, "for small version 2" in detail) == (False, True), detail
+
+    (folder / "2/config.json").write_text("{}")
+    found = await severities(settings)
+    assert found["model"].severity == "ok"
+    assert found["model: findings"].severity == "warning"
+    assert "the config of version 2 cannot be used" in found["model: findings"].detail
+
+
+async def test_a_broker_that_never_answers_is_told_with_what_may_be_the_cause() -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    listening = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    nobody = f"127.0.0.1:{embedded.free_port()}"
+    settings = config.load(broker=f"127.0.0.1:{port}", redis=f"redis://{nobody}", imaging_decoders=1)
+    async with listening:
+        found = {finding.subject: finding for finding in await check(settings, 3.0, Role.ALL)}
+    for subject in ("kafka", "imaging: kafka"):
+        assert "no answer within 3 s" in found[subject].detail
+        assert "firewall" in found[subject].advice
+        assert "RISKSTREAM_BROKER" in found[subject].advice
 
 
 async def test_a_news2_policy_that_contradicts_itself_is_named(

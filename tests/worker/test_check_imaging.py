@@ -13,7 +13,7 @@ from worker import config, embedded
 from worker.check import check
 from worker.check_topics import check_topics
 from worker.cli import app
-from worker.cluster import ImagingCluster, describe_imaging, imaging_complaints
+from worker.cluster import ImagingCluster, create_topics, describe_imaging, imaging_complaints
 from worker.cluster_facts import ClusterFacts
 from worker.config import Role, Settings
 from worker.finding import Finding
@@ -42,6 +42,17 @@ async def test_all_is_well(redis_server: embedded.Server) -> None:
     assert "DICOM" in found["imaging: decoders"].detail
     assert found["imaging: sources"].detail == "inline pictures alone"
     assert not {"kafka", "model"} & found.keys()
+
+
+async def test_what_is_wrong_with_topics_hides_nothing_of_the_others(redis_server: embedded.Server) -> None:
+    with embedded.tansu() as broker:
+        settings = config.load(
+            broker=broker.address, redis=f"redis://{redis_server.address}", http_port=0, imaging_decoders=1
+        )
+        await create_topics(settings, [settings.topic_findings], 3)
+        found = await findings(settings)
+    assert "topic imaging does not exist" in found["imaging: kafka"].detail
+    assert any(subject.startswith(f"topic {settings.topic_findings}") for subject in found), found
 
 
 @pytest.mark.parametrize(

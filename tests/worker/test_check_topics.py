@@ -1,10 +1,12 @@
 """Each thing that can be wrong with a topic is found, with what to do."""
 
+from typing import Any
+
 import pytest
 
 from worker import config
 from worker.check_topics import check_creation, check_topics, role_names
-from worker.cluster_facts import CREATE, ClusterFacts
+from worker.cluster_facts import CREATE, ClusterFacts, _ClusterRequest, _ClusterResponse, cluster_facts
 from worker.finding import Finding
 from worker.topic_facts import READ, WRITE, Facts, TopicFacts
 
@@ -115,7 +117,7 @@ def test_a_user_who_may_not_join_the_group_is_told() -> None:
     [
         (ClusterFacts(1, CREATE), "ok", "with replication 1: vitals (12 partitions), policies (1 partition)"),
         (ClusterFacts(1, None), "ok", "the brokers do not tell whether this user may"),
-        (ClusterFacts(1, 0), "warning", "this user lacks CREATE on the cluster"),
+        (ClusterFacts(1, 1 << 8), "warning", "this user lacks CREATE on the cluster"),
         (ClusterFacts(0, CREATE), "failed", "brokers: 0"),
     ],
 )
@@ -125,6 +127,31 @@ def test_what_a_worker_creates_at_its_start_is_told(cluster: ClusterFacts, sever
     (finding,) = check_creation(settings, {"vitals": 12, "policies": 1}, cluster, "kafka: topics")
 
     assert (finding.severity, told in finding.detail) == (severity, True), finding
+
+
+@pytest.mark.parametrize(
+    ("error", "operations", "rights"),
+    [(0, 0, None), (0, -(2**31), None), (31, CREATE, None), (0, CREATE, CREATE), (0, 1 << 8, 1 << 8)],
+)
+async def test_a_user_who_may_not_describe_the_cluster_is_not_said_to_lack_more(
+    error: int, operations: int, rights: int | None
+) -> None:
+    class Client:
+        def get_random_node(self) -> int:
+            return 1
+
+        async def send(self, node: int, request: _ClusterRequest) -> _ClusterResponse:
+            answer = _ClusterResponse(0, error, None, "c", 1, [(1, "a", 9092, None, {})], operations, {})
+            told: _ClusterResponse = _ClusterResponse.decode(answer.encode())
+            return told
+
+    class Admin:
+        _client = Client()
+
+        async def describe_cluster(self) -> dict[str, Any]:
+            return {"brokers": [1]}
+
+    assert await cluster_facts(Admin()) == ClusterFacts(1, rights)
 
 
 def test_where_nothing_is_to_be_created_nothing_is_told() -> None:

@@ -20,18 +20,22 @@ from tests.engines.pictures import dicom, of_class
 from tests.worker.ladders import sample
 from tests.worker.pictures import T0, FakeSources, dicomweb, inline, png, record
 from tests.worker.records import Record
+from tests.worker.test_imaging_lanes import Log, until
 from worker import config as settings_of
 from worker import imaging, store
 from worker.batch import Batcher, Tensors
 from worker.config import Settings
 from worker.decode import Refusal
 from worker.errors import EngineDownError, EngineHungError
-from worker.imaging import ImagingPath, Original, Outlets, finding_id
+from worker.imaging import Fate, ImagingPath, Original, Outlets, finding_id
+from worker.imaging_lanes import ImagingLane, ImagingStages, Room
 from worker.imaging_memory import ScoredImages
+from worker.imaging_steps import Step, follow
 from worker.intake import Limits
 from worker.partition import Place
 from worker.publish import Outgoing
 from worker.served import Alone, Served
+from worker.transport import Chunk
 
 PLACE = Place("c", "imaging", 0)
 LIMITS = Limits(12 << 20, 1000, 1000)
@@ -102,12 +106,6 @@ async def bench(engine: Engine, redis_settings: Settings) -> AsyncIterator[Bench
     bench = Bench(engine, redis_settings)
     yield bench
     await bench.close()
-
-
-async def test_a_decoder_that_is_away_is_waited_for(bench: Bench) -> None:
-    assert not bench.path.waits
-    bench.sources.decoders_up = False
-    assert bench.path.waits
 
 
 async def test_a_picture_becomes_a_finding(bench: Bench, engine: Engine) -> None:
@@ -246,11 +244,17 @@ async def test_an_engine_that_does_not_answer_is_waited_for(
     golden = {"in/image": np.zeros((1, 1, 28, 28), np.float32)}
     golden |= {f"out/{k}": v for k, v in _run(works, golden).items()}
     bench = Bench(engine, redis_settings, lambda: repository.verify(engine, golden))
-    tasks = [asyncio.create_task(bench.path.take(PLACE, record(i, inline(png(i))))) for i in range(5)]
+    steps = [Step() for _ in range(5)]
+
+    async def take(number: int) -> Fate:
+        follow(steps[number])
+        return await bench.path.take(PLACE, record(number, inline(png(number))))
+
+    tasks = [asyncio.create_task(take(number)) for number in range(5)]
     async with asyncio.timeout(10):
         await asyncio.sleep(0.3)
         assert bench.path.engine_away
-        assert bench.path.waits
+        assert {step.since for step in steps} == {None}
         assert not any(task.done() for task in tasks)
         broken = False
         assert set(await asyncio.gather(*tasks)) == {"scored"}
@@ -388,3 +392,30 @@ async def test_an_engine_that_fails_is_replaced_within_the_picture(bench: Bench,
     assert await bench.path.take(PLACE, record(1, inline(png(1)))) == "scored"
     assert bench.published.findings()[0].backend == engine.backend
     assert failures(engine, "engine-down") == counted + 1
+
+
+async def test_a_picture_that_hangs_is_found_whatever_becomes_of_the_others(bench: Bench) -> None:
+    hangs, others = ImagingLane(PLACE, stages := stages_of(bench)), ImagingLane(PLACE, stages)
+    never = asyncio.Event()
+
+    async def hook(event: ImagingEvent) -> None:
+        if event.patient == "hangs":
+            await never.wait()
+
+    bench.sources.hook = hook
+    bench.sources.away = 1  # that of one more
+    await until(lambda: hangs.has_room and others.has_room)
+    hangs.put(Chunk(0, [record(0, inline(png(0)), patient="hangs")]))
+    await asyncio.sleep(0.1)
+    hangs.watch()
+    since = hangs.stuck_since
+    others.put(Chunk(0, [record(number, inline(png(number))) for number in range(3)]))
+    await until(lambda: others.lag() == 97)
+    hangs.watch()
+    assert since is not None
+    assert hangs.stuck_since == since
+    await asyncio.gather(hangs.stop(0.02), others.stop(0.02))
+
+
+def stages_of(bench: Bench) -> ImagingStages:
+    return ImagingStages(bench.path, Log(), Room(1 << 20), 0.01)

@@ -18,9 +18,7 @@ from tests.worker.imaging_site import ImagingSite
 from tests.worker.pacs import Pacs, multipart, related
 from tests.worker.pictures import inline, png, record
 from tests.worker.records import Record, rfc3339
-from worker import config
 from worker.embedded import redis, tansu
-from worker.imaging_app import stalled_after_s
 
 SEED = 20_261_121
 
@@ -198,21 +196,6 @@ async def test_a_picture_that_comes_slowly_is_no_standstill(servers: tuple[str, 
         assert len((await site.came()).findings) == 1
     await pacs.stop()
     assert set(lives) == {200}
-
-
-@pytest.mark.parametrize(
-    ("settings", "seconds"),
-    [
-        ({}, 120),
-        ({"imaging_fetch_timeout_s": 900}, 900 + 5 + 30 + 5),
-        ({"imaging_backoff_max_s": 600}, 600 + 60 + 5 + 5),
-        ({"imaging_decode_timeout_s": 300}, 305),
-    ],
-)
-def test_no_step_of_a_picture_outlasts_the_time_that_makes_the_role_stuck(
-    settings: dict[str, Any], seconds: float
-) -> None:
-    assert stalled_after_s(config.load(**settings)) == seconds
 
 
 async def test_a_source_that_is_away_is_waited_for(servers: tuple[str, str]) -> None:

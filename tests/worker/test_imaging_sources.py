@@ -21,6 +21,7 @@ from worker import config, imaging_sources
 from worker.decode import Refusal
 from worker.imaging import Original
 from worker.imaging_sources import FetchedAndDecoded
+from worker.imaging_steps import Step, follow
 
 
 def event(image: dict[str, object]) -> ImagingEvent:
@@ -109,16 +110,27 @@ async def test_a_pacs_that_hangs_keeps_nothing_from_others(pacs: Pacs, tmp_path:
         assert await asyncio.gather(*waiting) == [png(1)] * 3
 
 
-async def test_each_fetch_that_ends_is_counted_as_a_try(pacs: Pacs) -> None:
+async def test_a_picture_waits_between_its_tries_and_takes_a_step_for_each(pacs: Pacs) -> None:
+    asked: list[float | None] = []
+
     async def missing(_: web.Request) -> web.StreamResponse:
+        asked.append(step.since)
         return web.Response(status=404)
 
     pacs.answer = missing
+    step = Step()
+    follow(step)
     async with sources(pacs, imaging_fetch_tries=3) as found:
-        assert await content_of(found, kept(pacs)) == "not-found"
-        assert found.tries == 3
-        assert await content_of(found, event(inline(png(2)))) == png(2)
-        assert found.tries == 4
+        looking = asyncio.create_task(content_of(found, kept(pacs)))
+        seen = set[float | None]()
+        while not looking.done():
+            seen.add(step.since)
+            await asyncio.sleep(0.002)
+        assert await looking == "not-found"
+    assert None in seen
+    assert None not in asked
+    assert sorted(set(asked), key=str) == asked  # each try a step of its own
+    assert len(asked) == 3
 
 
 async def test_a_source_that_is_away_is_counted_until_it_is_back(pacs: Pacs) -> None:

@@ -61,11 +61,12 @@ function topicNotices(feed) {
   const found = [];
   if (!feed.alerts.exists) found.push(["grave", `Topic ${visible(feed.alerts.name)} does not exist, or may not be read: no alert can be shown.`]);
   const scores = visible(feed.scores.name), alertsAlone = "only patients with alerts are shown, as their last alert left them. " +
-    "Set RISKSTREAM_PUBLISH_SCORES=true on the workers.";
+    "Unless RISKSTREAM_PUBLISH_SCORES=true is set on the workers, none will come.";
   if (!feed.scores.exists) {
     found.push(["mild", `Topic ${scores} does not exist, or may not be read: ${alertsAlone}`]);
   } else if (feed.scores.taken === 0 && feed.alerts.taken > 0) {
-    found.push(["mild", `No scores come on ${scores}: ${alertsAlone}`]); // an alert rests on a score that was not published
+    // Not set, or set and only NEWS2 or findings have raised alerts so far: both look the same from here.
+    found.push(["mild", `No scores have come on ${scores}: ${alertsAlone}`]);
   } else if (feed.scores.taken === 0) {
     found.push(["mild", `Nothing has come yet, neither on ${scores} nor on ${visible(feed.alerts.name)}.`]);
   }
