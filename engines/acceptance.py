@@ -24,7 +24,7 @@ import numpy as np
 
 from engines import drift_reference, repository, synthetic
 from engines.engine import F32, Engine
-from engines.errors import EngineError, RepositoryError
+from engines.errors import BackendError, EngineError, RepositoryError
 from engines.precision import Precision
 from schemas.model_config import ModelConfig
 
@@ -72,6 +72,8 @@ def check(
     findings = [Finding("config", True, f"{config.kind}, version {config.version}")]
     try:
         engine = repository.load(models, name, backend, plans, version, precision=precision)
+    except BackendError as error:
+        return [*findings, Finding("backend", False, str(error))]
     except EngineError as error:
         return [*findings, Finding("files", False, f"{error.reason}: {error}")]
     findings.append(Finding("files", True, f"digest {config.digest[:12]}, tensors and golden data agree"))

@@ -16,13 +16,16 @@ from worker.cli_told import Changed, Version, bar, shown, told
 
 Content = dict[str, Any]
 
+SIMULATED = 200
+"""Simulated patients unless their number is given: of fewer than some fifty little can be told."""
+
 _COLOURS = {"stable": "green", "moderate": "yellow", "large": "red", "too few": "dim"}
 
 
 def reference(
     name: Annotated[str, typer.Argument(help="Series model in the repository.", metavar="NAME")],
     data: Annotated[str, typer.Option(help="Data set: physionet2012:DIR.", metavar="SOURCE")],
-    model_repository: Changed = repository.SHIPPED,
+    model_repository: Changed,
     version: Version = None,
     folds: Annotated[
         Path | None,
@@ -66,7 +69,9 @@ def drift_(
     ] = None,
     patients: Annotated[
         int | None,
-        typer.Option(help="How many patients: 40 simulated ones, all of a data set unless given.", min=1),
+        typer.Option(
+            help=f"How many patients: {SIMULATED} simulated ones, all of a data set unless given.", min=1
+        ),
     ] = None,
     outcomes: Annotated[
         Path | None,
@@ -118,6 +123,12 @@ def drift_(
     _end(content, fail_above)
 
 
+def _as_many(data: str) -> int | None:
+    from worker.recording import SIMULATE
+
+    return SIMULATED if data == SIMULATE else None
+
+
 def _found(
     data: str,
     patients: int | None,
@@ -142,7 +153,7 @@ def _found(
         )
         expected = drift_reference.read(settings.model_repository, engine.config)
         show("reading records", 0, 0)
-        chosen = recording.read(data, recording.Choice(patients))
+        chosen = recording.read(data, recording.Choice(patients or _as_many(data)))
         found = asyncio.run(drift_report.observed(chosen, engine, expected, settings, at_hour, show))
         engine.close()
     except (config.ConfigError, PolicyError, recording.SourceError) as error:

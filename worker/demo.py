@@ -172,11 +172,15 @@ class _Demo:
                     task.cancel()
                 await asyncio.gather(receiving, watching, course, return_exceptions=True)
 
+    def _backend(self, health: dict[str, Any]) -> str:
+        stands_in = f", which stands in for {self.settings.backend}: riskstream check says why"
+        return f"{health['backend']}{stands_in if health['rung'] else ''}"
+
     async def _course(self, consumer: Any) -> Report:
         self.view.stage("waiting for the worker")
         health = await self._ready()
         before = await self._counters()
-        self.view.stage(f"model {health['model']} version {health['version']} on {health['backend']}")
+        self.view.stage(f"model {health['model']} version {health['version']} on {self._backend(health)}")
         started = time.perf_counter()
         confirmed, pictures = await self._send()
         await self._findings(pictures)
@@ -194,7 +198,7 @@ class _Demo:
             latency_ms=percentiles(self.tally.latencies_ms()),
             events_per_second=round(counters.total / took, 1),
             cpu_us_per_event=round(1e6 * cpu_s / counters.total, 1) if counters.total else None,
-            backend=str(health["backend"]),
+            backend=self._backend(health),
             model=f"{health['model']}/{health['version']}",
             lost=logged - counters.total,
             seconds=round(took, 2),
