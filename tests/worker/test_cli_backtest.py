@@ -232,7 +232,7 @@ def test_a_broker_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("RISKSTREAM_BROKER", f"127.0.0.1:{free_port()}")
     result = run("kafka:vitals")
     assert result.exit_code == 1
-    assert "cannot read vitals: Kafka: " in result.output
+    assert "cannot read vitals: Kafka at 127.0.0.1:" in result.output
 
 
 def test_no_policy_that_keeps_to_the_rule_is_told_and_fails(stays: Path) -> None:
