@@ -5,6 +5,7 @@ the consumer group, flow control and supervision; it publishes, commits and serv
 """
 
 import asyncio
+import faulthandler
 import os
 import signal
 import tempfile
@@ -164,7 +165,7 @@ class Worker:
     def _begin_to_stop(self) -> None:
         """Stop; should anything hang while it does, end the process all the same: its state is safe."""
         self._stop.set()
-        deadline = threading.Timer(shutdown_s(self.settings.rebalance_timeout_s), os._exit, [1])
+        deadline = threading.Timer(shutdown_s(self.settings.rebalance_timeout_s), _end_all_the_same)
         deadline.daemon = True
         deadline.start()
 
@@ -265,6 +266,12 @@ class Worker:
         )
         answers = served is not None and not served.batcher.hung and not state["news2_alone"]
         return bool(ready and answers), state
+
+
+def _end_all_the_same() -> None:
+    log.critical("did not stop in time, and is ended")
+    faulthandler.dump_traceback(all_threads=True)
+    os._exit(1)
 
 
 def _log_tasks() -> None:

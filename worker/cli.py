@@ -90,6 +90,7 @@ def run(
 
 async def _run(worker: "Callable[[config.Settings], Worker]", settings: config.Settings) -> None:
     from engines.errors import EngineError
+    from worker import threads
     from worker.errors import FatalError
 
     try:
@@ -97,20 +98,28 @@ async def _run(worker: "Callable[[config.Settings], Worker]", settings: config.S
     except (FatalError, EngineError) as error:
         sys.stderr.write(f"riskstream: {error}\n")
         _end(1)
-    if _engines_hang():
+    if threads.hang(1.0) or _engines_hang() or await _tasks_hang():
         _end(0)
 
 
 def _engines_hang() -> bool:
-    """Whether a thread of an engine or of a load has not ended, though all were told to."""
-    ours = [thread for thread in threading.enumerate() if thread.name.startswith(("engine", "loading"))]
+    """Whether a thread of an engine has not ended, though all were told to."""
+    ours = [thread for thread in threading.enumerate() if thread.name.startswith("engine")]
     for thread in ours:
         thread.join(1.0)
     return any(thread.is_alive() for thread in ours)
 
 
+async def _tasks_hang() -> bool:
+    """Whether a task, of Faust's as a rule, goes on though it is cancelled."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    return bool(others) and bool((await asyncio.wait(others, timeout=1.0))[1])
+
+
 def _end(status: int) -> NoReturn:
-    """End the process at once: leaving the ordinary way would wait for a thread that hangs in the engine."""
+    """End the process at once: leaving the ordinary way would wait for what hangs. Its state is safe."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
