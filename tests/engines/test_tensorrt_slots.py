@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from time import sleep
 from types import ModuleType
 from typing import Any
@@ -78,7 +79,11 @@ def test_batches_take_slots_by_turns(engine: TensorRTEngine) -> None:
     assert taken == engine._slots * 2
 
 
-def test_a_proof_waits_for_the_slot_that_is_in_use(module: FakeTensorRT, engine: TensorRTEngine) -> None:
+@contextmanager
+def held(
+    module: FakeTensorRT, engine: TensorRTEngine
+) -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
+    """A batch that is in the engine until the event is set; and threads for what comes meanwhile."""
     free, entered = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -90,32 +95,26 @@ def test_a_proof_waits_for_the_slot_that_is_in_use(module: FakeTensorRT, engine:
         module.meanwhile = hold
         batch = pool.submit(engine.run, INPUTS)
         assert entered.wait(10)
+        yield pool, free
+        batch.result(10)
+
+
+def test_a_proof_waits_for_the_slot_that_is_in_use(module: FakeTensorRT, engine: TensorRTEngine) -> None:
+    with held(module, engine) as (pool, free):
         proof = pool.submit(lambda: list(engine.run_in_each(INPUTS)))
         with pytest.raises(TimeoutError):
             proof.result(0.1)
         free.set()
         assert len(proof.result(10)) == 2
-        batch.result(10)
 
 
 def test_a_proof_that_waits_ends_with_the_engine(module: FakeTensorRT, engine: TensorRTEngine) -> None:
-    free, entered = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        module.meanwhile = lambda: None
-        entered.set()
-        assert free.wait(10)
-
-    with ThreadPoolExecutor(2) as pool:
-        module.meanwhile = hold
-        batch = pool.submit(engine.run, INPUTS)
-        assert entered.wait(10)
+    with held(module, engine) as (pool, free):
         proof = pool.submit(lambda: list(engine.run_in_each(INPUTS)))
         engine.close()
         with pytest.raises(BackendError, match="closed"):
             proof.result(10)
         free.set()
-        batch.result(10)
 
 
 def test_a_failure_is_told_in_the_words_of_its_own_batch(
